@@ -1,0 +1,51 @@
+"""Side by side in one process: contestants take turns, so that a drifting machine drifts for all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Timing(NamedTuple):
+    """Seconds of one contestant: the median, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.median:.1f} ms ({1e3 * self.low:.1f}-{1e3 * self.high:.1f})"
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    slow: float = 1.0,
+    least: int = 3,
+) -> dict[str, Timing]:
+    """Run every contestant once a round, after one call that is not counted.
+
+    Args:
+        contestants: what to time, by name. Each must finish its work before it returns.
+        rounds: how often.
+        slow: a contestant slower than this many seconds runs only in the first `least` rounds.
+        least: as it says.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+    for round_number in range(rounds):
+        for name, run in contestants.items():
+            if round_number >= least and statistics.median(seconds[name]) > slow:
+                continue
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high)

@@ -1,0 +1,321 @@
+"""The command `ce-keras`: parses, calls the library, prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ce_keras import files
+from ce_keras.geometry import BASELINES, RESNEXTS, resnext
+from ce_keras.optimum import search
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 is success, 2 an argument that does not fit."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"ce-keras {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# Commands --------------------------------------------------------------------------------------
+
+
+def _search(options: argparse.Namespace) -> None:
+    solution = search(
+        options.baseline,
+        options.mode,
+        alpha=options.alpha,
+        budget=options.budget,
+        tolerance=options.tolerance,
+        multiple_of=options.multiple_of,
+        widths=options.widths,
+    )
+    if options.plot:
+        from ce_keras import plotting
+
+        plotting.save_curves([solution], options.plot)
+    _print(options, solution.to_dict(), repr(solution))
+
+
+def _list(options: argparse.Namespace) -> None:
+    from ce_keras.designs import PUBLISHED
+
+    count = _count_built() if options.built else _count_derived
+    rows = []
+    for row in PUBLISHED:
+        parameters = count(row.network, *row.design)
+        decimals = len(f"{row.millions}".partition(".")[2])
+        rows.append(
+            {
+                "network": row.network,
+                "mode": row.mode,
+                "design": str(row.design),
+                "table": row.table,
+                "published_millions": row.millions,
+                "parameters": parameters,
+                # As near as the printed figure can be: one unit in its last place.
+                "agrees": abs(parameters / 1e6 - row.millions) < 10**-decimals,
+                "flops": int(resnext(row.network).flops(*row.design)),
+            }
+        )
+    header = ["network", "mode", "design", "table", "published", "parameters", "FLOPs"]
+    lines = [
+        [
+            row["network"],
+            row["mode"],
+            row["design"],
+            row["table"],
+            f"{row['published_millions']:g}M",
+            f"{row['parameters']:,}" + ("" if row["agrees"] else " (differs)"),
+            f"{row['flops']:,}",
+        ]
+        for row in rows
+    ]
+    _print(options, rows, _table([header, *lines], left=4))
+
+
+def _count_derived(network: str, cardinality: int, width: int) -> int:
+    return int(resnext(network).params(cardinality, width))
+
+
+def _count_built() -> Callable[[str, int, int], int]:
+    zoo = _load_zoo()
+    return lambda network, cardinality, width: _count(
+        zoo.NETWORKS[network](cardinality=cardinality, width=width)
+    )
+
+
+def _count(model: Any) -> int:
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from ce_keras.designs import choose_design
+
+    if options.name not in RESNEXTS:
+        raise ValueError(f"NAME: unknown {options.name!r}; known: {', '.join(RESNEXTS)}")
+    design = choose_design(options.name, options.mode, options.cardinality, options.width)
+    if options.save and options.save.suffix != ".keras":
+        raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
+    classes = {} if options.classes is None else {"classes": options.classes}
+    model = _load_zoo().NETWORKS[options.name](
+        cardinality=design.cardinality, width=design.width, seed=options.seed, **classes
+    )
+    if options.save:
+        with files.replacing(options.save) as part:
+            model.save(part)
+    counts = {
+        "name": model.name,
+        "design": str(design),
+        "parameters": _count(model),
+        "saved": str(options.save) if options.save else None,
+    }
+    saved = f", saved as {options.save}" if options.save else " (--save FILE.keras keeps it)"
+    _print(options, counts, f"{model.name}: {counts['parameters']:,} parameters{saved}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ce_keras import __version__, demo
+
+    folder = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    solutions = demo.derive(folder / "curve.png")
+
+    def say(text: str) -> None:
+        if not options.json:
+            print(text)
+
+    say("Derived in milliseconds, without training a candidate:\n")
+    for solution in solutions.values():
+        say(f"{solution}\n")
+    say(f"The curves are drawn in {folder / 'curve.png'}.\n")
+    say(f"Training the baseline and both designs on Fashion-MNIST, {options.epochs} epochs each:\n")
+    _load_zoo()
+    settings = {
+        name: getattr(options, name)
+        for name in ("epochs", "images", "batch_size", "source", "seed")
+    }
+    rows = demo.compare(solutions, **settings)
+    results = {
+        "version": __version__,
+        "network": demo.NETWORK,
+        "settings": settings,
+        "solutions": {mode: solution.to_dict() for mode, solution in solutions.items()},
+        "trained": [row._asdict() for row in rows],
+    }
+    files.write_json(folder / "results.json", results)
+    header = ["", "design", "parameters", "FLOPs", "ms/step", "test error"]
+    lines = [
+        [
+            row.role,
+            row.design,
+            f"{row.parameters:,}",
+            f"{row.flops:,}",
+            f"{1e3 * row.seconds_per_step:.1f}",
+            f"{row.test_error:.2f} ± {row.test_error_std:.2f} %",
+        ]
+        for row in rows
+    ]
+    say("")
+    _print(
+        options,
+        results,
+        f"{_table([header, *lines], left=2)}\n\n"
+        "± is one standard error of the test set alone; another seed moves the errors as much.\n"
+        f"All figures are in {folder / 'results.json'}.",
+    )
+
+
+def _print(options: argparse.Namespace, content: Any, text: str) -> None:
+    print(json.dumps(content, indent=2) if options.json else text)
+
+
+def _table(rows: list[list[str]], left: int) -> str:
+    """Columns padded to their widest cell; the first `left` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _load_zoo() -> Any:
+    """The zoo, without the page of messages TensorFlow writes while it loads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _muted_stderr():
+        from ce_keras import zoo
+
+        zoo.resnext11()  # Devices are found, and not found, at the first tensor.
+    return zoo
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Hold back what is written to standard error, native code included; show it on failure."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        kept = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+# Arguments -------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ce-keras",
+        description="Derive the optimal collegial ensemble of a network, without training one.",
+        epilog="Start with: ce-keras demo",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=description,
+            description=description,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.add_argument("--json", action="store_true", help="print JSON, for scripts")
+        added.set_defaults(run=run)
+        return added
+
+    add = command(
+        "search",
+        _search,
+        "the optimal cardinality and width of a baseline",
+        "ce-keras search resnext29 --mode dual --plot curve.png",
+    ).add_argument
+    add(
+        "baseline",
+        help=f"one of {', '.join(BASELINES)}; with its width like resnext29-1x226d",
+    )
+    add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
+    add("--alpha", type=float, help="the variance law's constant; the network's own by default")
+    add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
+    add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
+    add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
+    add("--widths", type=_widths, metavar="N", help="only these widths, like 10 or 8,16,24 or 4-64")
+    add("--plot", type=Path, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
+
+    add = command(
+        "list",
+        _list,
+        "the paper's designs, with their parameters as published and as counted",
+        "ce-keras list",
+    ).add_argument
+    add("--built", action="store_true", help="count in Keras models that are built for it")
+
+    add = command(
+        "build",
+        _build,
+        "build a network of the zoo in Keras",
+        "ce-keras build resnext50 --mode dual --save model.keras",
+    ).add_argument
+    add("name", metavar="NAME", help=f"one of {', '.join(RESNEXTS)}")
+    add("--mode", choices=("primal", "dual", "baseline", "resnext"), help="the published design")
+    add("--cardinality", type=int, metavar="M", help="number of paths, instead of --mode")
+    add("--width", type=int, metavar="N", help="channels of a path, instead of --mode")
+    add("--classes", type=int, help="outputs of the classifier")
+    add("--seed", type=int, help="for reproducible weights")
+    add("--save", type=Path, metavar="FILE.keras", help="where to save the model")
+
+    add = command(
+        "demo",
+        _demo,
+        "derive designs, then train them beside their baseline (a few minutes)",
+        "ce-keras demo --out demo",
+    ).add_argument
+    add("--out", type=Path, default=Path("demo"), help="folder for curve.png and results.json")
+    add("--epochs", type=int, default=6, help="passes through the images (%(default)s)")
+    add("--images", type=int, default=10_000, help="training images (%(default)s)")
+    add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
+    add("--source", default="embedded", help="'embedded', 'tfds' or a folder of IDX files")
+    add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
+    return parser
+
+
+_MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"
+_TOLERANCE_HELP = "take the widest design this close to the optimum (%(default)s)"
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        first, dash, last = text.partition("-")
+        if dash:
+            return list(range(int(first), int(last) + 1))
+        return [int(width) for width in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a width, a list like 8,16,24 or a range like 4-64"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

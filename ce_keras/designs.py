@@ -1,0 +1,112 @@
+"""Which design a network has by default: the paper's published choices, and derived ones.
+
+A *published* design is a row of the paper's Tables 1 and 2, with its error. A *derived* design is
+what `ce_keras.search` answers. They can differ: Table 2b publishes 4x16d as ResNet-50's dual,
+where the search, under the conventions that yield all the other designs, derives 6x10d.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from ce_keras.geometry import RESNEXTS, Design
+from ce_keras.optimum import search
+
+Mode = Literal["primal", "dual", "baseline", "resnext"]
+MODES: tuple[Mode, ...] = ("primal", "dual", "baseline", "resnext")
+
+
+class Published(NamedTuple):
+    """A row of the paper's Tables 1 and 2.
+
+    Attributes:
+        network: the family.
+        mode: `"baseline"`, `"resnext"` (found by grid search in the ResNeXt paper), `"primal"` or
+            `"dual"`.
+        design: cardinality and width.
+        millions: parameters in millions, as printed.
+        table: where it is printed.
+    """
+
+    network: str
+    mode: Mode
+    design: Design
+    millions: float
+    table: str
+
+
+def _rows(network: str, mode: Mode, table: str, millions: dict[str, float]) -> list[Published]:
+    return [
+        Published(network, mode, Design.parse(design), size, table)
+        for design, size in millions.items()
+    ]
+
+
+#: The first design of a network and mode is that mode's default.
+PUBLISHED: list[Published] = [
+    *_rows("resnext29", "baseline", "1", {"1x128d": 13.8, "1x226d": 36.3}),
+    *_rows("resnext29", "resnext", "1", {"3x64d": 13.3, "8x64d": 34.4, "2x64d": 9.13}),
+    *_rows("resnext29", "primal", "1a", {"37x10d": 13.7, "28x12d": 12.9, "101x10d": 36.3}),
+    *_rows("resnext29", "dual", "1b", {"10x10d": 4.22, "8x12d": 4.19, "14x10d": 5.63}),
+    *_rows("resnext29", "dual", "1b", {"6x25d": 7.26, "3x58d": 11.6, "2x98d": 17.4}),
+    *_rows("resnext50", "baseline", "2", {"1x64d": 25.6}),
+    *_rows("resnext50", "resnext", "2a", {"32x4d": 25.0}),
+    *_rows("resnext50", "primal", "2a", {"12x10d": 25.8, "15x8d": 25.1}),
+    *_rows("resnext50", "dual", "2b", {"4x16d": 17.1, "3x23d": 19.4}),
+    *_rows("resnext101", "baseline", "2", {"1x64d": 44.5}),
+    *_rows("resnext101", "resnext", "2a", {"32x4d": 44.2}),
+    *_rows("resnext101", "primal", "2a", {"12x10d": 45.5, "15x8d": 44.2}),
+    *_rows("resnext101", "dual", "2b", {"5x12d": 25.8, "3x23d": 32.9}),
+]
+
+
+def published(network: str, mode: Mode) -> list[Published]:
+    """The paper's rows for a network and mode, the default first; empty if it has none."""
+    return [row for row in PUBLISHED if (row.network, row.mode) == (network, mode)]
+
+
+def choose_design(
+    network: str,
+    mode: Mode | None = None,
+    cardinality: int | None = None,
+    width: int | None = None,
+) -> Design:
+    """The design that the arguments of a zoo function ask for.
+
+    Without `mode`, `cardinality` and `width` make any design, and neither means `"primal"`. With
+    `mode`, they can only choose among its published designs.
+
+    Raises:
+        ValueError: for arguments that are incomplete or contradict each other.
+
+    >>> print(choose_design("resnext50", "dual"), choose_design("resnext29", "resnext", 8))
+    4x16d 8x64d
+    """
+    asked = {"cardinality": cardinality, "width": width}
+    for argument, value in asked.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{argument}: got {value}; it must be 1 or more")
+    if mode is None and cardinality is not None and width is not None:
+        return Design(int(cardinality), int(width))
+    if mode is None and (cardinality is not None or width is not None):
+        given, missing = sorted(asked, key=lambda name: asked[name] is None)
+        raise ValueError(f"{missing}: needed too, since {given}={asked[given]} is given")
+    mode = "primal" if mode is None else mode
+    if mode not in MODES:
+        raise ValueError(f"mode: got {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+    known = [row.design for row in published(network, mode)] or [_derived(network, mode)]
+    for design in known:
+        if all(value in (None, getattr(design, name)) for name, value in asked.items()):
+            return design
+    raise ValueError(
+        f"mode: {mode!r} contradicts cardinality={cardinality}, width={width}: the {mode} designs "
+        f"of {network} are {', '.join(map(str, known))}; leave mode out to build any other"
+    )
+
+
+def _derived(network: str, mode: Mode) -> Design:
+    if mode == "baseline":
+        return Design(1, RESNEXTS[network].width)
+    if mode == "resnext":
+        raise ValueError(f"mode: got 'resnext', but nobody has published one for {network}")
+    return search(network, mode).design

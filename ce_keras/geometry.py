@@ -1,0 +1,419 @@
+"""What a network is to the theory: fan-ins, parameters and FLOPs as functions of one width.
+
+A *path* is a list of :class:`Layer`. A *module* is what the paper ensembles: the path of a given
+width, repeated `cardinality` times (Eq. 4). A *network* is modules stacked, with the parts that no
+design changes: stem, shortcuts, classifier. Everything accepts arrays of widths and answers for
+all of them at once.
+
+>>> block = bottleneck(channels=256, width=128)
+>>> block.params(1, 128), block.params(37, 10)
+(212992, 222740)
+>>> resnext("resnext29").params(37, 10)
+13743646
+
+Only NumPy is needed here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: A width, or an array of widths that is answered element by element. Likewise a cardinality.
+Width = Any
+
+#: Algorithm 1's fit for the bottleneck block (Sec. 4.2).
+BOTTLENECK_ALPHA = 1.60
+
+
+class Design(NamedTuple):
+    """A collegial ensemble's shape: `cardinality` paths of `width`, written like `37x10d`.
+
+    >>> print(Design(37, 10), Design.parse("12x10d").width)
+    37x10d 10
+    """
+
+    cardinality: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.cardinality}x{self.width}d"
+
+    @classmethod
+    def parse(cls, text: str) -> Design:
+        """Read `"37x10d"`. Raises `ValueError` for anything else."""
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)d", text)
+        if match is None:
+            raise ValueError(
+                f"design: got {text!r}; write cardinality and width like '37x10d' "
+                "(37 paths, each 10 wide)"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear map of a path, or of a network: dense or convolutional.
+
+    Attributes:
+        fan_in: inputs that one output unit sums: for a convolution,
+            `kernel_h * kernel_w * input_channels` of one path.
+        outputs: output units, or channels.
+        positions: places at which the map is applied (output pixels of a convolution).
+        bias: whether each output has a trained shift.
+        norm: whether a normalisation with trained scale and shift follows.
+        in_law: whether `1 / fan_in` counts in the variance law (Eq. 9).
+    """
+
+    fan_in: Width
+    outputs: Width
+    positions: int = 1
+    bias: bool = False
+    norm: bool = False
+    in_law: bool = True
+
+    @property
+    def params(self) -> Width:
+        """Trained parameters."""
+        return (self.fan_in + self.bias + 2 * self.norm) * self.outputs
+
+    @property
+    def flops(self) -> Width:
+        """Floating-point operations for one example: two for each multiply-add of the map."""
+        return 2 * self.fan_in * self.outputs * self.positions
+
+
+def dense(inputs: Width, outputs: Width, **options: Any) -> Layer:
+    """A fully connected layer; `options` are :class:`Layer`'s other attributes."""
+    return Layer(inputs, outputs, **options)
+
+
+def conv(inputs: Width, outputs: Width, kernel: int = 1, **options: Any) -> Layer:
+    """A convolution with a square `kernel`; `options` are :class:`Layer`'s other attributes."""
+    return Layer(kernel * kernel * inputs, outputs, **options)
+
+
+def _total(layers: Sequence[Layer], measure: str) -> Width:
+    return sum(getattr(layer, measure) for layer in layers)
+
+
+@dataclass(frozen=True)
+class Module:
+    """What is ensembled: `cardinality` independent paths, each a function of one width.
+
+    Describe your own by the layers of one path. The example is a basic residual block of two
+    3x3 convolutions between 64 channels:
+
+    >>> basic = Module("basic block", width=64,
+    ...                path=lambda n: [conv(64, n, 3), conv(n, 64, 3)], alpha=2.0)
+    >>> basic.params(1, 64)
+    73728
+
+    Attributes:
+        name: how it is called in reports.
+        width: the baseline's width, that of its single path.
+        path: the layers of one path of a given width. Must accept an array of widths.
+        alpha: the constant of the variance law for this module, used where the search is given
+            none; `None` if it is not known.
+    """
+
+    name: str
+    width: int
+    path: Callable[[Width], Sequence[Layer]]
+    alpha: float | None = None
+
+    @property
+    def module(self) -> Module:
+        """What the variance law is read from: the module itself."""
+        return self
+
+    def inverse_fan_in(self, width: Width) -> Width:
+        """The sum of Eq. 9 for one path: 1 / fan_in over the layers that count in the law."""
+        return sum(1 / layer.fan_in for layer in self.path(width) if layer.in_law)
+
+    def params(self, cardinality: Width, width: Width) -> Width:
+        """Trained parameters of the ensemble: m * beta(n) in Eq. 8."""
+        return cardinality * _total(self.path(width), "params")
+
+    def flops(self, cardinality: Width, width: Width) -> Width:
+        """FLOPs of the ensemble for one example."""
+        return cardinality * _total(self.path(width), "flops")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Modules stacked, and everything around them that a design leaves alone.
+
+    Attributes:
+        name: how it is called in reports.
+        module: the module whose variance law decides (the first stage's block).
+        paths: the layers of one path of every module in the network, given the first's width.
+        fixed: the layers that no design changes.
+    """
+
+    name: str
+    module: Module
+    paths: Callable[[Width], Sequence[Layer]]
+    fixed: Sequence[Layer]
+
+    @property
+    def width(self) -> int:
+        """The baseline's width, that of the first stage's single path."""
+        return self.module.width
+
+    def params(self, cardinality: Width, width: Width) -> Width:
+        """Trained parameters of the whole network."""
+        return self._total("params", cardinality, width)
+
+    def flops(self, cardinality: Width, width: Width) -> Width:
+        """FLOPs of the whole network for one example."""
+        return self._total("flops", cardinality, width)
+
+    def _total(self, measure: str, cardinality: Width, width: Width) -> Width:
+        return _total(self.fixed, measure) + cardinality * _total(self.paths(width), measure)
+
+
+def fully_connected(
+    inputs: int,
+    widths: Sequence[int],
+    outputs: int = 1,
+    *,
+    bias: bool = False,
+    alpha: float | None = None,
+    name: str = "fully connected",
+) -> Module:
+    """A fully connected ReLU network with hidden layers of the given `widths` (Eq. 3).
+
+    The paper scales a width vector by a ratio. The widest layer names the ratio here, so that
+    width `n` of the module means hidden layers of `n / max(widths)` times `widths`, rounded.
+
+    The sum of Eq. 9 runs over the hidden widths only. The input's size drops out of the theory:
+    given the input, the first layer's units are independent normals however many pixels they sum.
+
+    Args:
+        inputs: size of the input.
+        widths: hidden widths of the baseline, first to last.
+        outputs: size of the output.
+        bias: whether the layers have biases (parameters only; the law is for none).
+        alpha: the law's constant. By default the theory's own, to first order in 1/width, for
+            one output of a ReLU network in the NTK parameterisation.
+        name: how reports call it.
+
+    Raises:
+        ValueError: for an empty or non-positive width, input or output size.
+
+    >>> int(fully_connected(748, [500] * 5).params(1, 500))
+    1374500
+    """
+    for argument, sizes in (("inputs", [inputs]), ("widths", widths), ("outputs", [outputs])):
+        if len(sizes) == 0 or any(size < 1 for size in sizes):
+            raise ValueError(f"{argument}: got {sizes!r}; sizes are whole numbers of 1 or more")
+    shape = np.array(widths, dtype=float)
+
+    def path(width: Width) -> list[Layer]:
+        ratio = np.asarray(width) / shape.max()
+        hidden = [np.maximum(1, np.rint(ratio * n)).astype(np.int64) for n in shape]
+        sizes = [*hidden, outputs]
+        return [
+            dense(fan_in, fan_out, bias=bias, in_law=layer > 0)
+            for layer, (fan_in, fan_out) in enumerate(zip([inputs, *hidden], sizes, strict=True))
+        ]
+
+    if alpha is None:
+        alpha = _first_order_alpha(shape)
+    return Module(name, int(max(widths)), path, alpha)
+
+
+def _first_order_alpha(widths: np.ndarray) -> float:
+    """The exponent's first-order term per 1/n_k, averaged over layers as Eq. 9 weighs them.
+
+    Each pair (l, m) of the H + 1 weight matrices contributes 5 - 4 [l <= k < m] to the factor of
+    1/n_k in E[K^2] / E[K]^2; 2k(H+1-k) of the (H+1)^2 ordered pairs have hidden layer k between.
+    """
+    depth = len(widths) + 1
+    k = np.arange(1, depth)
+    return float(np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / widths))
+
+
+def bottleneck(
+    channels: int = 256, width: int = 64, *, positions: int = 1, alpha: float = BOTTLENECK_ALPHA
+) -> Module:
+    """The residual bottleneck block of Fig. 5: channels -> n -> n -> channels by 1x1, 3x3, 1x1.
+
+    Args:
+        channels: input and output channels of the block.
+        width: the baseline's width.
+        positions: pixels the block is applied to (scales FLOPs).
+        alpha: the law's constant; the paper's fit, for 256 channels, unless given.
+
+    >>> float(round(bottleneck().inverse_fan_in(10), 6))
+    0.115017
+    """
+
+    def path(n: Width) -> list[Layer]:
+        return _bottleneck_path(channels, n, channels, positions, positions, norm=False)
+
+    return Module(f"bottleneck block of {channels} channels", width, path, alpha)
+
+
+def _bottleneck_path(
+    inputs: int, n: Width, outputs: int, positions_in: int, positions_out: int, norm: bool
+) -> list[Layer]:
+    return [
+        conv(inputs, n, positions=positions_in, norm=norm),
+        conv(n, n, kernel=3, positions=positions_out, norm=norm),
+        conv(n, outputs, positions=positions_out),
+    ]
+
+
+class ResNeXt(NamedTuple):
+    """The shape of a ResNeXt, apart from its design.
+
+    Attributes:
+        blocks: bottleneck blocks in each stage. A stage has twice the width and the channels of
+            the one before, at half the resolution.
+        width: the baseline's width in the first stage.
+        stem: channels of the first convolution.
+        filters: output channels of the first stage.
+        stem_kernel: its kernel's side.
+        stem_strides: its strides.
+        pool: whether a 3x3 max pool of stride 2 follows it.
+        input_shape: height, width, channels of the images the counts are for.
+        classes: outputs of the classifier.
+    """
+
+    blocks: tuple[int, ...]
+    width: int
+    stem: int = 64
+    filters: int = 256
+    stem_kernel: int = 7
+    stem_strides: int = 2
+    pool: bool = True
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    classes: int = 1000
+
+
+#: The paper's networks (Sec. 4.2), and the small one of the demonstration.
+RESNEXTS = {
+    "resnext11": ResNeXt((1, 1, 1), 64, 32, 128, 3, 2, True, (28, 28, 1), 10),
+    "resnext29": ResNeXt((3, 3, 3), 128, 64, 256, 3, 1, False, (32, 32, 3), 10),
+    "resnext50": ResNeXt((3, 4, 6, 3), 64),
+    "resnext101": ResNeXt((3, 4, 23, 3), 64),
+}
+
+
+def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
+    """A whole ResNeXt, layer by layer, as built by `ce_keras.zoo`.
+
+    Args:
+        shape: a name in `RESNEXTS`, or a :class:`ResNeXt`.
+        width: the baseline's width; the shape's own if not given.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    >>> resnext("resnext50").params(32, 4)
+    25028904
+    """
+    if isinstance(shape, str):
+        name, whole = shape, _lookup(shape, RESNEXTS, "shape")
+    else:
+        name, whole = "resnext", shape
+    fixed, block_paths = _resnext_layers(whole)
+
+    def paths(n: Width) -> list[Layer]:
+        return [layer for path in block_paths for layer in path(n)]
+
+    module = bottleneck(whole.filters, whole.width if width is None else width)
+    return Network(name, module, paths, fixed)
+
+
+def _resnext_layers(
+    shape: ResNeXt,
+) -> tuple[list[Layer], list[Callable[[Width], list[Layer]]]]:
+    *size, channels = shape.input_shape
+
+    def stride(step: int) -> int:
+        size[:] = [-(-side // step) for side in size]
+        return math.prod(size)
+
+    positions = stride(shape.stem_strides)
+    fixed = [conv(channels, shape.stem, shape.stem_kernel, positions=positions, norm=True)]
+    if shape.pool:
+        positions = stride(2)
+
+    paths = []
+    channels = shape.stem
+    for stage, blocks in enumerate(shape.blocks):
+        outputs = shape.filters * 2**stage
+        for block in range(blocks):
+            before = positions
+            if stage > 0 and block == 0:
+                positions = stride(2)
+            # The last 1x1 convolution sums the paths: its normalisation is of the sum.
+            fixed.append(Layer(0, outputs, norm=True))
+            if channels != outputs:
+                fixed.append(conv(channels, outputs, positions=positions, norm=True))
+            paths.append(_block_path(channels, 2**stage, outputs, before, positions))
+            channels = outputs
+    fixed.append(dense(channels, shape.classes, bias=True))
+    return fixed, paths
+
+
+def _block_path(
+    inputs: int, factor: int, outputs: int, before: int, after: int
+) -> Callable[[Width], list[Layer]]:
+    return lambda n: _bottleneck_path(inputs, factor * n, outputs, before, after, norm=True)
+
+
+def _figure_3(width: int | None = None) -> Module:
+    """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07.
+
+    The figure's law has six terms 1/n where this network has five hidden layers; only the
+    product of alpha and the number of terms matters.
+    """
+    alpha = 3.07 * 6 / 5
+    return fully_connected(748, [width or 500] * 5, alpha=alpha, name="figure3")
+
+
+#: Baselines that can be asked for by name, each a function of an optional width.
+BASELINES: dict[str, Callable[[int | None], Module | Network]] = {
+    **{name: functools.partial(resnext, name) for name in RESNEXTS},
+    "figure3": _figure_3,
+}
+
+
+def baseline(name: str) -> Module | Network:
+    """A baseline by name: `"resnext29"`, or with its width, `"resnext29-1x226d"`.
+
+    Raises:
+        ValueError: for an unknown name, or a design that is not a single path.
+
+    >>> baseline("resnext29-1x226d").width
+    226
+    """
+    family, dash, design = name.partition("-")
+    build = _lookup(family, BASELINES, "baseline")
+    if not dash:
+        return build(None)
+    cardinality, width = Design.parse(design)
+    if cardinality != 1:
+        raise ValueError(
+            f"baseline: got {name!r}; a baseline is one path, such as '{family}-1x{width}d'"
+        )
+    return build(width)
+
+
+def _lookup(name: str, known: dict[str, Any], argument: str) -> Any:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{argument}: unknown name {name!r}{hint} Known names: {', '.join(known)}")

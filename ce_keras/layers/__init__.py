@@ -1,0 +1,17 @@
+"""Keras layers for collegial ensembles: grouped, block-diagonal, and the sum of the paths.
+
+Written in `keras.ops`, so they run on every Keras backend; on TensorFlow the grouped convolution
+takes a path of its own, right and fast in both directions.
+"""
+
+from ce_keras.layers.bottleneck import collegial_bottleneck
+from ce_keras.layers.collegial import Aggregate, CollegialConv2D, CollegialDense
+from ce_keras.layers.ensemble import CollegialEnsemble
+
+__all__ = [
+    "Aggregate",
+    "CollegialConv2D",
+    "CollegialDense",
+    "CollegialEnsemble",
+    "collegial_bottleneck",
+]

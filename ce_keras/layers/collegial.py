@@ -1,0 +1,337 @@
+"""The layers a collegial ensemble is made of: paths side by side, and their sum (Fig. 1).
+
+The m paths of an ensemble lie one after another along the channel axis, path by path: channels
+`j * n` to `(j + 1) * n - 1` are path j's. So any layer that treats channels alike (normalisation,
+activation, pooling) works on an ensemble as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import activations, constraints, initializers, ops, regularizers
+
+from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
+from ce_keras.layers.initializers import (
+    Parameterization,
+    checked_parameterization,
+    for_each_path,
+    kernel_initializer,
+)
+
+register = keras.saving.register_keras_serializable(package="ce_keras")
+
+
+@register
+class CollegialConv2D(keras.layers.Conv2D):
+    """A convolution of `cardinality` independent paths: `Conv2D(groups=cardinality)`.
+
+    It computes what `keras.layers.Conv2D` does and has its arguments, but never by Keras' route
+    through XLA, initialises each path as if it were alone, and has the parameterisation of the
+    paper's theory as an option.
+
+    Args:
+        filters: output channels of all paths together, as in `Conv2D`.
+        kernel_size: an integer or a pair.
+        cardinality: the number of paths; divides input channels and `filters`.
+        shared_input: every path reads all input channels, as in the first layer of an ensemble.
+            It is then one plain convolution; only its initial weights know of the paths.
+        parameterization: `"standard"`: weights of variance `gain / fan_in`. `"ntk"`: unit normal
+            weights, scaled by `sqrt(gain / fan_in)` in the forward pass (Eq. 3). `fan_in` is
+            that of one path.
+        gain: 2 before a ReLU, 1 before a linear output.
+        implementation: `"native"`, `"split"`, or `"auto"` for the one that is right and fastest
+            here (see `ce_keras.layers.grouped_conv`); `layer.chosen_implementation` tells which.
+        kernel_initializer: replaces the one that `parameterization` implies.
+        **options: the other arguments of `keras.layers.Conv2D`, except `groups`.
+
+    Input and output are `(batch, height, width, channels)`, or channels first where the backend
+    takes that.
+
+    Raises:
+        ValueError: if channels cannot be divided among the paths, or for an unknown option.
+
+    >>> layer = CollegialConv2D(40, 3, cardinality=4, padding="same")
+    >>> y = layer(ops.ones((2, 8, 8, 20)))
+    >>> tuple(y.shape), tuple(layer.kernel.shape)
+    ((2, 8, 8, 40), (3, 3, 5, 40))
+    """
+
+    kernel_initializer: Any
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        cardinality: int = 1,
+        shared_input: bool = False,
+        parameterization: Parameterization = "standard",
+        gain: float = 2.0,
+        implementation: Implementation | str = "auto",
+        kernel_initializer: Any = None,
+        **options: Any,
+    ) -> None:
+        if "groups" in options:
+            raise ValueError("groups: this layer calls it `cardinality`")
+        if implementation not in ("auto", "native", "split"):
+            raise ValueError(
+                f"implementation: got {implementation!r}; it must be 'auto', 'native' or 'split'"
+            )
+        if cardinality < 1 or filters % cardinality:
+            raise ValueError(
+                f"filters, cardinality: got {filters}, {cardinality}; cardinality is 1 or more "
+                "and divides filters"
+            )
+        super().__init__(
+            filters,
+            kernel_size,
+            groups=1 if shared_input else cardinality,
+            kernel_initializer=kernel_initializer or _default(parameterization, gain),
+            **options,
+        )
+        self.cardinality = cardinality
+        self.shared_input = shared_input
+        self.implementation = implementation
+        self.parameterization = parameterization
+        self.gain = gain
+
+    @property
+    def chosen_implementation(self) -> Implementation:
+        """How the layer computes: `"native"` or `"split"`."""
+        if self.implementation == "auto":
+            return choose(self._spec(), keras.backend.standardize_dtype(self.compute_dtype))
+        return self.implementation
+
+    def _spec(self) -> ConvSpec:
+        return ConvSpec(
+            self.groups,
+            tuple(self.kernel_size),
+            tuple(self.strides),
+            self.padding,
+            tuple(self.dilation_rate),
+            self.data_format,
+        )
+
+    def build(self, input_shape: Any) -> None:
+        channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        inputs = channels // self.groups
+        self.fan_in = math.prod(self.kernel_size) * inputs
+        path_shape = (*self.kernel_size, inputs, self.filters // self.cardinality)
+        own = self.kernel_initializer
+        self.kernel_initializer = for_each_path(own, self.cardinality, path_shape, _join_channels)
+        try:
+            super().build(input_shape)
+        finally:
+            self.kernel_initializer = own  # What `get_config` saves.
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        kernel = _scaled(kernel, self)
+        if self.groups == 1:
+            return super().convolution_op(inputs, kernel)
+        return grouped_conv(inputs, kernel, self._spec(), self.chosen_implementation)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["groups"]
+        return {**config, **_own_config(self), "implementation": self.implementation}
+
+
+@register
+class CollegialDense(keras.layers.Layer):
+    """A dense layer of `cardinality` independent paths: a block-diagonal matrix.
+
+    Args:
+        units: outputs of all paths together.
+        cardinality: the number of paths; divides the inputs and `units`.
+        shared_input: every path reads all inputs, as in the first layer of an ensemble.
+        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
+            bias_regularizer, kernel_constraint, bias_constraint: as in `keras.layers.Dense`.
+        parameterization, gain: as in `CollegialConv2D`.
+
+    Input is `(..., cardinality * inputs)`, output `(..., units)`. The kernel's shape is
+    `(cardinality, inputs, units / cardinality)`; with one path, or a shared input, `Dense`'s own
+    `(inputs, units)`.
+
+    Raises:
+        ValueError: if inputs or units cannot be divided among the paths.
+
+    >>> layer = CollegialDense(12, cardinality=3)
+    >>> y = layer(ops.ones((2, 6)))
+    >>> tuple(y.shape), tuple(layer.kernel.shape)
+    ((2, 12), (3, 2, 4))
+    """
+
+    def __init__(
+        self,
+        units: int,
+        cardinality: int = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        *,
+        shared_input: bool = False,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        parameterization: Parameterization = "standard",
+        gain: float = 2.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if units < 1 or cardinality < 1 or units % cardinality:
+            raise ValueError(
+                f"units, cardinality: got {units}, {cardinality}; both are positive and "
+                "cardinality divides units"
+            )
+        self.units = units
+        self.cardinality = cardinality
+        self.shared_input = shared_input
+        self.activation = activations.get(activation)
+        self.use_bias = use_bias
+        self.parameterization = checked_parameterization(parameterization)
+        self.gain = gain
+        self.kernel_initializer = initializers.get(
+            kernel_initializer or _default(parameterization, gain)
+        )
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+
+    def build(self, input_shape: Any) -> None:
+        inputs = input_shape[-1]
+        blocks = 1 if self.shared_input else self.cardinality
+        if inputs is None or inputs % blocks:
+            raise ValueError(
+                f"inputs: {self.name!r} has {blocks} paths, which must divide the last axis of "
+                f"its input; got shape {tuple(input_shape)}"
+            )
+        self.fan_in = inputs // blocks
+        path_shape = (self.fan_in, self.units // self.cardinality)
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(inputs, self.units) if blocks == 1 else (blocks, *path_shape),
+            initializer=for_each_path(
+                self.kernel_initializer,
+                self.cardinality,
+                path_shape,
+                _join_channels if blocks == 1 else ops.stack,
+            ),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def call(self, inputs: Any) -> Any:
+        kernel = _scaled(self.kernel, self)
+        if len(kernel.shape) == 2:
+            outputs = ops.matmul(inputs, kernel)
+        else:
+            leading = ops.shape(inputs)[:-1]
+            paths = ops.reshape(inputs, (*leading, self.cardinality, self.fan_in))
+            outputs = ops.einsum("...mi,mio->...mo", paths, kernel)
+            outputs = ops.reshape(outputs, (*leading, self.units))
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "activation": activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": initializers.serialize(self.kernel_initializer),
+            "bias_initializer": initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": constraints.serialize(self.kernel_constraint),
+            "bias_constraint": constraints.serialize(self.bias_constraint),
+            **_own_config(self),
+        }
+
+
+@register
+class Aggregate(keras.layers.Layer):
+    """The sum of the paths, divided by the square root of their number (Eq. 4).
+
+    Args:
+        cardinality: the number of paths; divides the channels.
+        axis: the channel axis.
+
+    Input is `(..., cardinality * n, ...)`, output `(..., n, ...)` with `n` on `axis`.
+
+    Raises:
+        ValueError: if the channels cannot be divided among the paths.
+
+    >>> ops.convert_to_numpy(Aggregate(4)(ops.ones((1, 12)))).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
+
+    def __init__(self, cardinality: int, axis: int = -1, **options: Any) -> None:
+        super().__init__(**options)
+        if cardinality < 1:
+            raise ValueError(f"cardinality: got {cardinality}; it must be 1 or more")
+        self.cardinality = cardinality
+        self.axis = axis
+
+    def build(self, input_shape: Any) -> None:
+        channels = input_shape[self.axis]
+        if channels is None or channels % self.cardinality:
+            raise ValueError(
+                f"inputs: {self.name!r} sums {self.cardinality} paths, which must divide axis "
+                f"{self.axis} of its input; got shape {tuple(input_shape)}"
+            )
+
+    def call(self, inputs: Any) -> Any:
+        axis = self.axis % len(inputs.shape)
+        shape = ops.shape(inputs)
+        width = inputs.shape[axis] // self.cardinality
+        paths = ops.reshape(inputs, (*shape[:axis], self.cardinality, width, *shape[axis + 1 :]))
+        return ops.sum(paths, axis=axis) / math.sqrt(self.cardinality)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        axis = self.axis % len(input_shape)
+        width = input_shape[axis] // self.cardinality
+        return (*input_shape[:axis], width, *input_shape[axis + 1 :])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "cardinality": self.cardinality, "axis": self.axis}
+
+
+def _default(parameterization: str, gain: float) -> keras.initializers.Initializer:
+    return kernel_initializer(checked_parameterization(parameterization), gain)
+
+
+def _scaled(kernel: Any, layer: CollegialConv2D | CollegialDense) -> Any:
+    """The kernel as the forward pass uses it: the NTK parameterisation scales it here (Eq. 3)."""
+    if layer.parameterization == "standard":
+        return kernel
+    return ops.multiply(kernel, math.sqrt(layer.gain / layer.fan_in))
+
+
+def _own_config(layer: CollegialConv2D | CollegialDense) -> dict[str, Any]:
+    names = ("cardinality", "shared_input", "parameterization", "gain")
+    return {name: getattr(layer, name) for name in names}
+
+
+def _join_channels(paths: list[Any]) -> Any:
+    return ops.concatenate(paths, axis=-1)

@@ -1,0 +1,226 @@
+"""The grouped convolution, computed by whatever is right and fastest on the backend at hand.
+
+*native* hands the grouped kernel to the backend's own convolution. *split* cuts input and kernel
+into the groups and runs one convolution each; it is right everywhere. Keras' own route on
+TensorFlow compiles every grouped convolution with XLA, whose backward pass on a CPU is slower by
+two orders of magnitude; neither of these takes it.
+
+Which of the two a layer uses is decided once for its data type and geometry:
+
+- TensorFlow: native, if a probe of a few pixels shows that its gradients are there and agree with
+  the split form's. They are missing on CPU in float64, and wherever oneDNN is switched off.
+- JAX: native on an accelerator; split on a CPU, where XLA's backward pass is the slow one.
+- PyTorch: native.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+Implementation = Literal["native", "split"]
+
+logger = logging.getLogger("ce_keras")
+
+
+class ConvSpec(NamedTuple):
+    """What a grouped convolution is, apart from its input and kernel.
+
+    Attributes:
+        groups: independent groups of channels.
+        kernel_size: height and width of the kernel.
+        strides: steps between output pixels, down and across.
+        padding: `"same"` or `"valid"`.
+        dilation: steps between kernel pixels, down and across.
+        data_format: `"channels_last"` or `"channels_first"`.
+    """
+
+    groups: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str = "valid"
+    dilation: tuple[int, int] = (1, 1)
+    data_format: str = "channels_last"
+
+    @property
+    def channel_axis(self) -> int:
+        return -1 if self.data_format == "channels_last" else 1
+
+
+def grouped_conv(x: Any, kernel: Any, spec: ConvSpec, implementation: Implementation) -> Any:
+    """Convolve each group of channels with its own slice of the kernel.
+
+    Args:
+        x: images, `(batch, height, width, groups * inputs)`, or channels first.
+        kernel: `(kernel_h, kernel_w, inputs, groups * outputs)`, group after group.
+        spec: the convolution.
+        implementation: how it is computed; see `choose`.
+
+    Returns:
+        `(batch, new_height, new_width, groups * outputs)`, or channels first.
+    """
+    if implementation == "split":
+        return _split(x, kernel, spec)
+    if keras.backend.backend() == "tensorflow":
+        return _tensorflow_native(x, kernel, spec)
+    return _conv(x, kernel, spec)
+
+
+@functools.cache
+def choose(spec: ConvSpec, dtype: str) -> Implementation:
+    """The implementation that is right and fastest here, found once and logged."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        chosen, why = _probe_tensorflow(spec, dtype)
+    elif backend == "jax":
+        import jax
+
+        device = jax.default_backend()
+        chosen, why = ("split" if device == "cpu" else "native"), f"JAX on {device}"
+    else:
+        chosen, why = "native", backend
+    logger.info("grouped convolution %s in %s: %s (%s)", spec, dtype, chosen, why)
+    return chosen
+
+
+def _conv(x: Any, kernel: Any, spec: ConvSpec) -> Any:
+    return ops.conv(
+        x,
+        kernel,
+        strides=spec.strides,
+        padding=spec.padding,
+        data_format=spec.data_format,
+        dilation_rate=spec.dilation,
+    )
+
+
+def _split(x: Any, kernel: Any, spec: ConvSpec) -> Any:
+    inputs = ops.split(x, spec.groups, axis=spec.channel_axis)
+    kernels = ops.split(kernel, spec.groups, axis=-1)
+    outputs = [_conv(a, b, spec) for a, b in zip(inputs, kernels, strict=True)]
+    return ops.concatenate(outputs, axis=spec.channel_axis)
+
+
+class _TensorFlowConv:
+    """`tf.raw_ops`' convolution and its two gradients, for the groups of a spec together."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        import tensorflow as tf
+
+        self.ops = tf.raw_ops
+        self.shape = tf.shape
+        self.settings: dict[str, Any] = {"padding": spec.padding.upper()}
+        if spec.data_format == "channels_last":
+            self.settings.update(strides=(1, *spec.strides, 1), dilations=(1, *spec.dilation, 1))
+        else:
+            self.settings.update(strides=(1, 1, *spec.strides), dilations=(1, 1, *spec.dilation))
+            self.settings.update(data_format="NCHW")
+
+    def forward(self, x: Any, kernel: Any, upstream: Any = None) -> Any:
+        del upstream  # The gradients need one; all three can be called alike.
+        return self.ops.Conv2D(input=x, filter=kernel, **self.settings)
+
+    def input_gradient(self, x: Any, kernel: Any, upstream: Any) -> Any:
+        return self.ops.Conv2DBackpropInput(
+            input_sizes=self.shape(x), filter=kernel, out_backprop=upstream, **self.settings
+        )
+
+    def kernel_gradient(self, x: Any, kernel: Any, upstream: Any) -> Any:
+        return self.ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=self.shape(kernel), out_backprop=upstream, **self.settings
+        )
+
+
+def _each_group(
+    function: Callable[[Any, Any, Any], Any], x: Any, kernel: Any, upstream: Any, spec: ConvSpec
+) -> list[Any]:
+    """What `function` gives for each group by itself."""
+    import tensorflow as tf
+
+    groups = zip(
+        tf.split(x, spec.groups, axis=spec.channel_axis),
+        tf.split(kernel, spec.groups, axis=-1),
+        tf.split(upstream, spec.groups, axis=spec.channel_axis),
+        strict=True,
+    )
+    return [function(*group) for group in groups]
+
+
+def _tensorflow_native(x: Any, kernel: Any, spec: ConvSpec) -> Any:
+    """TensorFlow's own grouped convolution, with a gradient that survives vectorisation.
+
+    `tf.GradientTape.jacobian` and `tf.vectorized_map` turn the gradient for the kernel into one
+    larger convolution by a rule that ignores groups: the result is silently wrong. Group by group
+    the rule is right. A gradient can only be vectorised if it is computed inside a parallel-for's
+    body, or in a graph other than the convolution's; there, and only there, it is split.
+    """
+    import tensorflow as tf
+
+    conv = _TensorFlowConv(spec)
+    forward_graph = _current_graph()
+
+    @tf.custom_gradient
+    def convolve(x: Any, kernel: Any) -> Any:
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            may_be_vectorised = (
+                _current_graph() is not forward_graph or "loop_body" in tf.get_current_name_scope()
+            )
+            if may_be_vectorised:
+                parts = _each_group(conv.kernel_gradient, x, kernel, upstream, spec)
+                kernel_gradient = tf.concat(parts, axis=-1)
+            else:
+                kernel_gradient = conv.kernel_gradient(x, kernel, upstream)
+            return conv.input_gradient(x, kernel, upstream), kernel_gradient
+
+        return conv.forward(x, kernel), gradient
+
+    return convolve(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
+
+
+def _current_graph() -> Any:
+    import tensorflow as tf
+
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _probe_tensorflow(spec: ConvSpec, dtype: str) -> tuple[Implementation, str]:
+    """Run a two-group miniature of the convolution both ways, forward and backward."""
+    import tensorflow as tf
+
+    spec = spec._replace(groups=2)
+    conv = _TensorFlowConv(spec)
+    # The smallest image that the kernel visits more than once, down and across.
+    size = tuple(
+        gap * (kernel - 1) + 1 + step
+        for kernel, step, gap in zip(spec.kernel_size, spec.strides, spec.dilation, strict=True)
+    )
+    shape = (1, *size, 4) if spec.channel_axis == -1 else (1, 4, *size)
+    rng = np.random.default_rng(0)
+
+    def draw(shape: Any) -> Any:
+        # Sums of so few of these are exact in every floating type: the two must agree to the bit.
+        return tf.constant(rng.integers(-1, 2, size=shape), dtype)
+
+    # Lifted out of any graph that is being traced: the answer is needed now.
+    with tf.init_scope():
+        x, kernel = draw(shape), draw((*spec.kernel_size, 2, 4))
+        try:
+            upstream = draw(conv.forward(x, kernel).shape)
+            for function, axis in (
+                (conv.forward, spec.channel_axis),
+                (conv.input_gradient, spec.channel_axis),
+                (conv.kernel_gradient, -1),
+            ):
+                together = function(x, kernel, upstream)
+                apart = tf.concat(_each_group(function, x, kernel, upstream, spec), axis)
+                if not bool(tf.reduce_all(together == apart)):
+                    return "split", "native disagrees with split"
+        except tf.errors.OpError as error:
+            return "split", f"not native: {error.message.split('}} ')[-1]}"
+    return "native", "native agrees with split, forward and backward"

@@ -1,0 +1,77 @@
+"""Initial weights: untruncated normals, drawn for each path on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+Parameterization = Literal["standard", "ntk"]
+
+
+def checked_parameterization(name: str) -> Parameterization:
+    """The name itself, or a `ValueError` that lists the known ones."""
+    if name not in ("standard", "ntk"):
+        raise ValueError(f"parameterization: got {name!r}; it must be 'standard' or 'ntk'")
+    return name  # type: ignore[return-value]
+
+
+def kernel_initializer(
+    parameterization: Parameterization = "standard", gain: float = 2.0, seed: int | None = None
+) -> keras.initializers.Initializer:
+    """The initializer a parameterisation stands for.
+
+    Args:
+        parameterization: `"standard"`: variance `gain / fan_in`. `"ntk"`: unit normal, for a
+            layer that scales by `sqrt(gain / fan_in)` in its forward pass (Eq. 3).
+        gain: 2 before a ReLU, 1 before a linear output.
+        seed: for reproducible weights.
+
+    Both are not truncated: Keras' `he_normal` is, which changes the fourth moment of the weights
+    and with it the variance of the kernel.
+    """
+    if parameterization == "ntk":
+        return keras.initializers.RandomNormal(stddev=1.0, seed=seed)
+    return keras.initializers.VarianceScaling(gain, "fan_in", "untruncated_normal", seed=seed)
+
+
+def for_each_path(
+    initializer: Callable[..., Any],
+    cardinality: int,
+    path_shape: Sequence[int],
+    join: Callable[[list[Any]], Any],
+) -> Callable[..., Any]:
+    """An initializer of a whole kernel that initialises every path as if it were alone.
+
+    Args:
+        initializer: what one path's kernel is initialised by: it sees one path's shape, so that
+            fan-in, fan-out and orthogonality are a path's own.
+        cardinality: the number of paths.
+        path_shape: shape of one path's kernel.
+        join: makes the whole kernel of the list of the paths'.
+    """
+
+    def initialize(shape: Sequence[int], dtype: Any = None) -> Any:
+        del shape  # The paths' shapes are known; the whole follows from them.
+        draws = [
+            reseeded(initializer, path)(path_shape, dtype=dtype) for path in range(cardinality)
+        ]
+        return join(draws)
+
+    return initialize
+
+
+def reseeded(initializer: Callable[..., Any], path: int) -> Callable[..., Any]:
+    """The same initializer with a seed of its own for a path: an integer seed repeats itself."""
+    seed = getattr(initializer, "seed", None)
+    if path == 0 or not isinstance(seed, int):
+        return initializer
+    config = initializer.get_config()  # type: ignore[attr-defined]
+    return type(initializer).from_config({**config, "seed": path_seed(seed, path)})  # type: ignore[attr-defined]
+
+
+def path_seed(seed: int, path: int) -> int:
+    """An independent seed for a path, from the seed of the first."""
+    return int(np.random.SeedSequence((seed % 2**32, path)).generate_state(1)[0] >> 1)

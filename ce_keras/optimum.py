@@ -1,0 +1,456 @@
+"""Algorithm 2: the optimal collegial ensemble of a baseline, without training anything.
+
+>>> solution = search("resnext29", mode="dual")
+>>> print(solution.design, f"{solution.rho:.2f} times fewer parameters")
+10x10d 3.26 times fewer parameters
+
+The *primal* problem (Eq. 10-12) asks which ensemble of the baseline's size has the smoothest
+kernel; the *dual* (Eq. 13-14) which ensemble as smooth as the baseline is smallest. With v(n) the
+variance of one path and beta(n) its cost, both are solved by the width that minimises
+v(n) * beta(n): strong duality. They differ in the cardinality they give it.
+
+Only NumPy is needed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ce_keras import law
+from ce_keras.geometry import Design, Module, Network
+from ce_keras.geometry import baseline as named_baseline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Mode = Literal["primal", "dual"]
+Budget = Literal["params", "flops"] | Callable[[int, int], float]
+
+# Very narrow paths of deep networks ask for more paths than an integer can count.
+_MOST_PATHS = 2**62
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Every candidate of a search: arrays of one length, one entry for each width.
+
+    `m`, `objective`, `rho` and `variance` are the theory's, for one module and a real-valued
+    cardinality. `cardinality`, `parameters` and `flops` are what a built network would have.
+
+    Attributes:
+        width: width of a path in the first stage.
+        m: real-valued cardinality, Eq. 12 (primal) or Eq. 14 (dual).
+        objective: what is optimised: the variance, minimised (primal), or rho, maximised (dual).
+        rho: the baseline's cost over the ensemble's, Eq. 8.
+        variance: Var(K) / E[K]^2, Eq. 11.
+        cardinality: the integer the design takes.
+        parameters: trained parameters of the whole network.
+        flops: FLOPs of the whole network for one example.
+    """
+
+    width: np.ndarray
+    m: np.ndarray
+    objective: np.ndarray
+    rho: np.ndarray
+    variance: np.ndarray
+    cardinality: np.ndarray
+    parameters: np.ndarray
+    flops: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.width)
+
+
+@dataclass(frozen=True, repr=False)
+class Solution:
+    """An optimal design, what it costs, and the curve it was read from.
+
+    Attributes:
+        baseline: the module or network that was asked about.
+        mode: `"primal"` or `"dual"`.
+        alpha: the law's constant that was used.
+        tolerance: designs this close to the optimum counted as equal, and the widest was taken.
+        design: the answer.
+        multiplicity: the cardinality before it was rounded.
+        params: trained parameters of the whole network with this design.
+        flops: FLOPs of the whole network for one example.
+        baseline_params: the same for the baseline.
+        baseline_flops: the same for the baseline.
+        rho: the baseline's cost over the design's, for the whole network as it would be built;
+            cost is what the search's `budget` counts.
+        unrounded_rho: rho of one module at the unrounded cardinality, as the paper's curves show
+            it (Eq. 8).
+        variance: Var(K) / E[K]^2 of a module with this design.
+        baseline_variance: the same for the baseline.
+        curve: every candidate.
+    """
+
+    baseline: Module | Network
+    mode: Mode
+    alpha: float
+    tolerance: float
+    design: Design
+    multiplicity: float
+    params: int
+    flops: int
+    baseline_params: int
+    baseline_flops: int
+    rho: float
+    unrounded_rho: float
+    variance: float
+    baseline_variance: float
+    curve: Curve
+
+    def near_optimal(self, tolerance: float | None = None) -> list[Design]:
+        """The designs whose objective is within `tolerance` of the best, narrowest first.
+
+        Args:
+            tolerance: relative distance; the search's own if not given.
+
+        Raises:
+            ValueError: for a negative tolerance.
+
+        >>> [str(design) for design in search("resnext29", "dual").near_optimal()]
+        ['21x5d', '17x6d', '15x7d', '13x8d', '11x9d', '10x10d']
+        """
+        tolerance = self.tolerance if tolerance is None else _checked_tolerance(tolerance)
+        near = _within(_badness(self.mode, self.curve.objective), tolerance)
+        return [
+            Design(int(m), int(n))
+            for m, n in zip(self.curve.cardinality[near], self.curve.width[near], strict=True)
+        ]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the objective against width, with the optimum and its near-optimal band.
+
+        Args:
+            ax: where to draw; a new figure if not given.
+
+        Returns:
+            The axes drawn on; `.figure.savefig("curve.png")` keeps the picture.
+        """
+        from ce_keras import plotting
+
+        return plotting.objective_curve(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain numbers and strings, for JSON. The curve is left out."""
+        skipped = {"baseline", "curve", "design"}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in skipped
+        }
+        return {
+            "baseline": f"{self.baseline.name}-1x{self.baseline.width}d",
+            "design": str(self.design),
+            "cardinality": self.design.cardinality,
+            "width": self.design.width,
+            **fields,
+            "near_optimal": [str(design) for design in self.near_optimal()],
+        }
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """What is worth reading, as (quantity, baseline, this design)."""
+        ratio = self.baseline_variance / self.variance
+        times = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
+        return [
+            ("cardinality", "1", f"{self.design.cardinality} ({self.multiplicity:.2f} unrounded)"),
+            ("width of a path", f"{self.baseline.width}", f"{self.design.width}"),
+            ("parameters", f"{self.baseline_params:,}", f"{self.params:,}"),
+            ("FLOPs", f"{self.baseline_flops:,}", f"{self.flops:,}"),
+            ("Var(K)/E[K]^2", f"{self.baseline_variance:.5f}", f"{self.variance:.5f} ({times})"),
+            ("efficiency rho", "1", f"{self.rho:.2f} ({self.unrounded_rho:.2f} unrounded)"),
+        ]
+
+    def _title(self) -> str:
+        return (
+            f"{self.design}: {self.mode} optimum of {self.baseline.name} (alpha = {self.alpha:.4g})"
+        )
+
+    def _footnote(self) -> str:
+        near = ", ".join(str(design) for design in self.near_optimal())
+        return f"within {self.tolerance:.3g} of the optimum: {near}"
+
+    def __repr__(self) -> str:
+        rows = [("", "baseline", str(self.design)), *self._rows()]
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        lines = [f"  {a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows]
+        return "\n".join([self._title(), *lines, "  " + self._footnote()])
+
+    def _repr_html_(self) -> str:
+        cells = [("", "baseline", str(self.design)), *self._rows()]
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in cells
+        )
+        title, note = html.escape(self._title()), html.escape(self._footnote())
+        return f"<table><caption>{title}</caption>{rows}</table><p>{note}</p>"
+
+
+def search(
+    baseline: str | Module | Network,
+    mode: Mode = "primal",
+    *,
+    alpha: float | None = None,
+    budget: Budget = "params",
+    tolerance: float = 0.02,
+    multiple_of: int | None = None,
+    widths: Iterable[int] | None = None,
+) -> Solution:
+    """Find the optimal collegial ensemble of a baseline (Algorithm 2, Eq. 8-14).
+
+    The width is chosen by one module's law and cost, as in the paper. The cardinality is then
+    made an integer: the primal's matches the whole network's cost to the baseline's, nearest; the
+    dual's is the module's, rounded. The objective is flat at its optimum and alpha is not known
+    to a percent, so of all widths within `tolerance` of the best the widest is taken: wide paths
+    run faster.
+
+    Args:
+        baseline: a name (`"resnext29"`, `"resnext50-1x64d"`), or a module or network from
+            `ce_keras.geometry`, with its width.
+        mode: `"primal"`: smoothest for the baseline's cost. `"dual"`: cheapest at the baseline's
+            smoothness.
+        alpha: the law's constant (Algorithm 1); the module's own if not given.
+        budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that gives
+            the cost of the whole network and does not fall as cardinality grows.
+        tolerance: how far from the optimum a design counts as equal; 0 is the bare optimum.
+        multiple_of: consider only widths that are multiples of this, such as 8.
+        widths: consider only these widths; by default every width up to the baseline's.
+
+    Returns:
+        The solution, with the whole curve.
+
+    Raises:
+        ValueError: for an unknown name or mode, an alpha that is not positive, a width above the
+            baseline's, an empty range of widths, a negative tolerance, or a budget that no
+            design meets.
+
+    >>> print(search("resnext50").design, search("resnext50", multiple_of=8).design)
+    12x10d 15x8d
+    """
+    baseline = _checked_baseline(baseline)
+    if mode not in ("primal", "dual"):
+        raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
+    module = baseline.module
+    alpha = _checked_alpha(module.alpha if alpha is None else alpha, module)
+    tolerance = _checked_tolerance(tolerance)
+    n = _candidate_widths(baseline.width, widths, multiple_of)
+    module_cost, network_cost = _costs(budget, baseline)
+
+    path_variance = law.variance(alpha, module.inverse_fan_in(n))
+    baseline_variance = float(law.variance(alpha, module.inverse_fan_in(baseline.width)))
+
+    # The theory, for one module: Eq. 12 and 14.
+    if mode == "primal":
+        m = module_cost.affordable(n)
+        objective = variance = path_variance / m
+        rho = np.ones_like(m)
+        unrounded = network_cost.affordable(n)
+    else:
+        m = path_variance / baseline_variance
+        variance = np.full_like(m, baseline_variance)
+        objective = rho = module_cost.target / module_cost.of(m, n)
+        unrounded = m
+    badness = np.where(np.rint(unrounded) < 1, np.inf, _badness(mode, objective))
+    if not np.isfinite(badness).any():
+        raise ValueError(
+            f"budget: no design meets the baseline's {network_cost.target:.6g}: already one path "
+            f"of width {n[0]} costs {network_cost.target / unrounded[0]:.6g}; allow narrower widths"
+        )
+
+    # What can be built: integers.
+    cardinality = np.clip(np.rint(unrounded), 1, _MOST_PATHS).astype(np.int64)
+    curve = Curve(
+        width=n,
+        m=m,
+        objective=objective,
+        rho=rho,
+        variance=variance,
+        cardinality=cardinality,
+        parameters=baseline.params(cardinality.astype(float), n),
+        flops=baseline.flops(cardinality.astype(float), n),
+    )
+    best = int(np.flatnonzero(_within(badness, tolerance))[-1])
+    design = Design(int(cardinality[best]), int(n[best]))
+    return Solution(
+        baseline=baseline,
+        mode=mode,
+        alpha=alpha,
+        tolerance=tolerance,
+        design=design,
+        multiplicity=float(unrounded[best]),
+        params=int(baseline.params(*design)),
+        flops=int(baseline.flops(*design)),
+        baseline_params=int(baseline.params(1, baseline.width)),
+        baseline_flops=int(baseline.flops(1, baseline.width)),
+        rho=float(network_cost.target / network_cost.of(*map(np.atleast_1d, design))[0]),
+        unrounded_rho=float(rho[best]),
+        variance=float(path_variance[best] / design.cardinality),
+        baseline_variance=baseline_variance,
+        curve=curve,
+    )
+
+
+def _badness(mode: Mode, objective: np.ndarray) -> np.ndarray:
+    """The objective turned so that smaller is better, in the same proportions for both modes."""
+    with np.errstate(divide="ignore"):
+        return objective if mode == "primal" else 1 / objective
+
+
+def _within(badness: np.ndarray, tolerance: float) -> np.ndarray:
+    return badness <= (1 + tolerance) * badness.min()
+
+
+# Costs -----------------------------------------------------------------------------------------
+
+
+class _AffineCost:
+    """A cost of the form fixed + cardinality * path(width): parameters, FLOPs."""
+
+    def __init__(self, cost: Callable[[Any, Any], Any], width: int) -> None:
+        self._cost = cost
+        self.target = float(cost(1, width))
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return self._cost(m, n)
+
+    def affordable(self, n: np.ndarray) -> np.ndarray:
+        """The real-valued cardinality at which width n costs what the baseline does (Eq. 12)."""
+        fixed = self._cost(0, n)
+        return (self.target - fixed) / (self._cost(1, n) - fixed)
+
+
+class _MeasuredCost:
+    """A user's cost of (cardinality, width), linear between whole cardinalities."""
+
+    def __init__(self, cost: Callable[[int, int], float], width: int) -> None:
+        self._measure = cost
+        self._known: dict[tuple[int, int], float] = {}
+        self.target = self._cost(1, width)
+
+    def _cost(self, m: int, n: int) -> float:
+        if (m, n) not in self._known:
+            cost = self._measure(m, n)
+            if not (np.isfinite(cost) and cost > 0):
+                raise ValueError(
+                    f"budget: the cost of {m}x{n}d is {cost!r}; costs are positive and finite"
+                )
+            self._known[m, n] = float(cost)
+        return self._known[m, n]
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        return np.array([self._between(float(a), int(b)) for a, b in zip(m, n, strict=True)])
+
+    def _between(self, m: float, n: int) -> float:
+        if not m < _MOST_PATHS:
+            return np.inf
+        below = max(1, int(m))
+        here = self._cost(below, n)
+        return here if m <= below else here + (m - below) * (self._cost(below + 1, n) - here)
+
+    def affordable(self, n: np.ndarray) -> np.ndarray:
+        return np.array([self._affordable(int(width)) for width in n])
+
+    def _affordable(self, n: int) -> float:
+        if self._cost(1, n) >= self.target:
+            return self.target / self._cost(1, n)
+        below, above = 1, 2
+        while self._cost(above, n) < self.target:
+            below, above = above, 2 * above
+            if above > _MOST_PATHS:
+                raise ValueError(
+                    f"budget: the cost of width {n} never reaches the baseline's "
+                    f"{self.target:.6g}; it must grow with cardinality"
+                )
+        while above - below > 1:
+            middle = (below + above) // 2
+            if self._cost(middle, n) < self.target:
+                below = middle
+            else:
+                above = middle
+        low, high = self._cost(below, n), self._cost(above, n)
+        return below + (self.target - low) / (high - low)
+
+
+def _costs(budget: Budget, baseline: Module | Network) -> tuple[Any, Any]:
+    """The cost that chooses the width, and the one that chooses the integer cardinality."""
+    if callable(budget):
+        measured = _MeasuredCost(budget, baseline.width)
+        return measured, measured
+    if budget not in ("params", "flops"):
+        raise ValueError(
+            f"budget: got {budget!r}; it must be 'params', 'flops', "
+            "or a function of (cardinality, width)"
+        )
+    module, network = (
+        _AffineCost(getattr(counted, budget), baseline.width)
+        for counted in (baseline.module, baseline)
+    )
+    return module, network
+
+
+# Checks ----------------------------------------------------------------------------------------
+
+
+def _checked_baseline(baseline: Any) -> Module | Network:
+    if isinstance(baseline, str):
+        return named_baseline(baseline)
+    if isinstance(baseline, Module | Network):
+        return baseline
+    raise ValueError(
+        f"baseline: got {baseline!r}; it must be a name, a geometry.Module or a geometry.Network"
+    )
+
+
+def _checked_alpha(alpha: float | None, module: Module) -> float:
+    if alpha is None:
+        raise ValueError(
+            f"alpha: none given and none known for {module.name!r}; fit one with Algorithm 1 "
+            "(the paper's bottleneck block has 1.60)"
+        )
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ValueError(
+            f"alpha: got {alpha!r}; it must be a positive number "
+            "(the paper's bottleneck block has 1.60)"
+        )
+    return float(alpha)
+
+
+def _checked_tolerance(tolerance: float) -> float:
+    if not (np.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance: got {tolerance!r}; it must be 0 or more, such as 0.02")
+    return float(tolerance)
+
+
+def _candidate_widths(
+    baseline: int, widths: Iterable[int] | None, multiple_of: int | None
+) -> np.ndarray:
+    try:
+        asked = range(1, baseline + 1) if widths is None else sorted({*map(operator.index, widths)})
+        step = 1 if multiple_of is None else operator.index(multiple_of)
+    except TypeError:
+        raise ValueError(
+            f"widths, multiple_of: got {widths!r}, {multiple_of!r}; widths are whole numbers"
+        ) from None
+    if step < 1:
+        raise ValueError(f"multiple_of: got {multiple_of!r}; it must be 1 or more, such as 8")
+    wrong = [n for n in asked if not 1 <= n <= baseline]
+    if wrong:
+        raise ValueError(
+            f"widths: got {wrong[0]}; widths are 1 to {baseline}, which the baseline has"
+        )
+    kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
+    if not kept.size:
+        raise ValueError(
+            f"widths: no width is left to choose from (widths={widths!r}, "
+            f"multiple_of={multiple_of!r}, baseline width {baseline})"
+        )
+    return kept

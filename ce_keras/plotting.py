@@ -1,0 +1,90 @@
+"""The pictures: matplotlib is imported here and nowhere else, and only when one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ce_keras.geometry import Design
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ce_keras.optimum import Solution
+
+_COLOR = "tab:red"
+_OBJECTIVES = {
+    "primal": "Var(K)/E[K]² at the baseline's size",
+    "dual": "efficiency ρ at the baseline's Var(K)",
+}
+_TICKS = [tens * n for tens in (1, 10, 100, 1000) for n in (1, 2, 5)]
+
+
+def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
+    """Draw a search's objective against width (Fig. 3), marking what it chose and why.
+
+    Args:
+        solution: what to draw.
+        ax: where; a new figure if not given.
+
+    Returns:
+        The axes drawn on.
+    """
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+    width, objective = solution.curve.width, solution.curve.objective
+    baseline, mode = solution.baseline, solution.mode
+    ax.plot(width, objective, color=_COLOR, marker="." if len(width) < 20 else "")
+    if solution.tolerance > 0:
+        near = [candidate.width for candidate in solution.near_optimal()]
+        label = f"within {solution.tolerance:.2g} of the optimum"
+        ax.axvspan(min(near) - 0.5, max(near) + 0.5, color=_COLOR, alpha=0.15, lw=0, label=label)
+        ax.legend(loc="best", frameon=False)
+    away = 14 if mode == "dual" else -18
+    _mark(ax, solution.design, objective[np.searchsorted(width, solution.design.width)], away)
+    if width[-1] == baseline.width:
+        _mark(ax, Design(1, baseline.width), objective[-1], -away)
+
+    ax.set_xscale("log")
+    if objective.max() > 30 * objective.min() > 0 and mode == "primal":
+        ax.set_yscale("log")
+    ticks = [n for n in _TICKS if width[0] <= n <= width[-1]] or [int(n) for n in width]
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.minorticks_off()
+    ax.margins(x=0.08, y=0.2)
+    ax.set_xlabel("width n of a path")
+    ax.set_ylabel(_OBJECTIVES[mode])
+    ax.set_title(f"{mode}, baseline {baseline.name} 1x{baseline.width}d", fontsize=11)
+    return ax
+
+
+def _mark(ax: Axes, design: Design, objective: float, away: int) -> None:
+    ax.plot(design.width, objective, "o", color=_COLOR, ms=7)
+    ax.annotate(
+        str(design),
+        (design.width, objective),
+        xytext=(0, away),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        weight="bold",
+        color=_COLOR,
+    )
+
+
+def save_curves(solutions: Sequence[Solution], path: str | Path) -> None:
+    """Draw several searches side by side and save the picture; the suffix decides the format."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6 * len(solutions), 4.2), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(solutions), squeeze=False)[0]
+    for solution, ax in zip(solutions, axes, strict=True):
+        objective_curve(solution, ax)
+    figure.savefig(path)

@@ -1,0 +1,234 @@
+"""Real images: Fashion-MNIST, a part of which comes with the package, and the input pipeline."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+EMBEDDED = Path(__file__).parent / "fashion_mnist"
+
+# Batches prepared ahead.
+_AHEAD = 2
+
+#: What the labels mean.
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+class Images(NamedTuple):
+    """Images, bytes of shape `(count, height, width, channels)`, and labels, `(count,)`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_fashion_mnist(source: str | Path = "embedded") -> tuple[Images, Images]:
+    """Fashion-MNIST: 28x28 grey images of ten kinds of clothing.
+
+    Args:
+        source: `"embedded"`: the subset in this package, 10,000 training and 2,000 test images,
+            equally many of each class. `"tfds"`: the whole set through tensorflow_datasets. A
+            folder: the whole set, or any other, as IDX files, plain or compressed (`.gz`, `.xz`).
+
+    Returns:
+        The training and the test images.
+
+    Raises:
+        ValueError: for a folder that does not exist, or files that are not what they should be.
+        ImportError: if tensorflow_datasets is asked for and not installed.
+
+    >>> train, test = load_fashion_mnist()
+    >>> train.images.shape, np.bincount(test.labels).tolist()[:3]
+    ((10000, 28, 28, 1), [200, 200, 200])
+    """
+    if source == "tfds":
+        return _from_tfds("fashion_mnist")
+    folder = EMBEDDED if source == "embedded" else Path(source)
+    if not folder.is_dir():
+        raise ValueError(
+            f"source: got {str(source)!r}; it must be 'embedded', 'tfds', or a folder of IDX "
+            "files, such as /usr/share/datasets/fashion-mnist after "
+            "'apt-get install dataset-fashion-mnist' on Debian"
+        )
+    return _from_idx(folder, "train"), _from_idx(folder, "t10k")
+
+
+def _from_idx(folder: Path, part: str) -> Images:
+    images = read_idx(_find(folder, f"{part}-images-idx3-ubyte"))
+    labels = read_idx(_find(folder, f"{part}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"source: {folder} has {part} images of shape {images.shape} and labels of shape "
+            f"{labels.shape}; they must be (count, height, width) and (count,)"
+        )
+    return Images(images[..., None], labels)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for suffix in _OPENERS:
+        path = folder / (name + suffix)
+        if path.is_file():
+            return path
+    raise ValueError(f"source: {folder} has no file {name} (plain, .gz or .xz)")
+
+
+_OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Read an IDX file of bytes, the format of MNIST, compressed or not.
+
+    Raises:
+        ValueError: if the file is not a whole IDX file of unsigned bytes.
+    """
+    path = Path(path)
+    opener = _OPENERS.get(path.suffix, open)
+    with opener(path, "rb") as file:
+        content = file.read()
+    # Two zeros, the type (8: unsigned byte), the number of axes; then each axis in four bytes.
+    axes = content[3] if len(content) > 3 else 0
+    header = 4 + 4 * axes
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header][: 4 * axes], ">u4"))
+    if (
+        content[:3] != b"\0\0\x08"
+        or len(shape) != axes
+        or len(content) != header + math.prod(shape)
+    ):
+        raise ValueError(f"source: {path} is not a complete IDX file of unsigned bytes")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def write_idx(path: str | Path, array: np.ndarray) -> None:
+    """Write bytes as an IDX file, compressed as the path's suffix says."""
+    path = Path(path)
+    shape = np.array(array.shape, ">u4").tobytes()
+    opener = _OPENERS.get(path.suffix, open)
+    with opener(path, "wb") as file:
+        file.write(b"\0\0\x08" + bytes([array.ndim]) + shape + array.astype(np.uint8).tobytes())
+
+
+def balanced(data: Images, count: int) -> Images:
+    """The first `count` images in which every class is equally frequent, in their order.
+
+    Raises:
+        ValueError: if `count` is not a multiple of the number of classes, or too large.
+    """
+    classes = np.unique(data.labels)
+    each, rest = divmod(count, len(classes))
+    smallest = min(np.bincount(data.labels)[classes])
+    if rest or not 1 <= each <= smallest:
+        raise ValueError(
+            f"count: got {count}; it must be a multiple of {len(classes)}, "
+            f"up to {smallest * len(classes)}"
+        )
+    keep = np.sort(np.concatenate([np.flatnonzero(data.labels == c)[:each] for c in classes]))
+    return Images(data.images[keep], data.labels[keep])
+
+
+def _from_tfds(name: str) -> tuple[Images, Images]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ImportError(
+            "source: 'tfds' needs tensorflow_datasets; run: pip install 'ce-keras[tfds]'"
+        ) from None
+
+    def gather(split: str) -> Images:
+        # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
+        batches = list(tfds.as_numpy(tfds.load(name, split=split, batch_size=1000)))
+        images, labels = (
+            np.concatenate([batch[key] for batch in batches]) for key in ("image", "label")
+        )
+        return Images(images, labels.astype(np.uint8))
+
+    return gather("train"), gather("test")
+
+
+def pipeline(
+    data: Images, batch_size: int, *, like: Images | None = None, seed: int | None = None
+) -> tf.data.Dataset:
+    """Batches for `fit` or `evaluate`: normalised, and for training shuffled and augmented.
+
+    Args:
+        data: the images.
+        batch_size: images in a batch; the last may have fewer.
+        like: whose mean and standard deviation normalise; `data`'s own if not given.
+        seed: for training: shuffle, shift by up to two pixels and flip, differently each epoch and
+            the same for the same seed. `None`: the images in order, as they are.
+
+    Returns:
+        A dataset of (images, labels): float32 `(batch, height, width, channels)`, and integers.
+    """
+    import tensorflow as tf
+
+    reference = (data if like is None else like).images
+    mean, deviation = np.float32(reference.mean()), np.float32(reference.std())
+
+    def normalise(images: Any, labels: Any) -> tuple[Any, Any]:
+        return (tf.cast(images, tf.float32) - mean) / deviation, labels
+
+    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).with_options(
+        _options()
+    )
+    if seed is None:
+        return dataset.batch(batch_size).map(normalise).prefetch(_AHEAD)
+
+    def augment(draw: Any, batch: tuple[Any, Any]) -> tuple[Any, Any]:
+        images, labels = batch
+        images = shift_and_flip(images, tf.stack([tf.constant(seed, tf.int64), draw]))
+        return normalise(images, labels)
+
+    batches = dataset.shuffle(len(data.labels), seed=seed).batch(batch_size)
+    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(draws, batches).map(augment).prefetch(_AHEAD)
+
+
+def _options() -> tf.data.Options:
+    """No autotuning: its thread holds up every iterator that is taken down, by seconds an epoch."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
+def shift_and_flip(images: Any, seed: Any, pixels: int = 2) -> Any:
+    """Move each image by up to `pixels` each way, filling with zeros, and mirror half of them.
+
+    Works on a whole batch at once, by gathering rows and then columns: image by image the same
+    costs more than a training step of a small network.
+
+    Args:
+        images: `(batch, height, width, channels)`.
+        seed: two integers.
+        pixels: the largest shift.
+    """
+    import tensorflow as tf
+
+    count, height, width = tf.unstack(tf.shape(images)[:3])
+    padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]])
+    draws = tf.random.stateless_uniform((3, count, 1), seed)
+    down, across = tf.unstack(tf.cast(draws[:2] * (2 * pixels + 1), tf.int32))
+    columns = across + tf.range(width)
+    columns = tf.where(draws[2] < 0.5, columns, columns[:, ::-1])
+    rows = tf.gather(padded, down + tf.range(height), axis=1, batch_dims=1)
+    return tf.ensure_shape(tf.gather(rows, columns, axis=2, batch_dims=1), images.shape)

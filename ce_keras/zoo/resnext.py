@@ -1,0 +1,246 @@
+"""ResNeXt-29, -50 and -101 with any design: one builder, one block, a table of shapes."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import layers
+
+from ce_keras.designs import Mode, choose_design
+from ce_keras.geometry import RESNEXTS, Design, ResNeXt
+from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
+from ce_keras.layers.initializers import kernel_initializer
+
+
+def build_resnext(
+    shape: ResNeXt,
+    design: Design,
+    *,
+    include_top: bool = True,
+    weights: str | pathlib.Path | None = None,
+    input_tensor: Any = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int | None = None,
+    classifier_activation: str | None = "softmax",
+    seed: int | None = None,
+    name: str = "resnext",
+) -> keras.Model:
+    """A ResNeXt of any shape and design, as a functional Keras model.
+
+    Args:
+        shape: stages, stem and channels; `ce_keras.geometry.RESNEXTS` has the paper's.
+        design: cardinality, and width of a path in the first stage; it doubles with each stage.
+        include_top: whether to end in a classifier.
+        weights: a `.weights.h5` file to load; `None` for random weights.
+        input_tensor: a Keras tensor to build on.
+        input_shape: of the images; the shape's with the classifier, any size without it.
+        pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
+        classes: outputs of the classifier; the shape's if not given.
+        classifier_activation: `"softmax"`, or `None` for logits.
+        seed: for reproducible initial weights; Keras' global generator if not given.
+        name: of the model.
+
+    Raises:
+        ValueError: for arguments that do not fit; before anything is built.
+    """
+    _check(weights, pooling, shape.classes if classes is None else classes)
+    x = image = _image_input(shape, input_tensor, input_shape, include_top)
+    data_format = keras.config.image_data_format()
+    axis = -1 if data_format == "channels_last" else 1
+    seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
+
+    padding = "same"
+    if shape.stem_strides > 1:
+        x = layers.ZeroPadding2D(shape.stem_kernel // 2, name="conv1_pad")(x)
+        padding = "valid"
+    x = layers.Conv2D(
+        shape.stem,
+        shape.stem_kernel,
+        strides=shape.stem_strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer=kernel_initializer(seed=next(seeds)),
+        name="conv1_conv",
+    )(x)
+    x = batch_norm(axis, "conv1_bn")(x)
+    x = layers.ReLU(name="conv1_relu")(x)
+    if shape.pool:
+        # Zeros pad as well as minus infinity would: no value is negative after the ReLU.
+        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+        x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+
+    for stage, blocks in enumerate(shape.blocks):
+        for block in range(blocks):
+            x = collegial_bottleneck(
+                x,
+                filters=shape.filters * 2**stage,
+                cardinality=design.cardinality,
+                width=design.width * 2**stage,
+                strides=2 if stage > 0 and block == 0 else 1,
+                data_format=data_format,
+                seed=next(seeds),
+                name=f"conv{stage + 2}_block{block + 1}",
+            )
+
+    if include_top:
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = layers.Dense(
+            shape.classes if classes is None else classes,
+            activation=classifier_activation,
+            kernel_initializer=kernel_initializer(gain=1.0, seed=next(seeds)),
+            # Under a mixed policy the probabilities stay in full precision.
+            dtype=keras.config.dtype_policy().variable_dtype,
+            name="predictions",
+        )(x)
+    elif pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+
+    sources = keras.utils.get_source_inputs(image)
+    model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+class Constructor(Protocol):
+    """A function that builds one network of the zoo, with `keras.applications`' arguments."""
+
+    def __call__(
+        self,
+        include_top: bool = ...,
+        weights: str | pathlib.Path | None = ...,
+        input_tensor: Any = ...,
+        input_shape: tuple[int | None, ...] | None = ...,
+        pooling: str | None = ...,
+        classes: int = ...,
+        classifier_activation: str | None = ...,
+        name: str | None = ...,
+        *,
+        mode: Mode | None = ...,
+        cardinality: int | None = ...,
+        width: int | None = ...,
+        seed: int | None = ...,
+    ) -> keras.Model:
+        """Build the network; `help(ce_keras.zoo.resnext50)` describes the arguments."""
+
+
+def _constructor(family: str, what: str) -> Constructor:
+    shape = RESNEXTS[family]
+
+    def construct(
+        include_top: bool = True,
+        weights: str | pathlib.Path | None = None,
+        input_tensor: Any = None,
+        input_shape: tuple[int | None, ...] | None = None,
+        pooling: str | None = None,
+        classes: int = shape.classes,
+        classifier_activation: str | None = "softmax",
+        name: str | None = None,
+        *,
+        mode: Mode | None = None,
+        cardinality: int | None = None,
+        width: int | None = None,
+        seed: int | None = None,
+    ) -> keras.Model:
+        design = choose_design(family, mode, cardinality, width)
+        return build_resnext(
+            shape,
+            design,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            seed=seed,
+            name=name or f"{family}_{design}",
+        )
+
+    construct.__name__ = construct.__qualname__ = family
+    construct.__doc__ = _DOCSTRING.format(
+        what=what, family=family, shape=shape.input_shape, classes=shape.classes
+    )
+    return construct
+
+
+_DOCSTRING = """{what}, as a collegial ensemble of any design.
+
+Args:
+    include_top: whether to end in a classifier.
+    weights: a `.weights.h5` file to load; `None` for random weights.
+    input_tensor: a Keras tensor to build on.
+    input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
+    pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
+    classes: outputs of the classifier.
+    classifier_activation: `"softmax"`, or `None` for logits.
+    name: of the model; `{family}_` and the design if not given.
+    mode: the published design: `"primal"` (smoothest at the baseline's size), `"dual"` (smallest
+        at the baseline's smoothness), `"baseline"` (a single path), or `"resnext"` (found by grid
+        search). `"primal"` if neither this nor a design is given.
+    cardinality: number of paths; with `width`, instead of `mode`. With `mode`, it chooses among
+        that mode's published designs.
+    width: channels of a path in the first stage.
+    seed: for reproducible weights.
+
+Returns:
+    A functional `keras.Model`.
+
+Raises:
+    ValueError: for arguments that contradict each other or do not fit.
+
+Source: Tables 1 and 2 of the paper; `ce-keras list` prints the designs.
+"""
+
+resnext11 = _constructor("resnext11", "A small ResNeXt for 28x28 images, that two cores can train")
+resnext29 = _constructor("resnext29", "ResNeXt-29 for CIFAR")
+resnext50 = _constructor("resnext50", "ResNeXt-50 for ImageNet")
+resnext101 = _constructor("resnext101", "ResNeXt-101 for ImageNet")
+
+
+def _check(weights: Any, pooling: Any, classes: int) -> None:
+    if weights is not None and not pathlib.Path(weights).is_file():
+        raise ValueError(
+            f"weights: got {weights!r}; it must be None or a .weights.h5 file that exists "
+            "(no published weights are available)"
+        )
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling: got {pooling!r}; it must be None, 'avg' or 'max'")
+    if classes < 1:
+        raise ValueError(f"classes: got {classes}; it must be 1 or more")
+
+
+def _image_input(
+    shape: ResNeXt,
+    tensor: Any,
+    input_shape: tuple[int | None, ...] | None,
+    include_top: bool,
+) -> Any:
+    if tensor is not None:
+        return tensor if isinstance(tensor, keras.KerasTensor) else keras.Input(tensor=tensor)
+    channels_last = keras.config.image_data_format() == "channels_last"
+    if input_shape is None:
+        height, width, channels = shape.input_shape
+        size = (height, width) if include_top else (None, None)
+        input_shape = (*size, channels) if channels_last else (channels, *size)
+    sides = input_shape[:-1] if channels_last else input_shape[1:]
+    known = input_shape[-1 if channels_last else 0] is not None
+    smallest = shape.stem_strides * 2 ** (len(shape.blocks) - 1 + shape.pool)
+    if len(sides) != 2 or not known or any(side and side < smallest for side in sides):
+        raise ValueError(
+            f"input_shape: got {input_shape}; it must be height, width and channels, "
+            f"with sides of {smallest} or more"
+        )
+    return keras.Input(input_shape)
+
+
+def _seeds(seed: int | None, count: int) -> list[int | None]:
+    if seed is None:
+        return [None] * count
+    return [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(count)]

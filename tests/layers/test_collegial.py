@@ -1,0 +1,279 @@
+import math
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from ce_keras.layers import Aggregate, CollegialConv2D, CollegialDense
+from ce_keras.layers.initializers import for_each_path, kernel_initializer
+
+LAYERS = {
+    "conv": lambda: CollegialConv2D(12, 3, cardinality=4, strides=2, padding="same", gain=1.0),
+    "conv_split": lambda: CollegialConv2D(12, 3, cardinality=4, implementation="split"),
+    "conv_shared": lambda: CollegialConv2D(12, 3, cardinality=4, shared_input=True),
+    "conv_ntk": lambda: CollegialConv2D(
+        12, (3, 1), cardinality=2, parameterization="ntk", activation="relu", dilation_rate=2
+    ),
+    "dense": lambda: CollegialDense(12, cardinality=4, activation="relu"),
+    "dense_ntk": lambda: CollegialDense(12, 2, parameterization="ntk", use_bias=False),
+    "dense_shared": lambda: CollegialDense(12, cardinality=4, shared_input=True),
+    "dense_regularised": lambda: CollegialDense(
+        12, 4, kernel_regularizer="l2", bias_initializer="ones", kernel_constraint="max_norm"
+    ),
+    "aggregate": lambda: Aggregate(4),
+}
+every_layer = pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
+
+
+@every_layer
+def test_config_round_trip(build):
+    layer = build()
+    config = layer.get_config()
+    again = type(layer).from_config(config)
+    assert again.get_config() == config
+    assert (
+        keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(layer)
+        ).get_config()
+        == config
+    )
+
+
+@every_layer
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_float16", "mixed_bfloat16"])
+def test_every_policy_computes_and_has_gradients(build, policy):
+    layer = build()
+    layer = type(layer).from_config({**layer.get_config(), "dtype": policy})
+    x = tf.random.stateless_normal((2, 7, 7, 8), (1, 2))
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        loss = tf.reduce_sum(tf.cast(y, tf.float32) ** 2)
+    policy = keras.DTypePolicy(policy)
+    assert y.dtype == policy.compute_dtype
+    for weight, gradient in zip(
+        layer.trainable_weights,
+        tape.gradient(loss, [w.value for w in layer.trainable_weights]),
+        strict=True,
+    ):
+        assert weight.dtype == policy.variable_dtype
+        assert np.isfinite(gradient.numpy()).all()
+        assert np.abs(gradient.numpy()).max() > 0
+
+
+@every_layer
+def test_symbolic_shapes_are_the_computed_ones_for_any_batch(build):
+    layer = build()
+    symbolic = layer(keras.KerasTensor((None, 7, 9, 8)))
+    for batch in (1, 3):
+        computed = layer(tf.zeros((batch, 7, 9, 8)))
+        assert tuple(symbolic.shape) == (None, *computed.shape[1:])
+        assert layer.compute_output_shape((None, 7, 9, 8)) == tuple(symbolic.shape)
+
+
+@pytest.mark.parametrize("build", [LAYERS["dense"], LAYERS["dense_ntk"], LAYERS["aggregate"]])
+def test_dense_and_aggregate_take_any_leading_axes(build):
+    layer = build()
+    x = tf.random.stateless_normal((2, 3, 5, 8), (1, 2))
+    flat = layer(tf.reshape(x, (30, 8)))
+    np.testing.assert_allclose(tf.reshape(layer(x), flat.shape), flat, rtol=1e-5, atol=1e-6)
+
+
+@every_layer
+def test_dynamic_batch_and_size_in_a_graph(build):
+    layer = build()
+    x = tf.random.stateless_normal((3, 7, 7, 8), (1, 2))
+    traced = tf.function(layer, input_signature=[tf.TensorSpec((None, None, None, 8))])
+    np.testing.assert_allclose(traced(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_conv_is_keras_grouped_convolution():
+    x = tf.random.stateless_normal((2, 9, 9, 12), (1, 2))
+    options = {"strides": 2, "padding": "same", "activation": "relu"}
+    ours = CollegialConv2D(20, 3, cardinality=4, bias_initializer="ones", **options)
+    theirs = keras.layers.Conv2D(20, 3, groups=4, **options)
+    gradients = []
+    ours.build(x.shape)
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    for layer in (ours, theirs):
+        with tf.GradientTape() as tape:
+            y = layer(x)
+            loss = tf.reduce_sum(y**3)
+        gradients.append([y, *tape.gradient(loss, [w.value for w in layer.trainable_weights])])
+    for a, b in zip(*gradients, strict=True):
+        # Float32 sums in two orders, relative to the largest value.
+        assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()
+
+
+def test_dense_is_block_diagonal():
+    layer = CollegialDense(12, cardinality=4)
+    x = tf.random.stateless_normal((5, 8), (1, 2))
+    y = layer(x)
+    whole = np.zeros((8, 12))
+    for path in range(4):
+        whole[2 * path : 2 * path + 2, 3 * path : 3 * path + 3] = layer.kernel.numpy()[path]
+    np.testing.assert_allclose(y, x.numpy() @ whole, rtol=1e-5, atol=1e-6)
+
+
+def test_one_path_is_keras_dense():
+    layer = CollegialDense(3, activation="relu", bias_initializer="ones")
+    x = tf.random.stateless_normal((5, 8), (1, 2))
+    layer(x)
+    dense = keras.layers.Dense(3, activation="relu")
+    dense.build(x.shape)
+    dense.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(layer(x), dense(x))
+
+
+def test_aggregate_is_the_sum_over_the_root_of_the_number():
+    x = np.arange(24, dtype="float32").reshape(2, 12)
+    expected = x.reshape(2, 4, 3).sum(axis=1) / 2
+    np.testing.assert_allclose(Aggregate(4)(x), expected)
+    first = x.T[None]  # Channels on axis 1.
+    np.testing.assert_allclose(Aggregate(4, axis=1)(first)[0], expected.T)
+
+
+# Initial weights. ----------------------------------------------------------------------------
+
+
+def moments(values):
+    """Second and fourth moment, each with its standard error."""
+    squares, fourths = values**2, values**4
+    root = math.sqrt(values.size)
+    return squares.mean(), squares.std() / root, fourths.mean(), fourths.std() / root
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("build", "shape", "fan_in"),
+    [
+        (lambda **o: CollegialConv2D(400, 3, cardinality=10, **o), (1, 8, 8, 300), 270),
+        (lambda **o: CollegialDense(2000, cardinality=10, **o), (1, 500), 50),
+        (lambda **o: CollegialDense(2000, cardinality=10, shared_input=True, **o), (1, 50), 50),
+    ],
+    ids=["conv", "dense", "shared"],
+)
+def test_weights_are_untruncated_normals_of_variance_gain_over_the_paths_fan_in(
+    build, shape, fan_in, gain
+):
+    keras.utils.set_random_seed(0)
+    layer = build(gain=gain)
+    layer.build(shape)
+    assert layer.fan_in == fan_in
+    weights = layer.kernel.numpy().ravel() * math.sqrt(fan_in / gain)
+    second, second_error, fourth, fourth_error = moments(weights)
+    # Five standard errors; a truncated normal's fourth moment would be 40 away.
+    assert abs(second - 1) < 5 * second_error
+    assert abs(fourth - 3) < 5 * fourth_error
+
+
+@pytest.mark.parametrize("name", ["conv", "dense"])
+def test_both_parameterisations_are_one_function_at_initialisation(name):
+    x = tf.random.stateless_normal((3, 6, 6, 8), (1, 2))
+    build = {
+        "conv": lambda **o: CollegialConv2D(12, 3, cardinality=4, **o),
+        "dense": lambda **o: CollegialDense(12, cardinality=4, **o),
+    }[name]
+    standard, ntk = build(), build(parameterization="ntk")
+    standard.build(x.shape)
+    ntk.build(x.shape)
+    scale = math.sqrt(2 / ntk.fan_in)
+    standard.kernel.assign(scale * ntk.kernel)
+    np.testing.assert_allclose(standard(x), ntk(x), rtol=1e-4, atol=1e-5)
+    # Unit normals: the scale is in the forward pass.
+    second, error, *_ = moments(ntk.kernel.numpy().ravel())
+    assert abs(second - 1) < 5 * error
+
+
+def test_paths_are_independent_even_with_an_integer_seed():
+    layer = CollegialDense(12, 4, kernel_initializer=kernel_initializer(seed=3))
+    layer.build((None, 8))
+    paths = layer.kernel.numpy()
+    assert len({path.tobytes() for path in paths}) == 4
+
+
+def test_the_same_seed_gives_the_same_weights():
+    kernels = []
+    for _ in range(2):
+        layer = CollegialConv2D(12, 3, cardinality=4, kernel_initializer=kernel_initializer(seed=3))
+        layer.build((None, 8, 8, 8))
+        kernels.append(layer.kernel.numpy())
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_any_initializer_sees_one_path():
+    layer = CollegialDense(12, 4, kernel_initializer=keras.initializers.Orthogonal(seed=1))
+    layer.build((None, 12))
+    for path in layer.kernel.numpy():
+        np.testing.assert_allclose(path @ path.T, np.eye(3), atol=1e-5)
+    seen = []
+
+    def recorded(shape, dtype=None):
+        seen.append(tuple(shape))
+        return ops.zeros(shape, dtype)
+
+    for_each_path(recorded, 5, (3, 3, 2, 4), ops.stack)((5, 3, 3, 2, 4))
+    assert seen == [(3, 3, 2, 4)] * 5
+
+
+# Saving. -------------------------------------------------------------------------------------
+
+LOAD = """
+import sys, numpy as np
+import ce_keras            # nothing else of ours
+import keras
+model = keras.models.load_model(sys.argv[1])
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
+"""
+
+
+def test_keras_file_loads_in_a_fresh_process_that_only_imports_the_package(tmp_path, rng):
+    image = keras.Input((8, 8, 3))
+    x = CollegialConv2D(8, 3, cardinality=2, shared_input=True, activation="relu")(image)
+    x = CollegialConv2D(8, 3, cardinality=2, parameterization="ntk")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = CollegialDense(6, cardinality=2)(x)
+    model = keras.Model(image, Aggregate(2)(x))
+    batch = rng.standard_normal((4, 8, 8, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", batch)
+    model.save(tmp_path / "model.keras")
+    files = [str(tmp_path / name) for name in ("model.keras", "x.npy", "y.npy")]
+    subprocess.run([sys.executable, "-c", LOAD, *files], check=True, capture_output=True)
+    ours = model.predict(batch, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), ours, rtol=1e-5, atol=1e-6)
+
+
+def test_saved_model_export_has_no_xla_op_and_equal_outputs(tmp_path, rng):
+    model = keras.Sequential([keras.Input((8, 8, 6)), CollegialConv2D(6, 3, cardinality=3)])
+    model.export(tmp_path / "saved", verbose=False)
+    content = (tmp_path / "saved" / "saved_model.pb").read_bytes()
+    assert b"XlaMustCompile" not in content.replace(b"_XlaMustCompile\x12\x02(\x00", b"")
+    batch = rng.standard_normal((2, 8, 8, 6)).astype("float32")
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.serve(batch), model(batch), rtol=1e-5, atol=1e-6)
+
+
+# Bad input. ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: CollegialConv2D(10, 3, cardinality=3), "filters, cardinality: got 10, 3"),
+        (lambda: CollegialConv2D(10, 3, cardinality=0), "filters, cardinality: got 10, 0"),
+        (lambda: CollegialConv2D(10, 3, groups=2), "groups: this layer calls it `cardinality`"),
+        (lambda: CollegialConv2D(10, 3, implementation="xla"), "implementation: got 'xla'"),
+        (lambda: CollegialConv2D(10, 3, parameterization="mup"), "parameterization: got 'mup'"),
+        (lambda: CollegialDense(10, cardinality=3), "units, cardinality: got 10, 3"),
+        (lambda: CollegialDense(10, 2)(tf.ones((1, 5))), "2 paths, which must divide"),
+        (lambda: Aggregate(0), "cardinality: got 0"),
+        (lambda: Aggregate(3)(tf.ones((1, 5))), "sums 3 paths, which must divide axis -1"),
+    ],
+)
+def test_bad_input_says_what_would_be_right(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,248 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from ce_keras.layers import CollegialConv2D, CollegialDense, CollegialEnsemble
+
+
+def perceptron():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(5, activation="relu"),
+            layers.Dense(4, activation="tanh", kernel_initializer="orthogonal"),
+            layers.Dense(2),
+        ]
+    )
+
+
+def ntk_perceptron():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            CollegialDense(5, activation="relu", use_bias=False, parameterization="ntk"),
+            CollegialDense(4, activation="relu", use_bias=False, parameterization="ntk"),
+            CollegialDense(1, use_bias=False, parameterization="ntk", gain=1.0),
+        ]
+    )
+
+
+def convolutional():
+    image = keras.Input((8, 8, 3))
+    x = layers.Rescaling(2.0, offset=-1.0)(image)
+    x = layers.Conv2D(4, 3, activation="relu")(x)
+    x = layers.BatchNormalization()(x)
+    y = layers.Conv2D(4, 3, padding="same", groups=2)(x)
+    y = CollegialConv2D(4, 3, cardinality=2, padding="same")(y)
+    x = layers.Add()([x, y])
+    x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    x = layers.Activation("gelu")(x)
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+def feature_map():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3)(image)
+    x = layers.ReLU()(x)
+    return keras.Model(image, layers.Conv2D(5, 1)(x))
+
+
+def shared_layer():
+    image = keras.Input((6,))
+    x = layers.Dense(4, activation="relu")(image)
+    twice = layers.Dense(4, activation="relu")
+    return keras.Model(image, layers.Dense(2)(twice(twice(x))))
+
+
+GROUPED = {
+    "perceptron": perceptron,
+    "ntk_perceptron": ntk_perceptron,
+    "convolutional": convolutional,
+    "feature_map": feature_map,
+    "shared_layer": shared_layer,
+}
+grouped = pytest.mark.parametrize("build_member", GROUPED.values(), ids=GROUPED)
+
+
+def batch(member, rng, count=3):
+    return rng.standard_normal((count, *member().input_shape[1:])).astype("float32")
+
+
+@grouped
+@pytest.mark.parametrize("cardinality", [1, 4])
+def test_grouped_members_sum_to_the_ensemble(build_member, cardinality, rng):
+    ensemble = CollegialEnsemble(build_member, cardinality)
+    assert ensemble.grouped, ensemble.why_copies
+    x = batch(build_member, rng)
+    members = [ensemble.get_member(path) for path in range(cardinality)]
+    expected = sum(member(x) for member in members) / np.sqrt(cardinality)
+    np.testing.assert_allclose(ensemble(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@grouped
+def test_grouped_and_copied_ensembles_are_one_function_and_train_alike(build_member, rng):
+    together = CollegialEnsemble(build_member, 3)
+    apart = CollegialEnsemble(build_member, 3, grouped=False)
+    assert not apart.grouped
+    for path in range(3):
+        apart.set_member(path, together.get_member(path))
+    x = batch(build_member, rng)
+    results = []
+    for ensemble in (together, apart):
+        with tf.GradientTape() as tape:
+            y = ensemble(x, training=True)
+            loss = tf.reduce_mean(y**2)
+        weights = ensemble.trainable_weights
+        gradients = tape.gradient(loss, [weight.value for weight in weights])
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.assign_sub(0.1 * gradient)
+        results.append(y)
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+    for path in range(3):
+        for a, b in zip(
+            together.get_member(path).get_weights(),
+            apart.get_member(path).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@grouped
+def test_members_are_independent(build_member):
+    for ensemble in (CollegialEnsemble(build_member, 3), CollegialEnsemble(build_member, 3, False)):
+        kernels = [ensemble.get_member(path).get_weights()[0].tobytes() for path in range(3)]
+        assert len(set(kernels)) == 3
+
+
+def test_members_are_independent_even_if_the_member_fixes_its_seeds():
+    def build_member():
+        initializer = keras.initializers.HeNormal(seed=7)
+        return keras.Sequential(
+            [keras.Input((6,)), layers.Dense(5, kernel_initializer=initializer), layers.Dense(2)]
+        )
+
+    for choice in (True, False):
+        twice = [CollegialEnsemble(build_member, 3, grouped=choice) for _ in range(2)]
+        kernels = [[e.get_member(path).get_weights()[0] for path in range(3)] for e in twice]
+        assert len({kernel.tobytes() for kernel in kernels[0]}) == 3
+        np.testing.assert_array_equal(*kernels)
+
+
+def test_a_members_weights_can_be_set(rng):
+    ensemble = CollegialEnsemble(convolutional, 3)
+    member = convolutional()
+    others = [ensemble.get_member(path).get_weights() for path in (0, 2)]
+    ensemble.set_member(1, member)
+    x = batch(convolutional, rng)
+    np.testing.assert_allclose(ensemble.get_member(1)(x), member(x), rtol=1e-5)
+    for path, weights in zip((0, 2), others, strict=True):
+        for a, b in zip(ensemble.get_member(path).get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_ensembles_kernel_is_the_mean_of_the_members_kernels(rng):
+    # Eq. 4, right: the reason for dividing by the root of the number of members.
+    ensemble = CollegialEnsemble(ntk_perceptron, 5)
+    x = tf.constant(batch(ntk_perceptron, rng, 2))
+
+    def kernel(model):
+        with tf.GradientTape() as tape:
+            y = model(x)[:, 0]
+        rows = tape.jacobian(y, [weight.value for weight in model.trainable_weights])
+        rows = tf.concat([tf.reshape(row, (2, -1)) for row in rows], axis=1)
+        return rows @ tf.transpose(rows)
+
+    members = [kernel(ensemble.get_member(path)) for path in range(5)]
+    np.testing.assert_allclose(kernel(ensemble), sum(members) / 5, rtol=1e-4)
+
+
+def softmax_member():
+    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation="softmax")])
+
+
+def normalised_member():
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4), layers.LayerNormalization(), layers.Dense(2)]
+    )
+
+
+def noisy_input_member():
+    return keras.Sequential([keras.Input((6,)), layers.Dropout(0.5), layers.Dense(2)])
+
+
+def skip_from_input_member():
+    image = keras.Input((6,))
+    return keras.Model(image, layers.Add()([image, layers.Dense(6)(image)]))
+
+
+def operation_member():
+    image = keras.Input((6,))
+    return keras.Model(image, keras.ops.sin(layers.Dense(2)(image)))
+
+
+@pytest.mark.parametrize(
+    ("build_member", "why"),
+    [
+        (softmax_member, "activation of layer 'dense.*softmax"),
+        (normalised_member, "no grouped form of layer 'layer_normalization"),
+        (noisy_input_member, "draws noise on the shared input"),
+        (skip_from_input_member, "mixes the input with members' values"),
+        (operation_member, r"no grouped form of layer 'sin.*' \(Sin\)"),
+    ],
+)
+def test_members_that_cannot_be_grouped_are_copied_and_the_reason_is_told(build_member, why, rng):
+    ensemble = CollegialEnsemble(build_member, 3)
+    assert not ensemble.grouped
+    with pytest.raises(ValueError, match=why):
+        CollegialEnsemble(build_member, 3, grouped=True)
+    x = batch(build_member, rng)
+    expected = sum(ensemble.get_member(path)(x) for path in range(3)) / np.sqrt(3)
+    np.testing.assert_allclose(ensemble(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build_member", [convolutional, softmax_member])
+def test_round_trip_through_a_file(build_member, tmp_path, rng):
+    member = build_member()
+    inputs = keras.Input(member.input_shape[1:])
+    model = keras.Model(inputs, CollegialEnsemble(member, 3)(inputs))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = batch(build_member, rng)
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5, atol=1e-6)
+    configs = [json.dumps(m.layers[-1].get_config(), sort_keys=True) for m in (loaded, model)]
+    assert configs[0] == configs[1]
+
+
+def test_an_ensemble_trains_with_fit(rng):
+    model = keras.Sequential([keras.Input((6,)), CollegialEnsemble(perceptron, 8)])
+    model.compile("adam", "mse")
+    x = rng.standard_normal((256, 6)).astype("float32")
+    y = x[:, :2] * x[:, 2:4]
+    losses = model.fit(x, y, epochs=20, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_an_ensembles_output_may_be_intermediate(rng):
+    image = keras.Input((8, 8, 3))
+    x = CollegialEnsemble(feature_map, 4)(image)
+    assert x.shape == (None, 6, 6, 5)
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    assert model(batch(feature_map, rng)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("member", "cardinality", "message"),
+    [
+        (perceptron, 0, "cardinality: got 0"),
+        (lambda: keras.Sequential([layers.Dense(3)]), 2, "build_member: got .*with an Input"),
+        (lambda: "model", 2, "build_member: got 'model'"),
+    ],
+)
+def test_bad_members(member, cardinality, message):
+    with pytest.raises(ValueError, match=message):
+        CollegialEnsemble(member, cardinality)

@@ -1,0 +1,135 @@
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from ce_keras.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of one command."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse stops by itself.
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_search_prints_the_solution(capsys):
+    code, output, _ = run(capsys, "search", "resnext29", "--mode", "dual")
+    assert code == 0
+    assert output.startswith("10x10d: dual optimum of resnext29")
+    assert "4,223,986" in output
+
+
+def test_search_prints_json(capsys):
+    code, output, _ = run(
+        capsys, "search", "resnext50", "--json", "--multiple-of", "8", "--tolerance", "0"
+    )
+    assert code == 0
+    assert json.loads(output)["design"] == "15x8d"
+
+
+@pytest.mark.parametrize(
+    ("widths", "design"), [("12", "8x12d"), ("12,25", "8x12d"), ("11-12", "8x12d")]
+)
+def test_search_takes_widths(capsys, widths, design):
+    _, output, _ = run(
+        capsys, "search", "resnext29", "--mode", "dual", "--widths", widths, "--json"
+    )
+    assert json.loads(output)["design"] == design
+
+
+def test_search_draws(capsys, tmp_path):
+    path = tmp_path / "curve.svg"
+    code, _, _ = run(capsys, "search", "resnext29", "--plot", str(path))
+    assert code == 0
+    assert path.read_text().startswith("<?xml")
+
+
+def test_list_prints_every_published_design_and_no_difference(capsys):
+    code, output, _ = run(capsys, "list")
+    assert code == 0
+    assert len(output.splitlines()) == 27
+    assert "13,743,646" in output
+    assert "differs" not in output
+    _, output, _ = run(capsys, "list", "--json")
+    assert all(row["agrees"] for row in json.loads(output))
+
+
+def test_build_saves_a_model(capsys, tmp_path):
+    path = tmp_path / "model.keras"
+    code, output, _ = run(
+        capsys, "build", "resnext11", "--mode", "dual", "--classes", "5", "--save", str(path)
+    )
+    assert code == 0
+    assert "resnext11_7x7d" in output
+    assert keras.models.load_model(path).output_shape == (None, 5)
+
+
+def test_build_prints_json(capsys):
+    _, output, _ = run(
+        capsys, "build", "resnext11", "--cardinality", "3", "--width", "5", "--seed", "1", "--json"
+    )
+    content = json.loads(output)
+    assert content["design"] == "3x5d"
+    assert content["parameters"] > 100_000
+
+
+def test_demo_writes_its_results(capsys, tmp_path):
+    settings = ["--epochs", "1", "--images", "100", "--batch-size", "50"]
+    code, output, errors = run(capsys, "demo", "--out", str(tmp_path), *settings)
+    assert code == 0
+    for word in ("28x7d", "7x7d", "1x64d", "1,208,938", "439,201", "±", "ms/step"):
+        assert word in output
+    assert "dual 7x7d" in errors  # The progress bar.
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["role"] for row in results["trained"]] == ["baseline", "primal", "dual"]
+    assert results["settings"]["images"] == 100
+    assert (tmp_path / "curve.png").exists()
+
+
+def test_demo_json_is_the_file(capsys, tmp_path):
+    settings = ["--epochs", "1", "--images", "100", "--batch-size", "50", "--json"]
+    _, output, _ = run(capsys, "demo", "--out", str(tmp_path), *settings)
+    assert json.loads(output) == json.loads((tmp_path / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "resnext30"], "ce-keras search: baseline: unknown name 'resnext30'"),
+        (["search", "resnext29", "--alpha", "-1"], "ce-keras search: alpha: got -1.0"),
+        (["search", "resnext29", "--widths", "300"], "ce-keras search: widths: got 300"),
+        (["search", "resnext29", "--widths", "ten"], "'ten' is not a width"),
+        (["search", "resnext29", "--mode", "both"], "invalid choice: 'both'"),
+        (["build", "resnet50"], "ce-keras build: NAME: unknown 'resnet50'"),
+        (["build", "resnext11", "--width", "3"], "ce-keras build: cardinality: needed too"),
+        (["build", "resnext11", "--save", "model.h5"], "it must end in .keras"),
+        (["demo", "--epochs", "0", "--out", "OUT"], "ce-keras demo: epochs: got 0"),
+        (["demo", "--source", "none", "--out", "OUT"], "ce-keras demo: source: got 'none'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_a_failure(capsys, tmp_path, arguments, message):
+    arguments = [str(tmp_path) if word == "OUT" else word for word in arguments]
+    code, _, errors = run(capsys, *arguments)
+    assert code == 2
+    assert message in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", ["search", "list", "build", "demo"])
+def test_help_has_an_example(capsys, command):
+    code, output, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"example: ce-keras {command}" in output
+
+
+def test_the_installed_command_answers():
+    command = [sys.executable, "-m", "ce_keras.cli", "search", "resnext29", "--json"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output)["design"] == "37x10d"

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from ce_keras import demo, geometry
+
+
+def test_designs_are_derived_and_drawn(tmp_path):
+    solutions = demo.derive(tmp_path / "curve.png")
+    assert {mode: str(s.design) for mode, s in solutions.items()} == {
+        "primal": "28x7d",
+        "dual": "7x7d",
+    }
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_everything_is_trained_and_counted():
+    rows = demo.compare(demo.derive(), epochs=1, images=200, batch_size=50)
+    assert [(row.role, row.design) for row in rows] == [
+        ("baseline", "1x64d"),
+        ("primal", "28x7d"),
+        ("dual", "7x7d"),
+    ]
+    network = geometry.baseline(demo.NETWORK)
+    for row in rows:
+        design = geometry.Design.parse(row.design)
+        assert row.parameters == network.params(*design)
+        assert row.flops == network.flops(*design)
+        assert row.seconds_per_step > 0
+        assert 0 < row.test_error < 100
+        assert 0.5 < row.test_error_std < 1.2  # sqrt(p (1 - p) / 2000), in percent
+        json.dumps(row._asdict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: got 0"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"images": 15}, "count: got 15"),
+        ({"source": "nowhere"}, "source: got 'nowhere'"),
+    ],
+)
+def test_bad_settings_raise_before_anything_is_trained(settings, message):
+    with pytest.raises(ValueError, match=message):
+        demo.compare(demo.derive(), **settings)
