@@ -1,4 +1,4 @@
-"""Side by side in one process: contestants take turns, so that a drifting machine drifts for all."""
+"""Side by side in one process: contestants take turns, so that the machine drifts for all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+# Frameworks' threads spin for a while after their last task, in the way of whoever comes next.
+_SETTLE = 0.3
 
 
 class Timing(NamedTuple):
@@ -40,6 +43,7 @@ def interleaved(
         for name, run in contestants.items():
             if round_number >= least and statistics.median(seconds[name]) > slow:
                 continue
+            time.sleep(_SETTLE)
             begun = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begun)

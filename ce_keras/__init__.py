@@ -13,11 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import wrapt
-
 from ce_keras import geometry, law
 from ce_keras.geometry import Design
 from ce_keras.optimum import Curve, Solution, search
+from ce_keras.registration import register_with_keras
 
 if TYPE_CHECKING:
     from ce_keras import layers, training, zoo
@@ -36,6 +35,8 @@ __all__ = [
     "zoo",
 ]
 
+register_with_keras()
+
 _LAZY = {"layers", "training", "zoo"}
 
 
@@ -43,12 +44,6 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@wrapt.when_imported("keras")
-def _register_layers(_keras: Any) -> None:
-    """A model saved with our layers loads after no more than `import ce_keras`."""
-    importlib.import_module("ce_keras.layers")
 
 
 def __dir__() -> list[str]:

@@ -136,7 +136,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     def say(text: str) -> None:
         if not options.json:
-            print(text)
+            print(text, flush=True)
 
     say("Derived in milliseconds, without training a candidate:\n")
     for solution in solutions.values():
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
         "ce-keras demo --out demo",
     ).add_argument
     add("--out", type=Path, default=Path("demo"), help="folder for curve.png and results.json")
-    add("--epochs", type=int, default=6, help="passes through the images (%(default)s)")
+    add("--epochs", type=int, default=5, help="passes through the images (%(default)s)")
     add("--images", type=int, default=10_000, help="training images (%(default)s)")
     add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
     add("--source", default="embedded", help="'embedded', 'tfds' or a folder of IDX files")

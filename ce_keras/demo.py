@@ -54,7 +54,7 @@ def derive(picture: str | Path | None = None) -> dict[str, Solution]:
 def compare(
     solutions: dict[str, Solution],
     *,
-    epochs: int = 6,
+    epochs: int = 5,
     images: int = 10_000,
     batch_size: int = 64,
     source: str = "embedded",

@@ -31,7 +31,13 @@ def test_the_search_loads_numpy_and_nothing_heavy(code):
 
 
 @pytest.mark.parametrize(
-    "first", ["import keras; import ce_keras", "import ce_keras; import keras"]
+    "first",
+    [
+        "import keras; import ce_keras",
+        "import ce_keras; import keras",
+        "import ce_keras; import tensorflow; import keras",
+        "import ce_keras; from keras import layers; import keras",
+    ],
 )
 def test_layers_are_registered_whichever_is_imported_first(first):
     code = f"{first}; print(keras.saving.get_registered_object('ce_keras>CollegialConv2D'))"

@@ -4,6 +4,7 @@ Written in `keras.ops`, so they run on every Keras backend; on TensorFlow the gr
 takes a path of its own, right and fast in both directions.
 """
 
+from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.bottleneck import collegial_bottleneck
 from ce_keras.layers.collegial import Aggregate, CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import CollegialEnsemble
@@ -13,5 +14,6 @@ __all__ = [
     "CollegialConv2D",
     "CollegialDense",
     "CollegialEnsemble",
+    "FusedBatchNormalization",
     "collegial_bottleneck",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D
 from ce_keras.layers.initializers import Parameterization, kernel_initializer
 
@@ -87,6 +88,6 @@ def collegial_bottleneck(
     return layers.ReLU(name=f"{name}_out")(x)
 
 
-def batch_norm(axis: int, name: str) -> layers.BatchNormalization:
+def batch_norm(axis: int, name: str) -> FusedBatchNormalization:
     """Batch normalisation with the constants of the original experiments."""
-    return layers.BatchNormalization(axis=axis, momentum=0.9, epsilon=1e-5, name=name)
+    return FusedBatchNormalization(axis=axis, momentum=0.9, epsilon=1e-5, name=name)

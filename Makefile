@@ -1,0 +1,50 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+# Each first installs what it needs into .venv, as pinned by uv.lock.
+
+PYTHON ?= python3
+UV := .uv/bin/uv
+export UV_PYTHON := $(PYTHON)
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: demo test lint format wheel lock clean
+
+demo: $(UV)
+	$(UV) sync --quiet --frozen --inexact --no-dev
+	.venv/bin/ce-keras demo
+
+test: $(UV)
+	$(UV) sync --quiet --frozen --inexact
+	.venv/bin/pytest -n 2
+
+lint: $(UV)
+	$(UV) lock --check --quiet
+	$(UV) sync --quiet --frozen --inexact
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(UV)
+	$(UV) sync --quiet --frozen --inexact
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# Builds the wheel and tries it where nothing else is installed, away from the sources.
+wheel: $(UV)
+	rm -rf build dist
+	$(UV) build --quiet --wheel
+	$(UV) venv --quiet build/clean
+	$(UV) pip install --quiet --python build/clean dist/*.whl
+	cd build && clean/bin/ce-keras search resnext29 --mode dual
+	cd build && clean/bin/ce-keras demo --epochs 1 --images 200 --out demo
+	cd build && clean/bin/ce-keras build resnext11 --mode dual --save model.keras
+	cd build && clean/bin/python -c "import ce_keras, keras; keras.models.load_model('model.keras').summary()"
+
+lock: $(UV)
+	$(UV) lock --upgrade
+
+clean:
+	rm -rf .venv .uv build dist demo
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9

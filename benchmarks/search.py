@@ -1,0 +1,55 @@
+"""What a search costs: a whole curve in a running process, and an answer in a new one.
+
+python benchmarks/search.py [--rounds 20] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from timing import interleaved
+
+from ce_keras import files, search
+
+
+def main() -> None:
+    """Measure, print and write `search.md`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "ce_keras.cli", "search", "resnext29", "--mode", "dual"]
+    timings = interleaved(
+        {
+            "a curve over 256 widths (`resnext29-1x256d`)": lambda: search("resnext29-1x256d"),
+            "`ce-keras search resnext29 --mode dual`, a new process": lambda: subprocess.run(
+                command, check=True, capture_output=True
+            ),
+            "a new Python that imports NumPy and ends": lambda: subprocess.run(
+                [sys.executable, "-c", "import numpy"], check=True
+            ),
+        },
+        options.rounds,
+    )
+    lines = [
+        "# Search",
+        "",
+        f"{os.cpu_count()} cores, {platform.machine()}; {options.rounds} rounds, interleaved.",
+        "",
+        "| what | median (quartiles) |",
+        "|---|---:|",
+        *(f"| {name} | {timing} |" for name, timing in timings.items()),
+    ]
+    text = "\n".join(lines) + "\n"
+    with files.replacing(options.out / "search.md") as part:
+        part.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

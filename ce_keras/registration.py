@@ -1,0 +1,44 @@
+"""A model saved with our layers loads after no more than `import ce_keras`.
+
+Keras finds a layer's class only if something has registered it, and importing the layers means
+importing Keras: seconds that a search does not need. So they are imported when Keras is, by
+whoever does that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def register_with_keras() -> None:
+    """Import `ce_keras.layers` now if Keras is loaded, and else as soon as it is."""
+    if "keras" in sys.modules:
+        importlib.import_module("ce_keras.layers")
+    elif not any(isinstance(finder, _KerasFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _KerasFinder())
+
+
+class _KerasFinder:
+    """Finds Keras where it is, once, and has its loader import our layers after it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        del path, target
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("keras")
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            importlib.import_module("ce_keras.layers")
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,44 @@
+"""Every example and benchmark runs, at a small size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+SMALL = {
+    "examples/quickstart.py": ["--images", "100"],
+    "benchmarks/grouped_conv.py": ["--small", "--rounds", "2", "--batch", "1", "--out", "."],
+    "benchmarks/search.py": ["--rounds", "2", "--out", "."],
+}
+WRITES = {
+    "examples/quickstart.py": ["curve.png"],
+    "benchmarks/grouped_conv.py": ["grouped_conv.json", "grouped_conv.md"],
+    "benchmarks/search.py": ["search.md"],
+}
+
+
+def test_no_script_is_forgotten():
+    found = {*ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")}
+    scripts = {str(path.relative_to(ROOT)) for path in found if "__main__" in path.read_text()} | {
+        str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.py")
+    }
+    assert scripts == set(SMALL)
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_scripts_run(script, tmp_path):
+    result = subprocess.run(
+        [sys.executable, ROOT / script, *SMALL[script]],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for name in WRITES[script]:
+        assert (tmp_path / name).stat().st_size > 0

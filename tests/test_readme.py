@@ -1,0 +1,56 @@
+"""The README's commands and outputs are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ce_keras.cli import main
+from ce_keras.geometry import Design, baseline
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run_and_say_what_the_text_says(capsys):
+    namespace = {}
+    for block in blocks("python"):
+        exec(block, namespace)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "10x10d 3.26 times fewer parameters"
+    assert namespace["model"].name == "resnext29_10x10d"
+    Design.parse(lines[1])
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_blocks_print_what_is_printed(block, capsys):
+    command, _, output = block.removeprefix("$ ").partition("\n")
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == output
+
+
+def test_the_demonstrations_table_has_todays_designs_and_counts():
+    (block,) = blocks("text")
+    network = baseline("resnext11")
+    rows = [line.split() for line in block.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["baseline", "primal", "dual"]
+    for _, text, parameters, flops, *_ in rows:
+        design = Design.parse(text)
+        assert int(parameters.replace(",", "")) == network.params(*design)
+        assert int(flops.replace(",", "")) == network.flops(*design)
+    sizes = [int(row[2].replace(",", "")) for row in rows]
+    assert f"{sizes[0] / sizes[2]:.2f} times fewer parameters" in TEXT
+
+
+def test_make_targets_and_files_that_are_named_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"^make (\w+)$|`make (\w+)`", TEXT, re.MULTILINE)
+    assert {first or second for first, second in named} == {"demo", "test", "lint", "wheel"}
+    assert {first or second for first, second in named} <= set(targets)
+    for path in re.findall(r"\]\((?!http)(.*?)\)", TEXT):
+        assert (ROOT / path).exists(), path
