@@ -8,7 +8,6 @@ whoever does that.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -24,20 +23,23 @@ def register_with_keras() -> None:
 
 
 class _KerasFinder:
-    """Finds Keras where it is, once, and has its loader import our layers after it."""
+    """Finds Keras where the other finders do, and has its loader import our layers after it."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        del path, target
         if name != "keras":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("keras")
+        # Whoever asks may only want to know whether Keras is there, as TensorFlow does: the finder
+        # leaves when Keras is loaded, not when it is found.
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
-            return None
+            return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
+            sys.meta_path.remove(self)
             importlib.import_module("ce_keras.layers")
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
