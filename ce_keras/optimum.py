@@ -17,13 +17,14 @@ from __future__ import annotations
 import dataclasses
 import html
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from ce_keras import law
+from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Mode = Literal["primal", "dual"]
-Budget = Literal["params", "flops"] | Callable[[int, int], float]
-
-# Very narrow paths of deep networks ask for more paths than an integer can count.
-_MOST_PATHS = 2**62
 
 
 @dataclass(frozen=True)
@@ -242,60 +239,84 @@ def search(
     module = baseline.module
     alpha = _checked_alpha(module.alpha if alpha is None else alpha, module)
     tolerance = _checked_tolerance(tolerance)
-    n = _candidate_widths(baseline.width, widths, multiple_of)
-    module_cost, network_cost = _costs(budget, baseline)
+    widths = _candidate_widths(baseline.width, widths, multiple_of)
+    module_cost, network_cost = costs(budget, baseline)
 
-    path_variance = law.variance(alpha, module.inverse_fan_in(n))
+    path_variance = law.variance(alpha, module.inverse_fan_in(widths))
     baseline_variance = float(law.variance(alpha, module.inverse_fan_in(baseline.width)))
-
-    # The theory, for one module: Eq. 12 and 14.
     if mode == "primal":
-        m = module_cost.affordable(n)
-        objective = variance = path_variance / m
-        rho = np.ones_like(m)
-        unrounded = network_cost.affordable(n)
+        optimum = _primal(widths, path_variance, module_cost, network_cost)
     else:
-        m = path_variance / baseline_variance
-        variance = np.full_like(m, baseline_variance)
-        objective = rho = module_cost.target / module_cost.of(m, n)
-        unrounded = m
-    badness = np.where(np.rint(unrounded) < 1, np.inf, _badness(mode, objective))
+        optimum = _dual(widths, path_variance, baseline_variance, module_cost)
+
+    badness = np.where(np.rint(optimum.multiplicity) < 1, np.inf, _badness(mode, optimum.objective))
     if not np.isfinite(badness).any():
+        single = network_cost.of(np.ones(1), widths[:1])[0]
         raise ValueError(
             f"budget: no design meets the baseline's {network_cost.target:.6g}: already one path "
-            f"of width {n[0]} costs {network_cost.target / unrounded[0]:.6g}; allow narrower widths"
+            f"of width {widths[0]} costs {single:.6g}; allow narrower widths"
         )
-
-    # What can be built: integers.
-    cardinality = np.clip(np.rint(unrounded), 1, _MOST_PATHS).astype(np.int64)
-    curve = Curve(
-        width=n,
-        m=m,
-        objective=objective,
-        rho=rho,
-        variance=variance,
-        cardinality=cardinality,
-        parameters=baseline.params(cardinality.astype(float), n),
-        flops=baseline.flops(cardinality.astype(float), n),
-    )
+    # Among equals the widest.
     best = int(np.flatnonzero(_within(badness, tolerance))[-1])
-    design = Design(int(cardinality[best]), int(n[best]))
+    curve = _curve(baseline, widths, optimum)
+    design = Design(int(curve.cardinality[best]), int(widths[best]))
     return Solution(
         baseline=baseline,
         mode=mode,
         alpha=alpha,
         tolerance=tolerance,
         design=design,
-        multiplicity=float(unrounded[best]),
+        multiplicity=float(optimum.multiplicity[best]),
         params=int(baseline.params(*design)),
         flops=int(baseline.flops(*design)),
         baseline_params=int(baseline.params(1, baseline.width)),
         baseline_flops=int(baseline.flops(1, baseline.width)),
         rho=float(network_cost.target / network_cost.of(*map(np.atleast_1d, design))[0]),
-        unrounded_rho=float(rho[best]),
+        unrounded_rho=float(optimum.rho[best]),
         variance=float(path_variance[best] / design.cardinality),
         baseline_variance=baseline_variance,
         curve=curve,
+    )
+
+
+class _Optimum(NamedTuple):
+    """A problem of the paper, solved at every width; `multiplicity` is what gets rounded."""
+
+    m: np.ndarray
+    objective: np.ndarray
+    rho: np.ndarray
+    variance: np.ndarray
+    multiplicity: np.ndarray
+
+
+def _primal(n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost) -> _Optimum:
+    """Eq. 10-12: least variance at the baseline's cost."""
+    m = module.affordable(n)
+    variance = path_variance / m
+    return _Optimum(m, variance, np.ones_like(m), variance, network.affordable(n))
+
+
+def _dual(
+    n: np.ndarray, path_variance: np.ndarray, baseline_variance: float, module: Cost
+) -> _Optimum:
+    """Eq. 13-14: least cost at the baseline's variance."""
+    m = path_variance / baseline_variance
+    rho = module.target / module.of(m, n)
+    return _Optimum(m, rho, rho, np.full_like(m, baseline_variance), m)
+
+
+def _curve(baseline: Module | Network, widths: np.ndarray, optimum: _Optimum) -> Curve:
+    """The theory's curve beside what can be built: whole cardinalities, whole networks."""
+    cardinality = np.clip(np.rint(optimum.multiplicity), 1, MOST_PATHS).astype(np.int64)
+    return Curve(
+        width=widths,
+        m=optimum.m,
+        objective=optimum.objective,
+        rho=optimum.rho,
+        variance=optimum.variance,
+        cardinality=cardinality,
+        parameters=baseline.params(cardinality.astype(float), widths),
+        flops=baseline.flops(cardinality.astype(float), widths),
     )
 
 
@@ -307,94 +328,6 @@ def _badness(mode: Mode, objective: np.ndarray) -> np.ndarray:
 
 def _within(badness: np.ndarray, tolerance: float) -> np.ndarray:
     return badness <= (1 + tolerance) * badness.min()
-
-
-# Costs -----------------------------------------------------------------------------------------
-
-
-class _AffineCost:
-    """A cost of the form fixed + cardinality * path(width): parameters, FLOPs."""
-
-    def __init__(self, cost: Callable[[Any, Any], Any], width: int) -> None:
-        self._cost = cost
-        self.target = float(cost(1, width))
-
-    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        return self._cost(m, n)
-
-    def affordable(self, n: np.ndarray) -> np.ndarray:
-        """The real-valued cardinality at which width n costs what the baseline does (Eq. 12)."""
-        fixed = self._cost(0, n)
-        return (self.target - fixed) / (self._cost(1, n) - fixed)
-
-
-class _MeasuredCost:
-    """A user's cost of (cardinality, width), linear between whole cardinalities."""
-
-    def __init__(self, cost: Callable[[int, int], float], width: int) -> None:
-        self._measure = cost
-        self._known: dict[tuple[int, int], float] = {}
-        self.target = self._cost(1, width)
-
-    def _cost(self, m: int, n: int) -> float:
-        if (m, n) not in self._known:
-            cost = self._measure(m, n)
-            if not (np.isfinite(cost) and cost > 0):
-                raise ValueError(
-                    f"budget: the cost of {m}x{n}d is {cost!r}; costs are positive and finite"
-                )
-            self._known[m, n] = float(cost)
-        return self._known[m, n]
-
-    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        return np.array([self._between(float(a), int(b)) for a, b in zip(m, n, strict=True)])
-
-    def _between(self, m: float, n: int) -> float:
-        if not m < _MOST_PATHS:
-            return np.inf
-        below = max(1, int(m))
-        here = self._cost(below, n)
-        return here if m <= below else here + (m - below) * (self._cost(below + 1, n) - here)
-
-    def affordable(self, n: np.ndarray) -> np.ndarray:
-        return np.array([self._affordable(int(width)) for width in n])
-
-    def _affordable(self, n: int) -> float:
-        if self._cost(1, n) >= self.target:
-            return self.target / self._cost(1, n)
-        below, above = 1, 2
-        while self._cost(above, n) < self.target:
-            below, above = above, 2 * above
-            if above > _MOST_PATHS:
-                raise ValueError(
-                    f"budget: the cost of width {n} never reaches the baseline's "
-                    f"{self.target:.6g}; it must grow with cardinality"
-                )
-        while above - below > 1:
-            middle = (below + above) // 2
-            if self._cost(middle, n) < self.target:
-                below = middle
-            else:
-                above = middle
-        low, high = self._cost(below, n), self._cost(above, n)
-        return below + (self.target - low) / (high - low)
-
-
-def _costs(budget: Budget, baseline: Module | Network) -> tuple[Any, Any]:
-    """The cost that chooses the width, and the one that chooses the integer cardinality."""
-    if callable(budget):
-        measured = _MeasuredCost(budget, baseline.width)
-        return measured, measured
-    if budget not in ("params", "flops"):
-        raise ValueError(
-            f"budget: got {budget!r}; it must be 'params', 'flops', "
-            "or a function of (cardinality, width)"
-        )
-    module, network = (
-        _AffineCost(getattr(counted, budget), baseline.width)
-        for counted in (baseline.module, baseline)
-    )
-    return module, network
 
 
 # Checks ----------------------------------------------------------------------------------------

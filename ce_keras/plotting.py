@@ -40,11 +40,11 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
     width, objective = solution.curve.width, solution.curve.objective
     baseline, mode = solution.baseline, solution.mode
     ax.plot(width, objective, color=_COLOR, marker="." if len(width) < 20 else "")
+    shaded = ""
     if solution.tolerance > 0:
         near = [candidate.width for candidate in solution.near_optimal()]
-        label = f"within {solution.tolerance:.2g} of the optimum"
-        ax.axvspan(min(near) - 0.5, max(near) + 0.5, color=_COLOR, alpha=0.15, lw=0, label=label)
-        ax.legend(loc="best", frameon=False)
+        ax.axvspan(min(near) - 0.5, max(near) + 0.5, color=_COLOR, alpha=0.15, lw=0)
+        shaded = f"  (shaded: within {solution.tolerance:.2g} of the optimum)"
     away = 14 if mode == "dual" else -18
     _mark(ax, solution.design, objective[np.searchsorted(width, solution.design.width)], away)
     if width[-1] == baseline.width:
@@ -57,7 +57,7 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
     ax.margins(x=0.08, y=0.2)
-    ax.set_xlabel("width n of a path")
+    ax.set_xlabel(f"width n of a path{shaded}")
     ax.set_ylabel(_OBJECTIVES[mode])
     ax.set_title(f"{mode}, baseline {baseline.name} 1x{baseline.width}d", fontsize=11)
     return ax

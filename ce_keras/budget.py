@@ -1,0 +1,110 @@
+"""What a design costs, and how many paths a budget affords.
+
+A cost tells two things: `of(m, n)`, and `affordable(n)`, the real-valued cardinality at which width
+n costs what the baseline does (Eq. 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from ce_keras.geometry import Module, Network
+
+Budget = Literal["params", "flops"] | Callable[[int, int], float]
+
+#: Very narrow paths of deep networks ask for more paths than an integer can count.
+MOST_PATHS = 2**62
+
+
+class AffineCost:
+    """A cost of the form fixed + cardinality * path(width): parameters, FLOPs."""
+
+    def __init__(self, cost: Callable[[Any, Any], Any], width: int) -> None:
+        self._cost = cost
+        self.target = float(cost(1, width))
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """The cost of real-valued cardinalities m of widths n."""
+        return self._cost(m, n)
+
+    def affordable(self, n: np.ndarray) -> np.ndarray:
+        """The real-valued cardinality at which width n costs what the baseline does (Eq. 12)."""
+        fixed = self._cost(0, n)
+        return (self.target - fixed) / (self._cost(1, n) - fixed)
+
+
+class MeasuredCost:
+    """A user's cost of (cardinality, width), linear between whole cardinalities."""
+
+    def __init__(self, cost: Callable[[int, int], float], width: int) -> None:
+        self._measure = cost
+        self._known: dict[tuple[int, int], float] = {}
+        self.target = self._cost(1, width)
+
+    def _cost(self, m: int, n: int) -> float:
+        if (m, n) not in self._known:
+            cost = self._measure(m, n)
+            if not (np.isfinite(cost) and cost > 0):
+                raise ValueError(
+                    f"budget: the cost of {m}x{n}d is {cost!r}; costs are positive and finite"
+                )
+            self._known[m, n] = float(cost)
+        return self._known[m, n]
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """The cost of real-valued cardinalities m of widths n."""
+        return np.array([self._between(float(a), int(b)) for a, b in zip(m, n, strict=True)])
+
+    def _between(self, m: float, n: int) -> float:
+        if not m < MOST_PATHS:
+            return np.inf
+        below = max(1, int(m))
+        here = self._cost(below, n)
+        return here if m <= below else here + (m - below) * (self._cost(below + 1, n) - here)
+
+    def affordable(self, n: np.ndarray) -> np.ndarray:
+        """As for parameters; below one path, the share of the first that is affordable."""
+        return np.array([self._affordable(int(width)) for width in n])
+
+    def _affordable(self, n: int) -> float:
+        if self._cost(1, n) >= self.target:
+            return self.target / self._cost(1, n)
+        below, above = 1, 2
+        while self._cost(above, n) < self.target:
+            below, above = above, 2 * above
+            if above > MOST_PATHS:
+                raise ValueError(
+                    f"budget: the cost of width {n} never reaches the baseline's "
+                    f"{self.target:.6g}; it must grow with cardinality"
+                )
+        while above - below > 1:
+            middle = (below + above) // 2
+            if self._cost(middle, n) < self.target:
+                below = middle
+            else:
+                above = middle
+        low, high = self._cost(below, n), self._cost(above, n)
+        return below + (self.target - low) / (high - low)
+
+
+Cost = AffineCost | MeasuredCost
+
+
+def costs(budget: Budget, baseline: Module | Network) -> tuple[Cost, Cost]:
+    """The cost that chooses the width, and the one that chooses the integer cardinality."""
+    if callable(budget):
+        measured = MeasuredCost(budget, baseline.width)
+        return measured, measured
+    if budget not in ("params", "flops"):
+        raise ValueError(
+            f"budget: got {budget!r}; it must be 'params', 'flops', "
+            "or a function of (cardinality, width)"
+        )
+    module, network = (
+        AffineCost(getattr(counted, budget), baseline.width)
+        for counted in (baseline.module, baseline)
+    )
+    return module, network
