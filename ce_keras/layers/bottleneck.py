@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from ce_keras.checks import positive_int
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D
 from ce_keras.layers.initializers import Parameterization, kernel_initializer
@@ -22,7 +23,7 @@ def collegial_bottleneck(
     parameterization: Parameterization = "standard",
     data_format: str | None = None,
     seed: int | None = None,
-    name: str = "bottleneck",
+    name: str | None = None,
 ) -> Any:
     """Apply a residual block whose branch is `cardinality` bottleneck paths of `width`.
 
@@ -41,15 +42,23 @@ def collegial_bottleneck(
         parameterization: `"standard"` or `"ntk"`, as in `CollegialConv2D`.
         data_format: Keras' default if not given.
         seed: for reproducible weights.
-        name: prefix of the layers' names, which are those of `keras.applications`' ResNet.
+        name: prefix of the layers' names, which are those of `keras.applications`' ResNet; one
+            of its own for every block if not given.
 
     Returns:
         A Keras tensor, `(batch, height / strides, width / strides, filters)`.
+
+    Raises:
+        ValueError: for sizes that are not whole numbers of 1 or more.
 
     >>> x = keras.Input((8, 8, 64))
     >>> collegial_bottleneck(x, 256, cardinality=10, width=10, strides=2).shape
     (None, 4, 4, 256)
     """
+    sizes = {"filters": filters, "cardinality": cardinality, "width": width, "strides": strides}
+    for argument, size in sizes.items():
+        positive_int(argument, size)
+    name = name or f"bottleneck_{keras.backend.get_uid('bottleneck')}"
     data_format = data_format or keras.config.image_data_format()
     axis = -1 if data_format == "channels_last" else 1
 

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
 
+from ce_keras.checks import positive_int
 from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
 from ce_keras.layers.initializers import (
     Parameterization,
@@ -35,6 +36,7 @@ class CollegialConv2D(keras.layers.Conv2D):
     Args:
         filters: output channels of all paths together, as in `Conv2D`.
         kernel_size: an integer or a pair.
+        strides: an integer or a pair.
         cardinality: the number of paths; divides input channels and `filters`.
         shared_input: every path reads all input channels, as in the first layer of an ensemble.
             It is then one plain convolution; only its initial weights know of the paths.
@@ -65,6 +67,7 @@ class CollegialConv2D(keras.layers.Conv2D):
         self,
         filters: int,
         kernel_size: int | tuple[int, int],
+        strides: int | tuple[int, int] = (1, 1),
         *,
         cardinality: int = 1,
         shared_input: bool = False,
@@ -80,14 +83,11 @@ class CollegialConv2D(keras.layers.Conv2D):
             raise ValueError(
                 f"implementation: got {implementation!r}; it must be 'auto', 'native' or 'split'"
             )
-        if cardinality < 1 or filters % cardinality:
-            raise ValueError(
-                f"filters, cardinality: got {filters}, {cardinality}; cardinality is 1 or more "
-                "and divides filters"
-            )
+        _check_paths("filters", filters, cardinality)
         super().__init__(
             filters,
             kernel_size,
+            strides,
             groups=1 if shared_input else cardinality,
             kernel_initializer=kernel_initializer or _default(parameterization, gain),
             **options,
@@ -117,6 +117,11 @@ class CollegialConv2D(keras.layers.Conv2D):
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                f"inputs: {self.name!r} has {self.groups} paths, which must divide the channels of "
+                f"its input; got shape {tuple(input_shape)}"
+            )
         inputs = channels // self.groups
         self.fan_in = math.prod(self.kernel_size) * inputs
         path_shape = (*self.kernel_size, inputs, self.filters // self.cardinality)
@@ -183,11 +188,7 @@ class CollegialDense(keras.layers.Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if units < 1 or cardinality < 1 or units % cardinality:
-            raise ValueError(
-                f"units, cardinality: got {units}, {cardinality}; both are positive and "
-                "cardinality divides units"
-            )
+        _check_paths("units", units, cardinality)
         self.units = units
         self.cardinality = cardinality
         self.shared_input = shared_input
@@ -224,8 +225,8 @@ class CollegialDense(keras.layers.Layer):
                 path_shape,
                 _join_channels if blocks == 1 else ops.stack,
             ),
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
+            regularizer=_path_by_path(self.kernel_regularizer, blocks, sum),
+            constraint=_path_by_path(self.kernel_constraint, blocks, ops.stack),
         )
         self.bias = None
         if self.use_bias:
@@ -288,25 +289,19 @@ class Aggregate(keras.layers.Layer):
 
     def __init__(self, cardinality: int, axis: int = -1, **options: Any) -> None:
         super().__init__(**options)
-        if cardinality < 1:
-            raise ValueError(f"cardinality: got {cardinality}; it must be 1 or more")
-        self.cardinality = cardinality
+        self.cardinality = positive_int("cardinality", cardinality)
         self.axis = axis
 
     def build(self, input_shape: Any) -> None:
-        channels = input_shape[self.axis]
-        if channels is None or channels % self.cardinality:
+        known = -len(input_shape) <= self.axis < len(input_shape)
+        if not known or (input_shape[self.axis] or 1) % self.cardinality:
             raise ValueError(
                 f"inputs: {self.name!r} sums {self.cardinality} paths, which must divide axis "
                 f"{self.axis} of its input; got shape {tuple(input_shape)}"
             )
 
     def call(self, inputs: Any) -> Any:
-        axis = self.axis % len(inputs.shape)
-        shape = ops.shape(inputs)
-        width = inputs.shape[axis] // self.cardinality
-        paths = ops.reshape(inputs, (*shape[:axis], self.cardinality, width, *shape[axis + 1 :]))
-        return ops.sum(paths, axis=axis) / math.sqrt(self.cardinality)
+        return aggregate(inputs, self.cardinality, self.axis)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         axis = self.axis % len(input_shape)
@@ -315,6 +310,31 @@ class Aggregate(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "cardinality": self.cardinality, "axis": self.axis}
+
+
+def aggregate(paths: Any, cardinality: int, axis: int = -1) -> Any:
+    """What `Aggregate` computes."""
+    axis %= len(paths.shape)
+    shape = ops.shape(paths)
+    width = paths.shape[axis] // cardinality
+    apart = ops.reshape(paths, (*shape[:axis], cardinality, width, *shape[axis + 1 :]))
+    return ops.sum(apart, axis=axis) / math.sqrt(cardinality)
+
+
+def _check_paths(argument: str, size: Any, cardinality: Any) -> None:
+    """Raise `ValueError` unless `cardinality` divides `size`, the value of `argument`."""
+    if positive_int(argument, size) % positive_int("cardinality", cardinality):
+        raise ValueError(
+            f"{argument}, cardinality: got {size}, {cardinality}; cardinality must divide "
+            f"{argument}"
+        )
+
+
+def _path_by_path(function: Any, blocks: int, join: Any) -> Any:
+    """A regulariser or constraint of one path's kernel, for a kernel with an axis of paths."""
+    if function is None or blocks == 1:
+        return function
+    return lambda kernel: join([function(kernel[path]) for path in range(blocks)])
 
 
 def _default(parameterization: str, gain: float) -> keras.initializers.Initializer:

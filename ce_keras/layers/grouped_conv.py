@@ -155,38 +155,36 @@ def _each_group(
 def _tensorflow_native(x: Any, kernel: Any, spec: ConvSpec) -> Any:
     """TensorFlow's own grouped convolution, with a gradient that survives vectorisation.
 
-    `tf.GradientTape.jacobian` and `tf.vectorized_map` turn the gradient for the kernel into one
-    larger convolution by a rule that ignores groups: the result is silently wrong. Group by group
-    the rule is right. A gradient can only be vectorised if it is computed inside a parallel-for's
-    body, or in a graph other than the convolution's; there, and only there, it is split.
+    `tf.GradientTape.jacobian` and `tf.vectorized_map` turn the gradient for a kernel into one
+    larger convolution where the input is the same for all: a rule that ignores groups, and the
+    result is silently wrong. Where the input varies with the upstream gradient TensorFlow loops
+    instead, which is right. So the input is made to depend on it, in every graph: any of them may
+    be vectorised later.
     """
     import tensorflow as tf
 
     conv = _TensorFlowConv(spec)
-    forward_graph = _current_graph()
 
     @tf.custom_gradient
     def convolve(x: Any, kernel: Any) -> Any:
         def gradient(upstream: Any) -> tuple[Any, Any]:
-            may_be_vectorised = (
-                _current_graph() is not forward_graph or "loop_body" in tf.get_current_name_scope()
+            varying = x if tf.executing_eagerly() else _tied(x, upstream)
+            return (
+                conv.input_gradient(x, kernel, upstream),
+                conv.kernel_gradient(varying, kernel, upstream),
             )
-            if may_be_vectorised:
-                parts = _each_group(conv.kernel_gradient, x, kernel, upstream, spec)
-                kernel_gradient = tf.concat(parts, axis=-1)
-            else:
-                kernel_gradient = conv.kernel_gradient(x, kernel, upstream)
-            return conv.input_gradient(x, kernel, upstream), kernel_gradient
 
         return conv.forward(x, kernel), gradient
 
     return convolve(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
 
 
-def _current_graph() -> Any:
+def _tied(x: Any, other: Any) -> Any:
+    """`x` itself, computed from `other` too: none of its examples are joined to those of `x`."""
     import tensorflow as tf
 
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    nothing = tf.reshape(other[:0], tf.concat([[0], tf.shape(x)[1:]], 0))
+    return tf.concat([x, nothing], 0)
 
 
 def _probe_tensorflow(spec: ConvSpec, dtype: str) -> tuple[Implementation, str]:

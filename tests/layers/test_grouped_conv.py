@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -109,6 +110,27 @@ def test_same_as_separate_keras_convolutions(spec, rng):
     assert (abs(ours - np.concatenate(parts, -1)) <= bound).all()
 
 
+@specs
+@implementations
+def test_channels_first_is_channels_last_moved(spec, implementation, rng):
+    x, kernel = draw(spec, rng)
+    first = spec._replace(data_format="channels_first")
+    if implementation == "native" and choose(first, "float32") != "native":
+        pytest.skip("TensorFlow has no such convolution here, and the layer does not take it")
+    results = []
+    for way, pixels in ((spec, x), (first, np.moveaxis(x, -1, 1))):
+        image, weights = tf.constant(pixels), tf.constant(kernel)
+        with tf.GradientTape() as tape:
+            tape.watch([image, weights])
+            y = grouped_conv(image, weights, way, implementation)
+            loss = tf.reduce_sum(tf.sin(y))
+        results.append((y, *tape.gradient(loss, [image, weights])))
+    (last, to_image, to_kernel), (ours, our_image, our_kernel) = results
+    np.testing.assert_allclose(np.moveaxis(ours, 1, -1), last, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.moveaxis(our_image, 1, -1), to_image, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(our_kernel, to_kernel, rtol=1e-4, atol=1e-4)
+
+
 # Trap: a vectorised jacobian is silently wrong for TensorFlow's own grouped convolution. ---------
 
 
@@ -200,6 +222,48 @@ def test_per_example_gradients_under_vectorized_map(rng):
 
     expected = per_logit(lambda x, kernel: network(x, kernel, spec), x, kernel)[:, 0]
     np.testing.assert_allclose(tf.vectorized_map(one, x), expected, rtol=1e-4, atol=1e-6)
+
+
+def vectorised_rows(function, x, kernel, wrap, rng):
+    """Gradients for several upstream values at once, on one input, and one after another."""
+    upstreams = tf.constant(rng.standard_normal((4, *function(x, kernel).shape)), tf.float32)
+
+    def row(upstream):
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(upstream * function(x, kernel))
+        return tape.gradient(y, kernel)
+
+    return tf.vectorized_map(wrap(row), upstreams), [row(upstream) for upstream in upstreams]
+
+
+BODIES = {
+    "plain": lambda row: row,
+    "function": tf.function,
+    "compiled": functools.partial(tf.function, jit_compile=True),
+    "function_in_function": lambda row: tf.function(tf.function(row)),
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradients_on_one_input_under_vectorized_map(body, rng):
+    spec = SPECS["same"]
+    x, kernel = draw(spec, rng, side=5)
+    x, kernel = tf.constant(x), tf.Variable(kernel)
+    ours, expected = vectorised_rows(
+        lambda x, kernel: network(x, kernel, spec), x, kernel, BODIES[body], rng
+    )
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("body", ["plain", "function"])
+def test_the_trap_is_there_under_vectorized_map_too(body, rng):
+    spec = SPECS["same"]
+    x, kernel = draw(spec, rng, side=5)
+    x, kernel = tf.constant(x), tf.Variable(kernel)
+    wrong, expected = vectorised_rows(
+        lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), x, kernel, BODIES[body], rng
+    )
+    assert np.abs(wrong - np.stack(expected)).max() > 0.01
 
 
 @implementations

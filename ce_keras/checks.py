@@ -1,0 +1,46 @@
+"""Checks of arguments that many rooms make, in the same words."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def positive_int(argument: str, value: Any) -> int:
+    """The value as a plain `int`.
+
+    Raises:
+        ValueError: if it is not a whole number of 1 or more.
+
+    >>> positive_int("width", 7)
+    7
+    """
+    number = whole_number(argument, value)
+    if number < 1:
+        raise ValueError(f"{argument}: got {value!r}; it must be a whole number of 1 or more")
+    return number
+
+
+def whole_number(argument: str, value: Any) -> int:
+    """The value as a plain `int`, from any type of integer.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument}: got {value!r}; it must be a whole number") from None
+
+
+def checked_seed(seed: Any) -> int | None:
+    """The seed, `None` or a whole number of 0 or more.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if seed is None:
+        return None
+    if whole_number("seed", seed) < 0:
+        raise ValueError(f"seed: got {seed!r}; it must be a whole number of 0 or more")
+    return whole_number("seed", seed)

@@ -1,0 +1,218 @@
+"""All members of an ensemble as one network of grouped layers, where their layers allow it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from ce_keras.layers.batch_norm import FusedBatchNormalization
+from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
+
+
+class CannotGroupError(Exception):
+    """Names the layer that cannot be computed for all members at once, and why."""
+
+
+def functional(model: keras.Model) -> keras.Model:
+    """The model as a functional one of one input and one output, on the same layers.
+
+    Raises:
+        CannotGroupError: where there is no such thing.
+    """
+    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise CannotGroupError(
+            f"{model.name!r} is not a functional model, or a sequential one with an Input, of one "
+            "input and one output"
+        )
+    return keras.Model(inputs[0], outputs[0], name=model.name)
+
+
+_ELEMENTWISE = frozenset(
+    [
+        "linear",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "gelu",
+        "silu",
+        "swish",
+        "mish",
+        "tanh",
+        "sigmoid",
+        "hard_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "softplus",
+        "softsign",
+        "exponential",
+        "celu",
+        "squareplus",
+    ]
+)
+
+# Layers that treat every channel alike: on paths side by side they do what they do on one.
+_CHANNELWISE: tuple[type, ...] = (
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.ELU,
+    layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.GaussianNoise,
+    layers.Identity,
+    layers.MaxPooling2D,
+    layers.AveragePooling2D,
+    layers.GlobalMaxPooling2D,
+    layers.GlobalAveragePooling2D,
+    layers.ZeroPadding2D,
+    layers.Cropping2D,
+    layers.UpSampling2D,
+    layers.Rescaling,
+)
+_BATCH_NORMS = (layers.BatchNormalization, FusedBatchNormalization)
+_MERGING = (
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Average,
+    layers.Maximum,
+    layers.Minimum,
+)
+# Layers that draw random numbers: members must not share one draw on their shared input.
+_RANDOM = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise)
+
+
+def side_by_side(member: keras.Model, cardinality: int) -> keras.Model:
+    """A network that computes `cardinality` members, path by path along the channels.
+
+    The input is one for all members. Until the first trained layer their activations are too, so
+    that layer is simply wider; from there on layers are grouped. Layers keep their names.
+
+    Raises:
+        CannotGroupError: where a layer of the member has no such form.
+    """
+    member = functional(member)
+    inputs = keras.Input(batch_shape=member.input_shape, dtype=member.inputs[0].dtype)
+    shared = {id(inputs)}
+    grouped: dict[int, Any] = {}
+    reads_shared: dict[int, bool] = {}
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = [
+            tensor
+            for tensor in keras.tree.flatten((args, kwargs))
+            if isinstance(tensor, keras.KerasTensor)
+        ]
+        is_shared = id(tensors[0]) in shared
+        for tensor in tensors:
+            if (id(tensor) in shared) != is_shared:
+                raise CannotGroupError(f"layer {layer.name!r} mixes the input with members' values")
+        if reads_shared.setdefault(id(layer), is_shared) != is_shared:
+            raise CannotGroupError(f"layer {layer.name!r} is applied to the input and elsewhere")
+        if id(layer) not in grouped:
+            grouped[id(layer)] = _widened(layer, cardinality, is_shared, tensors)
+        elif type(layer) is layers.Flatten:
+            raise CannotGroupError(f"layer {layer.name!r} flattens more than one value")
+        outputs = grouped[id(layer)](*args, **kwargs)
+        if is_shared and not layer.weights:
+            shared.update(id(tensor) for tensor in keras.tree.flatten(outputs))
+        return outputs
+
+    # Nothing is cloned before it is called: what a layer becomes depends on what it is applied to.
+    network = keras.models.clone_model(
+        member, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
+    )
+    if id(network.outputs[0]) in shared:
+        raise CannotGroupError("no layer of the member has weights")
+    if network.count_params() != cardinality * member.count_params():
+        raise CannotGroupError(f"the grouped form of {member.name!r} is not {cardinality} members")
+    return network
+
+
+def _widened(layer: Any, cardinality: int, shared: bool, tensors: list[Any]) -> Any:
+    """The layer that does for all members at once what `layer` does for one."""
+    kind, shape = type(layer), tensors[0].shape
+    config = layer.get_config() if isinstance(layer, layers.Layer) else {}
+    if config.get("data_format") == "channels_first":
+        raise CannotGroupError(f"layer {layer.name!r} has its channels first")
+    if kind in _CHANNELWISE or kind in _MERGING:
+        _check_channelwise(layer, config, shared, tensors)
+        return kind.from_config(config)
+    if kind is layers.Flatten:
+        return kind.from_config(config) if shared else _flatten_paths(layer, cardinality, shape)
+
+    _check_elementwise(layer, config)
+    if kind is layers.Activation:
+        return kind.from_config(config)
+    if kind in _BATCH_NORMS and not shared and layer.axis in (-1, len(shape) - 1):
+        return kind.from_config(config)
+    if kind in (layers.Dense, CollegialDense):
+        return _wider(CollegialDense, layer, config, cardinality, shared)
+    if kind in (layers.Conv2D, CollegialConv2D):
+        return _wider(CollegialConv2D, layer, config, cardinality, shared)
+    raise CannotGroupError(f"there is no grouped form of layer {layer.name!r} ({kind.__name__})")
+
+
+def _check_channelwise(
+    layer: Any, config: dict[str, Any], shared: bool, tensors: list[Any]
+) -> None:
+    """Refuse what would join members: one draw or one merged value for all of them."""
+    if shared and type(layer) in _RANDOM:
+        raise CannotGroupError(f"layer {layer.name!r} draws noise on the shared input")
+    if config.get("noise_shape") is not None:
+        raise CannotGroupError(f"layer {layer.name!r} shares its noise among channels")
+    if not shared and any(np.ndim(config.get(key, 0)) for key in ("scale", "offset")):
+        raise CannotGroupError(f"layer {layer.name!r} scales every channel differently")
+    if len({tensor.shape[-1] for tensor in tensors}) > 1:
+        raise CannotGroupError(f"layer {layer.name!r} merges different numbers of channels")
+
+
+def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
+    """Refuse activations, penalties and constraints that see more than one element at a time."""
+    activation = config.get("activation", "linear")
+    if not isinstance(activation, str) or activation not in _ELEMENTWISE:
+        raise CannotGroupError(
+            f"the activation of layer {layer.name!r} ({activation}) is not known to be elementwise"
+        )
+    for key, value in config.items():
+        if key.endswith(("_regularizer", "_constraint")) and value is not None:
+            name = value.get("class_name") if isinstance(value, dict) else value
+            if name not in ("L1", "L2", "L1L2", "NonNeg"):
+                raise CannotGroupError(
+                    f"the {key} of layer {layer.name!r} ({name}) is not known to be elementwise"
+                )
+
+
+def _flatten_paths(layer: Any, cardinality: int, shape: tuple[int | None, ...]) -> Any:
+    """Flatten each path's pixels by themselves: (h, w, m * n) -> m * (h * w * n)."""
+    if len(shape) == 2:
+        return layers.Flatten(name=layer.name, dtype=layer.dtype_policy)
+    if None in shape[1:]:
+        raise CannotGroupError(f"layer {layer.name!r} flattens a shape that is not known: {shape}")
+    pixels, width = math.prod(shape[1:-1]), shape[-1] // cardinality  # type: ignore[arg-type, operator]
+    return keras.Sequential(
+        [
+            layers.Reshape((pixels, cardinality, width), dtype=layer.dtype_policy),
+            layers.Permute((2, 1, 3), dtype=layer.dtype_policy),
+            layers.Flatten(dtype=layer.dtype_policy),
+        ],
+        name=layer.name,
+    )
+
+
+def _wider(kind: Any, layer: Any, config: dict[str, Any], cardinality: int, shared: bool) -> Any:
+    """All members' dense layers or convolutions as one, with its paths side by side."""
+    size = "units" if kind is CollegialDense else "filters"
+    own = config.pop("groups", None) or config.pop("cardinality", 1)
+    if own > 1 and (shared or config.get("shared_input")):
+        raise CannotGroupError(f"layer {layer.name!r} has several paths on one input")
+    for option in ("lora_rank", "lora_alpha", "quantization_config"):
+        config.pop(option, None)
+    config[size] *= cardinality
+    return kind.from_config({**config, "cardinality": cardinality * own, "shared_input": shared})
