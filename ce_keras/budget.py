@@ -6,6 +6,7 @@ n costs what the baseline does (Eq. 12).
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from ce_keras.geometry import Module, Network
 
 Budget = Literal["params", "flops"] | Callable[[int, int], float]
 
-#: Very narrow paths of deep networks ask for more paths than an integer can count.
-MOST_PATHS = 2**62
+#: Very narrow paths of deep networks ask for more paths than anyone can build.
+MOST_PATHS = 2**31
 
 
 class AffineCost:
@@ -47,7 +48,7 @@ class MeasuredCost:
     def _cost(self, m: int, n: int) -> float:
         if (m, n) not in self._known:
             cost = self._measure(m, n)
-            if not (np.isfinite(cost) and cost > 0):
+            if not (isinstance(cost, numbers.Real) and np.isfinite(cost) and cost > 0):
                 raise ValueError(
                     f"budget: the cost of {m}x{n}d is {cost!r}; costs are positive and finite"
                 )
@@ -63,7 +64,18 @@ class MeasuredCost:
             return np.inf
         below = max(1, int(m))
         here = self._cost(below, n)
-        return here if m <= below else here + (m - below) * (self._cost(below + 1, n) - here)
+        return here if m <= below else here + (m - below) * self._step(below, below + 1, n)
+
+    def _step(self, below: int, above: int, n: int) -> float:
+        """By how much the cost grows from one cardinality to a larger one."""
+        step = self._cost(above, n) - self._cost(below, n)
+        if step < 0:
+            raise ValueError(
+                f"budget: the cost of width {n} falls from {self._cost(below, n):.6g} at "
+                f"{below} paths to {self._cost(above, n):.6g} at {above}; it must not fall as "
+                "cardinality grows"
+            )
+        return step
 
     def affordable(self, n: np.ndarray) -> np.ndarray:
         """As for parameters; below one path, the share of the first that is affordable."""
@@ -74,6 +86,7 @@ class MeasuredCost:
             return self.target / self._cost(1, n)
         below, above = 1, 2
         while self._cost(above, n) < self.target:
+            self._step(below, above, n)
             below, above = above, 2 * above
             if above > MOST_PATHS:
                 raise ValueError(
@@ -86,8 +99,7 @@ class MeasuredCost:
                 below = middle
             else:
                 above = middle
-        low, high = self._cost(below, n), self._cost(above, n)
-        return below + (self.target - low) / (high - low)
+        return below + (self.target - self._cost(below, n)) / self._step(below, above, n)
 
 
 Cost = AffineCost | MeasuredCost

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ce_keras import files
+from ce_keras.checks import checked_seed, positive_int
+from ce_keras.designs import MODES, PUBLISHED, choose_design
 from ce_keras.geometry import BASELINES, RESNEXTS, resnext
 from ce_keras.optimum import search
 
@@ -51,8 +52,6 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from ce_keras.designs import PUBLISHED
-
     count = _count_built() if options.built else _count_derived
     rows = []
     for row in PUBLISHED:
@@ -93,25 +92,23 @@ def _count_derived(network: str, cardinality: int, width: int) -> int:
 
 def _count_built() -> Callable[[str, int, int], int]:
     zoo = _load_zoo()
-    return lambda network, cardinality, width: _count(
+    return lambda network, cardinality, width: zoo.trained_parameters(
         zoo.NETWORKS[network](cardinality=cardinality, width=width)
     )
 
 
-def _count(model: Any) -> int:
-    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
-
-
 def _build(options: argparse.Namespace) -> None:
-    from ce_keras.designs import choose_design
-
     if options.name not in RESNEXTS:
         raise ValueError(f"NAME: unknown {options.name!r}; known: {', '.join(RESNEXTS)}")
     design = choose_design(options.name, options.mode, options.cardinality, options.width)
     if options.save and options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
-    classes = {} if options.classes is None else {"classes": options.classes}
-    model = _load_zoo().NETWORKS[options.name](
+    checked_seed(options.seed)
+    classes = {}
+    if options.classes is not None:
+        classes["classes"] = positive_int("classes", options.classes)
+    zoo = _load_zoo()
+    model = zoo.NETWORKS[options.name](
         cardinality=design.cardinality, width=design.width, seed=options.seed, **classes
     )
     if options.save:
@@ -120,7 +117,7 @@ def _build(options: argparse.Namespace) -> None:
     counts = {
         "name": model.name,
         "design": str(design),
-        "parameters": _count(model),
+        "parameters": zoo.trained_parameters(model),
         "saved": str(options.save) if options.save else None,
     }
     saved = f", saved as {options.save}" if options.save else " (--save FILE.keras keeps it)"
@@ -130,24 +127,15 @@ def _build(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from ce_keras import __version__, demo
 
-    folder = options.out
-    folder.mkdir(parents=True, exist_ok=True)
-    solutions = demo.derive(folder / "curve.png")
-
-    def say(text: str) -> None:
-        if not options.json:
-            print(text, flush=True)
-
-    say("Derived in milliseconds, without training a candidate:\n")
-    for solution in solutions.values():
-        say(f"{solution}\n")
-    say(f"The curves are drawn in {folder / 'curve.png'}.\n")
-    say(f"Training the baseline and both designs on Fashion-MNIST, {options.epochs} epochs each:\n")
-    _load_zoo()
     settings = {
         name: getattr(options, name)
         for name in ("epochs", "images", "batch_size", "source", "seed")
     }
+    demo.load(**settings)  # What is wrong with them is said before anything else.
+    solutions = demo.derive(options.out / "curve.png")
+    if not options.json:
+        print(_derivation(options, solutions.values()), flush=True)
+    _load_zoo()
     rows = demo.compare(solutions, **settings)
     results = {
         "version": __version__,
@@ -156,7 +144,23 @@ def _demo(options: argparse.Namespace) -> None:
         "solutions": {mode: solution.to_dict() for mode, solution in solutions.items()},
         "trained": [row._asdict() for row in rows],
     }
-    files.write_json(folder / "results.json", results)
+    files.write_json(options.out / "results.json", results)
+    _print(options, results, _comparison(options, rows))
+
+
+def _derivation(options: argparse.Namespace, solutions: Iterable[Any]) -> str:
+    return "\n\n".join(
+        [
+            "Derived in milliseconds, without training a candidate:",
+            *map(str, solutions),
+            f"The curves are drawn in {options.out / 'curve.png'}.",
+            "Training the baseline and both designs on Fashion-MNIST, "
+            f"{options.epochs} epochs each:\n",
+        ]
+    )
+
+
+def _comparison(options: argparse.Namespace, rows: Iterable[Any]) -> str:
     header = ["", "design", "parameters", "FLOPs", "ms/step", "test error"]
     lines = [
         [
@@ -169,13 +173,10 @@ def _demo(options: argparse.Namespace) -> None:
         ]
         for row in rows
     ]
-    say("")
-    _print(
-        options,
-        results,
-        f"{_table([header, *lines], left=2)}\n\n"
+    return (
+        f"\n{_table([header, *lines], left=2)}\n\n"
         "± is one standard error of the test set alone; another seed moves the errors as much.\n"
-        f"All figures are in {folder / 'results.json'}.",
+        f"All figures are in {options.out / 'results.json'}."
     )
 
 
@@ -279,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         "ce-keras build resnext50 --mode dual --save model.keras",
     ).add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(RESNEXTS)}")
-    add("--mode", choices=("primal", "dual", "baseline", "resnext"), help="the published design")
+    add("--mode", choices=MODES, help="a ready design of the zoo")
     add("--cardinality", type=int, metavar="M", help="number of paths, instead of --mode")
     add("--width", type=int, metavar="N", help="channels of a path, instead of --mode")
     add("--classes", type=int, help="outputs of the classifier")

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ce_keras import plotting
+from ce_keras.checks import checked_seed, positive_int
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import Solution, search
+from ce_keras.training.data import Images, balanced, load_fashion_mnist
 
 NETWORK = "resnext11"
 
@@ -51,6 +53,23 @@ def derive(picture: str | Path | None = None) -> dict[str, Solution]:
     return solutions
 
 
+def load(
+    *, epochs: int, images: int, batch_size: int, source: str, seed: int
+) -> tuple[Images, Images]:
+    """The training and test images, once all settings of the demonstration are known to be good.
+
+    The settings are those of `compare`.
+
+    Raises:
+        ValueError: for numbers that are not positive, or more images than there are.
+    """
+    positive_int("epochs", epochs)
+    positive_int("batch_size", batch_size)
+    checked_seed(seed)
+    train, test = load_fashion_mnist(source)
+    return balanced(train, positive_int("images", images)), test
+
+
 def compare(
     solutions: dict[str, Solution],
     *,
@@ -71,15 +90,11 @@ def compare(
         seed: for weights, order and augmentation: the same for every model.
 
     Raises:
-        ValueError: for numbers that are not positive, or more images than there are.
+        ValueError: as `load` does.
     """
-    for argument, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{argument}: got {value}; it must be 1 or more")
-    from ce_keras import training
-
-    train, test = training.load_fashion_mnist(source)
-    train = training.balanced(train, images)
+    train, test = load(
+        epochs=epochs, images=images, batch_size=batch_size, source=source, seed=seed
+    )
     network = baseline(NETWORK)
     designs = {"baseline": Design(1, network.width)}
     designs.update({mode: solution.design for mode, solution in solutions.items()})
@@ -123,7 +138,7 @@ def _train(
     return Trained(
         role=role,
         design=str(design),
-        parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        parameters=zoo.trained_parameters(model),
         flops=int(network.flops(*design)),
         seconds_per_step=timer.median,
         test_error=100 * error,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from ce_keras.checks import positive_int
 from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.optimum import search
 
@@ -84,10 +85,10 @@ def choose_design(
     """
     asked = {"cardinality": cardinality, "width": width}
     for argument, value in asked.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{argument}: got {value}; it must be 1 or more")
+        if value is not None:
+            asked[argument] = positive_int(argument, value)
     if mode is None and cardinality is not None and width is not None:
-        return Design(int(cardinality), int(width))
+        return Design(cardinality, width)
     if mode is None and (cardinality is not None or width is not None):
         given, missing = sorted(asked, key=lambda name: asked[name] is None)
         raise ValueError(f"{missing}: needed too, since {given}={asked[given]} is given")

@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ce_keras.checks import positive_int
 
 #: A width, or an array of widths that is answered element by element. Likewise a cardinality.
 Width = Any
@@ -100,8 +103,10 @@ def conv(inputs: Width, outputs: Width, kernel: int = 1, **options: Any) -> Laye
     return Layer(kernel * kernel * inputs, outputs, **options)
 
 
-def _total(layers: Sequence[Layer], measure: str) -> Width:
-    return sum(getattr(layer, measure) for layer in layers)
+def _sum(terms: Iterable[Width], width: Width) -> Width:
+    """The sum, one for each width even where the terms do not depend on it."""
+    total = sum(terms)
+    return total if np.ndim(width) == 0 else total + np.zeros(np.shape(width), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ class Module:
     path: Callable[[Width], Sequence[Layer]]
     alpha: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "width", positive_int("width", self.width))
+
     @property
     def module(self) -> Module:
         """What the variance law is read from: the module itself."""
@@ -136,15 +144,32 @@ class Module:
 
     def inverse_fan_in(self, width: Width) -> Width:
         """The sum of Eq. 9 for one path: 1 / fan_in over the layers that count in the law."""
-        return sum(1 / layer.fan_in for layer in self.path(width) if layer.in_law)
+        return _sum((1 / layer.fan_in for layer in self.layers(width) if layer.in_law), width)
 
     def params(self, cardinality: Width, width: Width) -> Width:
         """Trained parameters of the ensemble: m * beta(n) in Eq. 8."""
-        return cardinality * _total(self.path(width), "params")
+        return cardinality * _sum((layer.params for layer in self.layers(width)), width)
 
     def flops(self, cardinality: Width, width: Width) -> Width:
         """FLOPs of the ensemble for one example."""
-        return cardinality * _total(self.path(width), "flops")
+        return cardinality * _sum((layer.flops for layer in self.layers(width)), width)
+
+    def layers(self, width: Width) -> Sequence[Layer]:
+        """The layers of one path.
+
+        Raises:
+            ValueError: if there are none, or `path` cannot take an array of widths.
+        """
+        try:
+            layers = self.path(width)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"path: that of {self.name!r} fails for widths {width!r} ({error}); it must take "
+                "an array, so write np.maximum for max, and // for int(... / ...)"
+            ) from error
+        if not layers:
+            raise ValueError(f"path: that of {self.name!r} has no layers")
+        return layers
 
 
 @dataclass(frozen=True)
@@ -170,14 +195,15 @@ class Network:
 
     def params(self, cardinality: Width, width: Width) -> Width:
         """Trained parameters of the whole network."""
-        return self._total("params", cardinality, width)
+        return _sum((layer.params for layer in self.fixed), width) + cardinality * _sum(
+            (layer.params for layer in self.paths(width)), width
+        )
 
     def flops(self, cardinality: Width, width: Width) -> Width:
         """FLOPs of the whole network for one example."""
-        return self._total("flops", cardinality, width)
-
-    def _total(self, measure: str, cardinality: Width, width: Width) -> Width:
-        return _total(self.fixed, measure) + cardinality * _total(self.paths(width), measure)
+        return _sum((layer.flops for layer in self.fixed), width) + cardinality * _sum(
+            (layer.flops for layer in self.paths(width)), width
+        )
 
 
 def fully_connected(
@@ -212,26 +238,28 @@ def fully_connected(
     >>> int(fully_connected(748, [500] * 5).params(1, 500))
     1374500
     """
-    for argument, sizes in (("inputs", [inputs]), ("widths", widths), ("outputs", [outputs])):
-        if len(sizes) == 0 or any(size < 1 for size in sizes):
-            raise ValueError(f"{argument}: got {sizes!r}; sizes are whole numbers of 1 or more")
-    shape = np.array(widths, dtype=float)
-
-    def path(width: Width) -> list[Layer]:
-        ratio = np.asarray(width) / shape.max()
-        hidden = [np.maximum(1, np.rint(ratio * n)).astype(np.int64) for n in shape]
-        sizes = [*hidden, outputs]
-        return [
-            dense(fan_in, fan_out, bias=bias, in_law=layer > 0)
-            for layer, (fan_in, fan_out) in enumerate(zip([inputs, *hidden], sizes, strict=True))
-        ]
-
-    if alpha is None:
-        alpha = _first_order_alpha(shape)
-    return Module(name, int(max(widths)), path, alpha)
+    positive_int("inputs", inputs)
+    positive_int("outputs", outputs)
+    hidden = tuple(positive_int("widths", size) for size in widths)
+    if not hidden:
+        raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
+    path = functools.partial(_dense_path, hidden=hidden, inputs=inputs, outputs=outputs, bias=bias)
+    return Module(name, max(hidden), path, _first_order_alpha(hidden) if alpha is None else alpha)
 
 
-def _first_order_alpha(widths: np.ndarray) -> float:
+def _dense_path(
+    width: Width, hidden: Sequence[int], inputs: int, outputs: int, bias: bool
+) -> list[Layer]:
+    ratio = np.asarray(width) / max(hidden)
+    scaled = [np.maximum(1, np.rint(ratio * size)).astype(np.int64) for size in hidden]
+    sizes = [inputs, *scaled, outputs]
+    return [
+        dense(fan_in, fan_out, bias=bias, in_law=layer > 0)
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes))
+    ]
+
+
+def _first_order_alpha(widths: Sequence[int]) -> float:
     """The exponent's first-order term per 1/n_k, averaged over layers as Eq. 9 weighs them.
 
     Each pair (l, m) of the H + 1 weight matrices contributes 5 - 4 [l <= k < m] to the factor of
@@ -239,7 +267,7 @@ def _first_order_alpha(widths: np.ndarray) -> float:
     """
     depth = len(widths) + 1
     k = np.arange(1, depth)
-    return float(np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / widths))
+    return float(np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / np.array(widths)))
 
 
 def bottleneck(
@@ -256,15 +284,22 @@ def bottleneck(
     >>> float(round(bottleneck().inverse_fan_in(10), 6))
     0.115017
     """
-
-    def path(n: Width) -> list[Layer]:
-        return _bottleneck_path(channels, n, channels, positions, positions, norm=False)
-
+    sizes = {"channels": channels, "width": width, "positions": positions}
+    for argument, size in sizes.items():
+        positive_int(argument, size)
+    path = functools.partial(
+        _bottleneck_path,
+        inputs=channels,
+        outputs=channels,
+        positions_in=positions,
+        positions_out=positions,
+        norm=False,
+    )
     return Module(f"bottleneck block of {channels} channels", width, path, alpha)
 
 
 def _bottleneck_path(
-    inputs: int, n: Width, outputs: int, positions_in: int, positions_out: int, norm: bool
+    n: Width, inputs: int, outputs: int, positions_in: int, positions_out: int, norm: bool
 ) -> list[Layer]:
     return [
         conv(inputs, n, positions=positions_in, norm=norm),
@@ -326,18 +361,15 @@ def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
         name, whole = shape, _lookup(shape, RESNEXTS, "shape")
     else:
         name, whole = "resnext", shape
-    fixed, block_paths = _resnext_layers(whole)
-
-    def paths(n: Width) -> list[Layer]:
-        return [layer for path in block_paths for layer in path(n)]
-
+    fixed, blocks = _resnext_layers(whole)
+    paths = functools.partial(_block_paths, blocks=blocks)
     module = bottleneck(whole.filters, whole.width if width is None else width)
     return Network(name, module, paths, fixed)
 
 
 def _resnext_layers(
     shape: ResNeXt,
-) -> tuple[list[Layer], list[Callable[[Width], list[Layer]]]]:
+) -> tuple[list[Layer], list[tuple[int, dict[str, int]]]]:
     *size, channels = shape.input_shape
 
     def stride(step: int) -> int:
@@ -349,7 +381,7 @@ def _resnext_layers(
     if shape.pool:
         positions = stride(2)
 
-    paths = []
+    block_shapes = []
     channels = shape.stem
     for stage, blocks in enumerate(shape.blocks):
         outputs = shape.filters * 2**stage
@@ -361,26 +393,35 @@ def _resnext_layers(
             fixed.append(Layer(0, outputs, norm=True))
             if channels != outputs:
                 fixed.append(conv(channels, outputs, positions=positions, norm=True))
-            paths.append(_block_path(channels, 2**stage, outputs, before, positions))
+            sizes = {"inputs": channels, "outputs": outputs}
+            block_shapes.append(
+                (2**stage, {**sizes, "positions_in": before, "positions_out": positions})
+            )
             channels = outputs
     fixed.append(dense(channels, shape.classes, bias=True))
-    return fixed, paths
+    return fixed, block_shapes
 
 
-def _block_path(
-    inputs: int, factor: int, outputs: int, before: int, after: int
-) -> Callable[[Width], list[Layer]]:
-    return lambda n: _bottleneck_path(inputs, factor * n, outputs, before, after, norm=True)
+def _block_paths(n: Width, blocks: Sequence[tuple[int, dict[str, int]]]) -> list[Layer]:
+    """One path of every block; each block's width is a multiple of the first's."""
+    return [
+        layer
+        for factor, sizes in blocks
+        for layer in _bottleneck_path(factor * n, **sizes, norm=True)
+    ]
 
 
 def _figure_3(width: int | None = None) -> Module:
-    """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07.
+    """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07."""
+    size = 500 if width is None else width
+    return Module("figure3", size, _figure_3_path, alpha=3.07)
 
-    The figure's law has six terms 1/n where this network has five hidden layers; only the
-    product of alpha and the number of terms matters.
-    """
-    alpha = 3.07 * 6 / 5
-    return fully_connected(748, [width or 500] * 5, alpha=alpha, name="figure3")
+
+def _figure_3_path(n: Width) -> list[Layer]:
+    path = _dense_path(n, hidden=[1] * 5, inputs=748, outputs=1, bias=False)
+    # The figure's law has a term 1/n for each of the six matrices, where five of them have n
+    # inputs: a sixth, that has no outputs and so no parameters, stands for the first.
+    return [*path, dense(n, 0)]
 
 
 #: Baselines that can be asked for by name, each a function of an optional width.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import numbers
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import numpy as np
 
 from ce_keras import law
 from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
+from ce_keras.checks import positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Mode = Literal["primal", "dual"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """Every candidate of a search: arrays of one length, one entry for each width.
 
@@ -65,7 +67,7 @@ class Curve:
         return len(self.width)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """An optimal design, what it costs, and the curve it was read from.
 
@@ -244,17 +246,22 @@ def search(
 
     path_variance = law.variance(alpha, module.inverse_fan_in(widths))
     baseline_variance = float(law.variance(alpha, module.inverse_fan_in(baseline.width)))
+    if not np.isfinite(baseline_variance):
+        raise ValueError(
+            f"alpha: got {alpha:g}; already the baseline's Var(K) is then beyond any number"
+        )
     if mode == "primal":
         optimum = _primal(widths, path_variance, module_cost, network_cost)
     else:
         optimum = _dual(widths, path_variance, baseline_variance, module_cost)
 
-    badness = np.where(np.rint(optimum.multiplicity) < 1, np.inf, _badness(mode, optimum.objective))
+    badness = np.where(_buildable(mode, optimum), _badness(mode, optimum.objective), np.inf)
     if not np.isfinite(badness).any():
         single = network_cost.of(np.ones(1), widths[:1])[0]
         raise ValueError(
-            f"budget: no design meets the baseline's {network_cost.target:.6g}: already one path "
-            f"of width {widths[0]} costs {single:.6g}; allow narrower widths"
+            f"budget: no design of widths {widths[0]} to {widths[-1]} meets the baseline's "
+            f"{network_cost.target:.6g}: one path of width {widths[0]} costs {single:.6g}, and "
+            f"more than {MOST_PATHS} paths are not considered; allow other widths"
         )
     # Among equals the widest.
     best = int(np.flatnonzero(_within(badness, tolerance))[-1])
@@ -320,6 +327,13 @@ def _curve(baseline: Module | Network, widths: np.ndarray, optimum: _Optimum) ->
     )
 
 
+def _buildable(mode: Mode, optimum: _Optimum) -> np.ndarray:
+    """Where there is a design: within the budget (primal), of a cardinality one can build."""
+    fits = optimum.multiplicity < MOST_PATHS
+    # The baseline itself is one path, but for rounding.
+    return fits & (optimum.multiplicity > 1 - 1e-9) if mode == "primal" else fits
+
+
 def _badness(mode: Mode, objective: np.ndarray) -> np.ndarray:
     """The objective turned so that smaller is better, in the same proportions for both modes."""
     with np.errstate(divide="ignore"):
@@ -349,7 +363,7 @@ def _checked_alpha(alpha: float | None, module: Module) -> float:
             f"alpha: none given and none known for {module.name!r}; fit one with Algorithm 1 "
             "(the paper's bottleneck block has 1.60)"
         )
-    if not (np.isfinite(alpha) and alpha > 0):
+    if not (isinstance(alpha, numbers.Real) and np.isfinite(alpha) and alpha > 0):
         raise ValueError(
             f"alpha: got {alpha!r}; it must be a positive number "
             "(the paper's bottleneck block has 1.60)"
@@ -358,7 +372,8 @@ def _checked_alpha(alpha: float | None, module: Module) -> float:
 
 
 def _checked_tolerance(tolerance: float) -> float:
-    if not (np.isfinite(tolerance) and tolerance >= 0):
+    real = isinstance(tolerance, numbers.Real)
+    if not (real and np.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance: got {tolerance!r}; it must be 0 or more, such as 0.02")
     return float(tolerance)
 
@@ -368,13 +383,9 @@ def _candidate_widths(
 ) -> np.ndarray:
     try:
         asked = range(1, baseline + 1) if widths is None else sorted({*map(operator.index, widths)})
-        step = 1 if multiple_of is None else operator.index(multiple_of)
     except TypeError:
-        raise ValueError(
-            f"widths, multiple_of: got {widths!r}, {multiple_of!r}; widths are whole numbers"
-        ) from None
-    if step < 1:
-        raise ValueError(f"multiple_of: got {multiple_of!r}; it must be 1 or more, such as 8")
+        raise ValueError(f"widths: got {widths!r}; it must be whole numbers") from None
+    step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
     wrong = [n for n in asked if not 1 <= n <= baseline]
     if wrong:
         raise ValueError(

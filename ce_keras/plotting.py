@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ce_keras.files import replacing
 from ce_keras.geometry import Design
 
 if TYPE_CHECKING:
@@ -78,7 +79,10 @@ def _mark(ax: Axes, design: Design, objective: float, away: int) -> None:
 
 
 def save_curves(solutions: Sequence[Solution], path: str | Path) -> None:
-    """Draw several searches side by side and save the picture; the suffix decides the format."""
+    """Draw several searches side by side and save the picture; the suffix decides the format.
+
+    Folders that are missing are made, and the picture is whole or not there.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,4 +91,5 @@ def save_curves(solutions: Sequence[Solution], path: str | Path) -> None:
     axes = figure.subplots(1, len(solutions), squeeze=False)[0]
     for solution, ax in zip(solutions, axes, strict=True):
         objective_curve(solution, ax)
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)

@@ -8,10 +8,13 @@ whoever does that.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+logger = logging.getLogger("ce_keras")
 
 
 def register_with_keras() -> None:
@@ -40,7 +43,11 @@ class _KerasFinder:
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
             sys.meta_path.remove(self)
-            importlib.import_module("ce_keras.layers")
+            try:
+                importlib.import_module("ce_keras.layers")
+            except ImportError as error:
+                # Whoever imports Keras may want nothing of ours: it must not fail for them.
+                logger.warning("the layers of ce_keras are not registered with Keras: %s", error)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

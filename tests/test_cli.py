@@ -111,13 +111,18 @@ def test_demo_json_is_the_file(capsys, tmp_path):
         (["build", "resnext11", "--save", "model.h5"], "it must end in .keras"),
         (["demo", "--epochs", "0", "--out", "OUT"], "ce-keras demo: epochs: got 0"),
         (["demo", "--source", "none", "--out", "OUT"], "ce-keras demo: source: got 'none'"),
+        (["demo", "--images", "15", "--out", "OUT"], "ce-keras demo: count: got 15"),
+        (["demo", "--seed", "-1", "--out", "OUT"], "ce-keras demo: seed: got -1"),
+        (["build", "resnext11", "--seed", "-1"], "ce-keras build: seed: got -1"),
         ([], "required: COMMAND"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_a_failure(capsys, tmp_path, arguments, message):
     arguments = [str(tmp_path) if word == "OUT" else word for word in arguments]
-    code, _, errors = run(capsys, *arguments)
+    code, output, errors = run(capsys, *arguments)
     assert code == 2
+    assert not output
+    assert not list(tmp_path.iterdir())
     assert message in errors.splitlines()[-1]
     assert "Traceback" not in errors
 
@@ -133,3 +138,17 @@ def test_the_installed_command_answers():
     command = [sys.executable, "-m", "ce_keras.cli", "search", "resnext29", "--json"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(output)["design"] == "37x10d"
+
+
+def test_a_damaged_file_is_one_clear_line(capsys, tmp_path):
+    (tmp_path / "train-images-idx3-ubyte.xz").write_bytes(b"not compressed")
+    code, _, errors = run(capsys, "demo", "--source", str(tmp_path), "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert "train-images-idx3-ubyte.xz is damaged" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_plot_makes_its_folder(capsys, tmp_path):
+    path = tmp_path / "new" / "curve.png"
+    assert run(capsys, "search", "resnext29", "--plot", str(path))[0] == 0
+    assert path.stat().st_size > 1000

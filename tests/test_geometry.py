@@ -172,3 +172,21 @@ def test_baselines_that_do_not_exist(name, message):
 def test_fully_connected_refuses_sizes_that_are_not_positive(arguments):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}: got"):
         fully_connected(**{"inputs": 3, "widths": [4], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fully_connected(7, [2.5]), "widths: got 2.5"),
+        (lambda: fully_connected(7, [3, 0]), "widths: got 0"),
+        (lambda: fully_connected(7, []), "widths: got \\[\\]"),
+        (lambda: fully_connected(0, [3]), "inputs: got 0"),
+        (lambda: bottleneck(0, 10), "channels: got 0"),
+        (lambda: bottleneck(256, -1), "width: got -1"),
+        (lambda: Module("float", 64.0, lambda n: [dense(1, n)]), "width: got 64.0"),
+        (lambda: geometry.resnext("resnext29", -5), "width: got -5"),
+    ],
+)
+def test_sizes_are_whole_and_positive(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

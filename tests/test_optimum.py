@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ce_keras import geometry, law
-from ce_keras.geometry import Design, Module, bottleneck, conv, fully_connected
+from ce_keras.geometry import Design, Module, bottleneck, conv, dense, fully_connected
 from ce_keras.optimum import search
 
 
@@ -247,12 +248,22 @@ def test_a_module_without_a_known_alpha_asks_for_one():
         ({"widths": [10, 129]}, "widths: got 129; widths are 1 to 128"),
         ({"widths": [0]}, "widths: got 0"),
         ({"widths": []}, "widths: no width is left"),
-        ({"widths": [2.5]}, "widths are whole numbers"),
+        ({"widths": [2.5]}, "widths: got .* whole numbers"),
         ({"multiple_of": 0}, "multiple_of: got 0"),
         ({"multiple_of": 200}, "widths: no width is left.*multiple_of=200"),
         ({"budget": "latency"}, "budget: got 'latency'; it must be 'params', 'flops'"),
         ({"budget": lambda m, n: -1.0}, "budget: the cost of 1x128d is -1.0"),
-        ({"budget": lambda m, n: 1.0 if n == 128 else 9.0, "widths": [4, 8]}, "no design meets"),
+        ({"alpha": "1.6"}, "alpha: got '1.6'"),
+        ({"alpha": 1e5}, r"alpha: got 100000.* beyond any number"),
+        ({"tolerance": None}, "tolerance: got None"),
+        ({"multiple_of": 1.5}, "multiple_of: got 1.5"),
+        ({"budget": lambda m, n: None}, "budget: the cost of 1x128d is None"),
+        ({"budget": lambda m, n: 1.0 if n == 128 else 9.0, "widths": [4, 8]}, "no design of width"),
+        (
+            {"budget": lambda m, n: 1.0 if n == 128 else 1.9 * m, "widths": [8]},
+            "no design of width",
+        ),
+        ({"budget": lambda m, n: 1e6 / (m * n), "mode": "dual"}, "must not fall"),
         ({"budget": lambda m, n: float(n)}, "must grow with cardinality"),
     ],
 )
@@ -276,5 +287,38 @@ def test_near_optimal_refuses_a_negative_tolerance():
 def test_very_deep_and_narrow_paths_saturate():
     solution = search(fully_connected(10, [64] * 300), "dual")
     assert solution.curve.m[0] == np.inf
-    assert solution.curve.cardinality[0] == 2**62
+    assert solution.curve.cardinality[0] == 2**31
     assert solution.design.width > 16
+
+
+def test_a_width_that_is_not_buildable_is_never_the_answer():
+    with pytest.raises(ValueError, match="no design of widths 1 to 1"):
+        search("figure3", "dual", alpha=100.0, widths=[1])
+
+
+def test_a_law_or_a_cost_that_does_not_depend_on_the_width():
+    constant = Module("constant", 16, lambda n: [dense(10, n)], 2.0)
+    assert search(constant, "primal").design == Design(16, 1)
+    assert search(constant, "dual").design == Design(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (lambda n: [dense(10, max(n // 2, 1))], "path: that of 'bad' fails .*write np.maximum"),
+        (lambda n: [], "path: that of 'bad' has no layers"),
+    ],
+)
+def test_bad_paths(path, message):
+    with pytest.raises(ValueError, match=message):
+        search(Module("bad", 16, path, 2.0))
+
+
+@pytest.mark.parametrize("name", ["resnext29", "figure3"])
+def test_solutions_cross_processes(name):
+    solution = search(name, "dual")
+    copy = pickle.loads(pickle.dumps(solution))
+    assert copy.to_dict() == solution.to_dict()
+    assert repr(copy) == repr(solution)
+    assert solution == solution  # noqa: PLR0124 (comparing arrays must not be attempted)
+    assert len({solution, copy}) == 2

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ce_keras.files import replacing
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -102,8 +105,11 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     opener = _OPENERS.get(path.suffix, open)
-    with opener(path, "rb") as file:
-        content = file.read()
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"source: {path} is damaged: {error}") from error
     # Two zeros, the type (8: unsigned byte), the number of axes; then each axis in four bytes.
     axes = content[3] if len(content) > 3 else 0
     header = 4 + 4 * axes
@@ -122,7 +128,7 @@ def write_idx(path: str | Path, array: np.ndarray) -> None:
     path = Path(path)
     shape = np.array(array.shape, ">u4").tobytes()
     opener = _OPENERS.get(path.suffix, open)
-    with opener(path, "wb") as file:
+    with replacing(path) as part, opener(part, "wb") as file:
         file.write(b"\0\0\x08" + bytes([array.ndim]) + shape + array.astype(np.uint8).tobytes())
 
 

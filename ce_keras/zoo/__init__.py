@@ -13,6 +13,7 @@ from ce_keras.zoo.resnext import (
     resnext29,
     resnext50,
     resnext101,
+    trained_parameters,
 )
 
 #: Every network of the zoo by name.
@@ -34,4 +35,5 @@ __all__ = [
     "resnext29",
     "resnext50",
     "resnext101",
+    "trained_parameters",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from ce_keras.checks import checked_seed, positive_int
 from ce_keras.designs import Mode, choose_design
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
@@ -47,32 +49,11 @@ def build_resnext(
     Raises:
         ValueError: for arguments that do not fit; before anything is built.
     """
-    _check(weights, pooling, shape.classes if classes is None else classes)
-    x = image = _image_input(shape, input_tensor, input_shape, include_top)
-    data_format = keras.config.image_data_format()
-    axis = -1 if data_format == "channels_last" else 1
+    classes = shape.classes if classes is None else classes
+    _check(weights, pooling, classes)
     seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
-
-    padding = "same"
-    if shape.stem_strides > 1:
-        x = layers.ZeroPadding2D(shape.stem_kernel // 2, name="conv1_pad")(x)
-        padding = "valid"
-    x = layers.Conv2D(
-        shape.stem,
-        shape.stem_kernel,
-        strides=shape.stem_strides,
-        padding=padding,
-        use_bias=False,
-        kernel_initializer=kernel_initializer(seed=next(seeds)),
-        name="conv1_conv",
-    )(x)
-    x = batch_norm(axis, "conv1_bn")(x)
-    x = layers.ReLU(name="conv1_relu")(x)
-    if shape.pool:
-        # Zeros pad as well as minus infinity would: no value is negative after the ReLU.
-        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
-        x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
-
+    image = _image_input(shape, input_tensor, input_shape, include_top)
+    x = _stem(image, shape, next(seeds))
     for stage, blocks in enumerate(shape.blocks):
         for block in range(blocks):
             x = collegial_bottleneck(
@@ -81,21 +62,11 @@ def build_resnext(
                 cardinality=design.cardinality,
                 width=design.width * 2**stage,
                 strides=2 if stage > 0 and block == 0 else 1,
-                data_format=data_format,
                 seed=next(seeds),
                 name=f"conv{stage + 2}_block{block + 1}",
             )
-
     if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dense(
-            shape.classes if classes is None else classes,
-            activation=classifier_activation,
-            kernel_initializer=kernel_initializer(gain=1.0, seed=next(seeds)),
-            # Under a mixed policy the probabilities stay in full precision.
-            dtype=keras.config.dtype_policy().variable_dtype,
-            name="predictions",
-        )(x)
+        x = _classifier(x, classes, classifier_activation, next(seeds))
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     elif pooling == "max":
@@ -106,6 +77,47 @@ def build_resnext(
     if weights is not None:
         model.load_weights(weights)
     return model
+
+
+def _stem(x: Any, shape: ResNeXt, seed: int | None) -> Any:
+    padding = "same"
+    if shape.stem_strides > 1:
+        x = layers.ZeroPadding2D(shape.stem_kernel // 2, name="conv1_pad")(x)
+        padding = "valid"
+    x = layers.Conv2D(
+        shape.stem,
+        shape.stem_kernel,
+        strides=shape.stem_strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer=kernel_initializer(seed=seed),
+        name="conv1_conv",
+    )(x)
+    axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+    x = batch_norm(axis, "conv1_bn")(x)
+    x = layers.ReLU(name="conv1_relu")(x)
+    if shape.pool:
+        # Zeros pad as well as minus infinity would: no value is negative after the ReLU.
+        x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+        x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+    return x
+
+
+def _classifier(x: Any, classes: int, activation: Any, seed: int | None) -> Any:
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    return layers.Dense(
+        classes,
+        activation=activation,
+        kernel_initializer=kernel_initializer(gain=1.0, seed=seed),
+        # Under a mixed policy the probabilities stay in full precision.
+        dtype=keras.config.dtype_policy().variable_dtype,
+        name="predictions",
+    )(x)
+
+
+def trained_parameters(model: keras.Model) -> int:
+    """How many numbers training changes."""
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
 class Constructor(Protocol):
@@ -130,7 +142,39 @@ class Constructor(Protocol):
         """Build the network; `help(ce_keras.zoo.resnext50)` describes the arguments."""
 
 
-def _constructor(family: str, what: str) -> Constructor:
+_PUBLISHED = "published in Tables 1 and 2 of the paper; `ce-keras list` prints them"
+_DERIVED = "derived by `ce_keras.search`: the paper has no such network"
+
+_DOCSTRING = """{what}, as a collegial ensemble of any design.
+
+Args:
+    include_top: whether to end in a classifier.
+    weights: a `.weights.h5` file to load; `None` for random weights.
+    input_tensor: a Keras tensor to build on.
+    input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
+    pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
+    classes: outputs of the classifier.
+    classifier_activation: `"softmax"`, or `None` for logits.
+    name: of the model; `{family}_` and the design if not given.
+    mode: a ready design: `"primal"` (smoothest at the baseline's size), `"dual"` (smallest
+        at the baseline's smoothness), `"baseline"` (a single path), or `"resnext"` (found by grid
+        search, where somebody has). `"primal"` if neither this nor a design is given.
+    cardinality: number of paths; with `width`, instead of `mode`. With `mode`, it chooses among
+        that mode's designs.
+    width: channels of a path in the first stage.
+    seed: for reproducible weights.
+
+Returns:
+    A functional `keras.Model`.
+
+Raises:
+    ValueError: for arguments that contradict each other or do not fit.
+
+Designs: {source}.
+"""
+
+
+def _constructor(family: str, what: str, source: str = _PUBLISHED) -> Constructor:
     shape = RESNEXTS[family]
 
     def construct(
@@ -165,40 +209,18 @@ def _constructor(family: str, what: str) -> Constructor:
 
     construct.__name__ = construct.__qualname__ = family
     construct.__doc__ = _DOCSTRING.format(
-        what=what, family=family, shape=shape.input_shape, classes=shape.classes
+        what=what,
+        family=family,
+        shape=shape.input_shape,
+        classes=shape.classes,
+        source=source,
     )
     return construct
 
 
-_DOCSTRING = """{what}, as a collegial ensemble of any design.
-
-Args:
-    include_top: whether to end in a classifier.
-    weights: a `.weights.h5` file to load; `None` for random weights.
-    input_tensor: a Keras tensor to build on.
-    input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
-    pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
-    classes: outputs of the classifier.
-    classifier_activation: `"softmax"`, or `None` for logits.
-    name: of the model; `{family}_` and the design if not given.
-    mode: the published design: `"primal"` (smoothest at the baseline's size), `"dual"` (smallest
-        at the baseline's smoothness), `"baseline"` (a single path), or `"resnext"` (found by grid
-        search). `"primal"` if neither this nor a design is given.
-    cardinality: number of paths; with `width`, instead of `mode`. With `mode`, it chooses among
-        that mode's published designs.
-    width: channels of a path in the first stage.
-    seed: for reproducible weights.
-
-Returns:
-    A functional `keras.Model`.
-
-Raises:
-    ValueError: for arguments that contradict each other or do not fit.
-
-Source: Tables 1 and 2 of the paper; `ce-keras list` prints the designs.
-"""
-
-resnext11 = _constructor("resnext11", "A small ResNeXt for 28x28 images, that two cores can train")
+resnext11 = _constructor(
+    "resnext11", "A small ResNeXt for 28x28 images, that two cores can train", _DERIVED
+)
 resnext29 = _constructor("resnext29", "ResNeXt-29 for CIFAR")
 resnext50 = _constructor("resnext50", "ResNeXt-50 for ImageNet")
 resnext101 = _constructor("resnext101", "ResNeXt-101 for ImageNet")
@@ -212,8 +234,7 @@ def _check(weights: Any, pooling: Any, classes: int) -> None:
         )
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling: got {pooling!r}; it must be None, 'avg' or 'max'")
-    if classes < 1:
-        raise ValueError(f"classes: got {classes}; it must be 1 or more")
+    positive_int("classes", classes)
 
 
 def _image_input(
@@ -222,25 +243,34 @@ def _image_input(
     input_shape: tuple[int | None, ...] | None,
     include_top: bool,
 ) -> Any:
-    if tensor is not None:
-        return tensor if isinstance(tensor, keras.KerasTensor) else keras.Input(tensor=tensor)
     channels_last = keras.config.image_data_format() == "channels_last"
-    if input_shape is None:
+    if tensor is not None:
+        tensor = tensor if isinstance(tensor, keras.KerasTensor) else keras.Input(tensor=tensor)
+        if input_shape is not None and tuple(input_shape) != tuple(tensor.shape[1:]):
+            raise ValueError(
+                f"input_shape: got {input_shape}, but input_tensor has {tuple(tensor.shape[1:])}; "
+                "leave one of them out"
+            )
+        input_shape = tensor.shape[1:]
+    elif input_shape is None:
         height, width, channels = shape.input_shape
         size = (height, width) if include_top else (None, None)
         input_shape = (*size, channels) if channels_last else (channels, *size)
     sides = input_shape[:-1] if channels_last else input_shape[1:]
-    known = input_shape[-1 if channels_last else 0] is not None
     smallest = shape.stem_strides * 2 ** (len(shape.blocks) - 1 + shape.pool)
-    if len(sides) != 2 or not known or any(side and side < smallest for side in sides):
+    if (
+        len(sides) != 2
+        or not input_shape[-1 if channels_last else 0]
+        or any(side is not None and side < smallest for side in sides)
+    ):
         raise ValueError(
-            f"input_shape: got {input_shape}; it must be height, width and channels, "
+            f"input_shape: got {tuple(input_shape)}; it must be height, width and channels, "
             f"with sides of {smallest} or more"
         )
-    return keras.Input(input_shape)
+    return keras.Input(input_shape) if tensor is None else tensor
 
 
 def _seeds(seed: int | None, count: int) -> list[int | None]:
-    if seed is None:
+    if checked_seed(seed) is None:
         return [None] * count
     return [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(count)]

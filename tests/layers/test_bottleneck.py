@@ -77,3 +77,15 @@ def test_seed_makes_weights_reproducible_and_layers_different():
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(first[0], other[0])
+
+
+def test_blocks_without_a_name_can_be_stacked():
+    inputs = keras.Input((8, 8, 16))
+    x = collegial_bottleneck(inputs, 16, cardinality=2, width=3)
+    assert keras.Model(inputs, collegial_bottleneck(x, 16, 2, 3)).output_shape == (None, 8, 8, 16)
+
+
+@pytest.mark.parametrize("argument", ["filters", "cardinality", "width", "strides"])
+def test_sizes_are_positive(argument):
+    with pytest.raises(ValueError, match=f"{argument}: got 0"):
+        block(**{argument: 0})

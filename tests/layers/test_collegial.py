@@ -264,7 +264,7 @@ def test_saved_model_export_has_no_xla_op_and_equal_outputs(tmp_path, rng):
     ("build", "message"),
     [
         (lambda: CollegialConv2D(10, 3, cardinality=3), "filters, cardinality: got 10, 3"),
-        (lambda: CollegialConv2D(10, 3, cardinality=0), "filters, cardinality: got 10, 0"),
+        (lambda: CollegialConv2D(10, 3, cardinality=0), "cardinality: got 0"),
         (lambda: CollegialConv2D(10, 3, groups=2), "groups: this layer calls it `cardinality`"),
         (lambda: CollegialConv2D(10, 3, implementation="xla"), "implementation: got 'xla'"),
         (lambda: CollegialConv2D(10, 3, parameterization="mup"), "parameterization: got 'mup'"),
@@ -277,3 +277,42 @@ def test_saved_model_export_has_no_xla_op_and_equal_outputs(tmp_path, rng):
 def test_bad_input_says_what_would_be_right(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_constraint_and_a_penalty_are_each_paths_own(shared):
+    layer = CollegialDense(
+        12, 4, kernel_constraint="unit_norm", kernel_regularizer="l2", shared_input=shared
+    )
+    layer.build((None, 8))
+    kernel = layer.kernel.constraint(layer.kernel.value).numpy()
+    columns = kernel if shared else np.moveaxis(kernel, 0, 1).reshape(2, 12)
+    np.testing.assert_allclose((columns**2).sum(axis=0), 1, rtol=1e-4)
+    np.testing.assert_allclose(layer.losses[0], 0.01 * (layer.kernel.numpy() ** 2).sum(), rtol=1e-5)
+
+
+def test_a_penalty_of_a_matrix_is_summed_over_the_paths():
+    penalty = keras.regularizers.OrthogonalRegularizer(0.1)
+    layer = CollegialDense(12, 4, kernel_regularizer=penalty)
+    layer.build((None, 8))
+    expected = sum(penalty(path) for path in layer.kernel.value)
+    np.testing.assert_allclose(layer.losses[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "message"),
+    [
+        (lambda: CollegialConv2D(8, 3, cardinality=2.0), None, "cardinality: got 2.0"),
+        (lambda: CollegialConv2D(8, 3, cardinality=2), (None, 9, 9, None), "2 paths.*channels"),
+        (lambda: CollegialConv2D(8, 3, cardinality=2), (None, 9, 9, 5), "2 paths.*channels"),
+        (lambda: Aggregate(2.0), None, "cardinality: got 2.0"),
+        (lambda: Aggregate(2, axis=7), (None, 4), "must divide axis 7"),
+    ],
+)
+def test_what_does_not_fit_is_named(build, shape, message):
+    with pytest.raises(ValueError, match=message):
+        build().build(shape)
+
+
+def test_positional_arguments_are_those_of_conv2d():
+    assert CollegialConv2D(8, 3, 2).strides == (2, 2)

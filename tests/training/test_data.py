@@ -51,6 +51,19 @@ def test_idx_files_round_trip(tmp_path, suffix, rng):
     np.testing.assert_array_equal(read_idx(path), array)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "corrupted"])
+def test_damaged_files_are_named(tmp_path, suffix, damage, rng):
+    path = tmp_path / f"array-idx1-ubyte{suffix}"
+    write_idx(path, rng.integers(0, 256, 4000).astype(np.uint8))
+    whole = bytearray(path.read_bytes())
+    if damage == "corrupted":
+        whole[1000:1100] = bytes(100)
+    path.write_bytes({"truncated": whole[:-50], "garbage": b"none"}.get(damage, whole))
+    with pytest.raises(ValueError, match=r"array-idx1-ubyte.*is (damaged|not a complete)"):
+        read_idx(path)
+
+
 def test_a_folder_of_idx_files(tmp_path, embedded):
     for part, data in zip(("train", "t10k"), embedded, strict=True):
         small = balanced(data, 20)

@@ -154,6 +154,24 @@ def test_policies(policy, rng):
         keras.config.set_dtype_policy(before)
 
 
+def test_channels_first_is_the_same_network(rng):
+    x = rng.normal(size=(4, 28, 28, 1)).astype("float32")
+    last = zoo.resnext11(mode="dual", seed=0)
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = zoo.resnext11(mode="dual", seed=0)
+    finally:
+        keras.config.set_image_data_format(before)
+    moved = np.moveaxis(x, -1, 1)
+    np.testing.assert_allclose(first(moved), last(x), rtol=1e-3, atol=1e-5)
+    losses = []
+    for model, images in ((first, moved), (last, x)):
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        losses.append([model.train_on_batch(images, np.arange(4)) for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-2)
+
+
 LOAD = """
 import sys, numpy as np, ce_keras, keras
 model = keras.models.load_model(sys.argv[1])
@@ -185,7 +203,17 @@ def test_keras_file_and_weights_round_trip(tmp_path, rng):
         ({"input_shape": (28, 28)}, "input_shape: got"),
         ({"input_shape": (4, 28, 1)}, "sides of 16 or more"),
         ({"input_shape": (28, 28, None)}, "input_shape: got"),
+        ({"input_shape": (28, 28, 0)}, "input_shape: got"),
+        ({"input_shape": (28, -28, 1)}, "sides of 16 or more"),
+        ({"input_tensor": keras.Input((8, 8, 1))}, "sides of 16 or more"),
+        (
+            {"input_tensor": keras.Input((16, 16, 1)), "input_shape": (32, 32, 1)},
+            "input_shape: got .*input_tensor has",
+        ),
         ({"mode": "dual", "cardinality": 2, "width": 2}, "contradicts"),
+        ({"cardinality": 2.9, "width": 3}, "cardinality: got 2.9"),
+        ({"cardinality": "2", "width": 3}, "cardinality: got '2'"),
+        ({"seed": -1}, "seed: got -1"),
     ],
 )
 def test_bad_arguments_raise_before_anything_is_built(arguments, message):
