@@ -15,7 +15,7 @@ from typing import Any
 from ce_keras import files
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.designs import MODES, PUBLISHED, choose_design
-from ce_keras.geometry import BASELINES, RESNEXTS, resnext
+from ce_keras.geometry import BASELINES, RESNEXTS, Module, fully_connected, resnext
 from ce_keras.optimum import search
 
 
@@ -35,20 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _search(options: argparse.Namespace) -> None:
+    baseline, widths = _described(options)
     solution = search(
-        options.baseline,
+        baseline,
         options.mode,
         alpha=options.alpha,
         budget=options.budget,
         tolerance=options.tolerance,
         multiple_of=options.multiple_of,
-        widths=options.widths,
+        widths=widths,
     )
     if options.plot:
         from ce_keras import plotting
 
         plotting.save_curves([solution], options.plot)
     _print(options, solution.to_dict(), repr(solution))
+
+
+def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
+    """The baseline and the widths to consider; `fc` is described by its sizes."""
+    if options.baseline == "fc":
+        if options.inputs is None or options.widths is None:
+            raise ValueError("fc: needs its sizes, like --inputs 748 --widths 500x5")
+        return fully_connected(options.inputs, options.widths, options.outputs, name="fc"), None
+    if options.inputs is not None:
+        raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
+    return options.baseline, options.widths
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -255,14 +267,17 @@ def _parser() -> argparse.ArgumentParser:
     ).add_argument
     add(
         "baseline",
-        help=f"one of {', '.join(BASELINES)}; with its width like resnext29-1x226d",
+        help=f"one of {', '.join(BASELINES)}, with its width like resnext29-1x226d; or fc, a fully "
+        "connected network of --inputs and --widths",
     )
     add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
-    add("--alpha", type=float, help="the variance law's constant; the network's own by default")
+    add("--alpha", type=_alpha, metavar="A", help=_ALPHA_HELP)
     add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
     add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
     add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
-    add("--widths", type=_widths, metavar="N", help="only these widths, like 10 or 8,16,24 or 4-64")
+    add("--widths", type=_widths, metavar="N", help=_WIDTHS_HELP)
+    add("--inputs", type=int, metavar="N", help="input size of fc")
+    add("--outputs", type=int, default=1, metavar="N", help="output size of fc (%(default)s)")
     add("--plot", type=Path, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
 
     add = command(
@@ -303,18 +318,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"
+_ALPHA_HELP = "the variance law's constant, or closed_form; the network's own constant by default"
+_WIDTHS_HELP = "only these widths, like 10 or 8,16,24 or 4-64; of fc: its hidden layers, like 500x5"
 _TOLERANCE_HELP = "take the widest design this close to the optimum (%(default)s)"
+
+
+def _alpha(text: str) -> float | str:
+    try:
+        return text if text == "closed_form" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or closed_form") from None
 
 
 def _widths(text: str) -> list[int]:
     try:
+        width, times, count = text.partition("x")
+        if times:
+            return [int(width)] * int(count)
         first, dash, last = text.partition("-")
         if dash:
             return list(range(int(first), int(last) + 1))
         return [int(width) for width in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a width, a list like 8,16,24 or a range like 4-64"
+            f"{text!r} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
         ) from None
 
 

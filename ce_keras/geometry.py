@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ce_keras import closed_form
 from ce_keras.checks import positive_int
 
 #: A width, or an array of widths that is answered element by element. Likewise a cardinality.
@@ -127,12 +128,15 @@ class Module:
         path: the layers of one path of a given width. Must accept an array of widths.
         alpha: the constant of the variance law for this module, used where the search is given
             none; `None` if it is not known.
+        closed_form: Var(K) / E[K]^2 of one path as a function of an array of widths, where
+            theory knows it exactly.
     """
 
     name: str
     width: int
     path: Callable[[Width], Sequence[Layer]]
     alpha: float | None = None
+    closed_form: Callable[[Width], Width] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", positive_int("width", self.width))
@@ -244,30 +248,33 @@ def fully_connected(
     if not hidden:
         raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
     path = functools.partial(_dense_path, hidden=hidden, inputs=inputs, outputs=outputs, bias=bias)
-    return Module(name, max(hidden), path, _first_order_alpha(hidden) if alpha is None else alpha)
+    return Module(
+        name,
+        max(hidden),
+        path,
+        closed_form.first_order_alpha(hidden) if alpha is None else alpha,
+        None if bias else functools.partial(_dense_variance, hidden=hidden),
+    )
 
 
 def _dense_path(
     width: Width, hidden: Sequence[int], inputs: int, outputs: int, bias: bool
 ) -> list[Layer]:
-    ratio = np.asarray(width) / max(hidden)
-    scaled = [np.maximum(1, np.rint(ratio * size)).astype(np.int64) for size in hidden]
-    sizes = [inputs, *scaled, outputs]
+    sizes = [inputs, *_scaled_widths(width, hidden), outputs]
     return [
         dense(fan_in, fan_out, bias=bias, in_law=layer > 0)
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes))
     ]
 
 
-def _first_order_alpha(widths: Sequence[int]) -> float:
-    """The exponent's first-order term per 1/n_k, averaged over layers as Eq. 9 weighs them.
+def _dense_variance(width: Width, hidden: Sequence[int]) -> Width:
+    return closed_form.relative_variance(np.stack(_scaled_widths(width, hidden), axis=-1))
 
-    Each pair (l, m) of the H + 1 weight matrices contributes 5 - 4 [l <= k < m] to the factor of
-    1/n_k in E[K^2] / E[K]^2; 2k(H+1-k) of the (H+1)^2 ordered pairs have hidden layer k between.
-    """
-    depth = len(widths) + 1
-    k = np.arange(1, depth)
-    return float(np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / np.array(widths)))
+
+def _scaled_widths(width: Width, hidden: Sequence[int]) -> list[np.ndarray]:
+    """The hidden widths whose widest is `width`: the paper's width ratio."""
+    ratio = np.asarray(width) / max(hidden)
+    return [np.maximum(1, np.rint(ratio * size)).astype(np.int64) for size in hidden]
 
 
 def bottleneck(
@@ -414,7 +421,8 @@ def _block_paths(n: Width, blocks: Sequence[tuple[int, dict[str, int]]]) -> list
 def _figure_3(width: int | None = None) -> Module:
     """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07."""
     size = 500 if width is None else width
-    return Module("figure3", size, _figure_3_path, alpha=3.07)
+    exact = functools.partial(_dense_variance, hidden=[1] * 5)
+    return Module("figure3", size, _figure_3_path, alpha=3.07, closed_form=exact)
 
 
 def _figure_3_path(n: Width) -> list[Layer]:

@@ -7,9 +7,13 @@ independent, and the ensemble's kernel is their mean: its variance is m times sm
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+
+from ce_keras.geometry import Module
 
 
 def second_moment(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:
@@ -35,3 +39,144 @@ def variance(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:
     # Deep, narrow paths can exceed the range of floats: infinite variance is the right answer.
     with np.errstate(over="ignore"):
         return np.expm1(alpha * inverse_fan_in) / cardinality
+
+
+class Law(Protocol):
+    """How the variance of one path depends on its width: what a search reads.
+
+    Attributes:
+        name: how reports call it.
+    """
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+
+    def path_variance(self, width: np.ndarray) -> np.ndarray:
+        """Var(K) / E[K]^2 of one path of each width."""
+
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
+        """Standard error of log(path_variance(width) / path_variance(reference))."""
+
+
+@dataclass(frozen=True)
+class ExponentialLaw:
+    """Assumption 1 with a known or fitted alpha.
+
+    Attributes:
+        module: whose fan-ins count.
+        alpha: the law's constant.
+        alpha_error: its standard error; 0 if it is taken as known.
+    """
+
+    module: Module
+    alpha: float
+    alpha_error: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The constant, and how well it is known."""
+        return f"alpha = {self.alpha:.4g}" + (
+            f" ± {self.alpha_error:.2g}" if self.alpha_error else ""
+        )
+
+    def path_variance(self, width: np.ndarray) -> np.ndarray:
+        """Eq. 11 with one path."""
+        return variance(self.alpha, self.module.inverse_fan_in(width))
+
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
+        """An error of alpha moves all widths together: only the difference of slopes counts."""
+        slopes = [self._log_slope(np.asarray(n)) for n in (width, reference)]
+        return self.alpha_error * abs(slopes[0] - slopes[1])
+
+    def _log_slope(self, width: np.ndarray) -> np.ndarray:
+        """How log(path_variance) changes with alpha."""
+        s = self.module.inverse_fan_in(width)
+        return -s / np.expm1(-self.alpha * s)
+
+
+@dataclass(frozen=True)
+class ClosedFormLaw:
+    """The exact variance, for the modules where theory knows it: nothing is fitted."""
+
+    module: Module
+
+    @property
+    def name(self) -> str:
+        """That nothing was fitted."""
+        return "closed form"
+
+    def path_variance(self, width: np.ndarray) -> np.ndarray:
+        """The module's own formula."""
+        assert self.module.closed_form is not None
+        return self.module.closed_form(width)
+
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
+        """A formula has no error."""
+        del reference
+        return np.zeros(np.shape(width))
+
+
+class MeasuredLaw:
+    """A variance curve that was measured, for modules that do not follow the exponential law.
+
+    Between the widths of a table, the logarithm of the variance is taken as linear in the
+    logarithm of the width.
+
+    Args:
+        curve: a function from a width to the relative variance of one path, or to a pair of
+            variance and standard error; or a mapping from widths to either.
+
+    Raises:
+        ValueError: for a variance that is not positive, or a negative error.
+
+    >>> law = MeasuredLaw({1: 4.0, 4: 1.0, 16: (0.25, 0.05)})
+    >>> law.path_variance(np.array([2, 16])).tolist()
+    [2.0, 0.25]
+    """
+
+    name = "measured law"
+
+    def __init__(self, curve: Callable[[int], Any] | Mapping[int, Any]) -> None:
+        self._curve = curve
+        self.range: tuple[float, float] = (1, np.inf)
+        if isinstance(curve, Mapping):
+            if not curve:
+                raise ValueError("law: the table is empty")
+            known = np.array(sorted(curve))
+            self.range = (known[0], known[-1])
+            values = np.array([_variance_and_error(n, curve[n]) for n in known])
+            self._table = np.log(known), np.log(values[:, 0]), values[:, 1] / values[:, 0]
+
+    def path_variance(self, width: np.ndarray) -> np.ndarray:
+        """The measured variance at each width."""
+        return np.exp(self._at(width)[0])
+
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
+        """Widths are measured apart: their errors are independent."""
+        errors = self._at(width)[1]
+        return np.where(width == reference, 0.0, np.hypot(errors, self._at(reference)[1]))
+
+    def _at(self, width: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The logarithm of the variance, and its standard error."""
+        if isinstance(self._curve, Mapping):
+            known, log_variance, error = self._table
+            at = np.log(width)
+            return np.interp(at, known, log_variance), np.interp(at, known, error)
+        values = [_variance_and_error(n, self._curve(int(n))) for n in np.ravel(width)]
+        variance, error = np.array(values).T.reshape(2, *np.shape(width))
+        return np.log(variance), error / variance
+
+
+def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
+    try:
+        variance, error = value if np.ndim(value) else (value, 0.0)
+        good = np.isfinite(variance) and variance > 0 and error >= 0
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"law: got {value!r} for width {width}; it must be a positive variance, or a pair of "
+            "that and its standard error"
+        )
+    return float(variance), float(error)

@@ -18,17 +18,17 @@ import dataclasses
 import html
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ce_keras import law
 from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
 from ce_keras.checks import positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
+from ce_keras.law import ClosedFormLaw, ExponentialLaw, Law, MeasuredLaw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +52,8 @@ class Curve:
         cardinality: the integer the design takes.
         parameters: trained parameters of the whole network.
         flops: FLOPs of the whole network for one example.
+        log_error: standard error of the logarithm of the objective, relative to the best width's;
+            zero where the law is taken as known.
     """
 
     width: np.ndarray
@@ -62,6 +64,7 @@ class Curve:
     cardinality: np.ndarray
     parameters: np.ndarray
     flops: np.ndarray
+    log_error: np.ndarray
 
     def __len__(self) -> int:
         return len(self.width)
@@ -74,7 +77,8 @@ class Solution:
     Attributes:
         baseline: the module or network that was asked about.
         mode: `"primal"` or `"dual"`.
-        alpha: the law's constant that was used.
+        law: the variance law that was used, in words.
+        alpha: its constant; `None` if it is not the exponential law.
         tolerance: designs this close to the optimum counted as equal, and the widest was taken.
         design: the answer.
         multiplicity: the cardinality before it was rounded.
@@ -93,7 +97,8 @@ class Solution:
 
     baseline: Module | Network
     mode: Mode
-    alpha: float
+    law: str
+    alpha: float | None
     tolerance: float
     design: Design
     multiplicity: float
@@ -110,6 +115,8 @@ class Solution:
     def near_optimal(self, tolerance: float | None = None) -> list[Design]:
         """The designs whose objective is within `tolerance` of the best, narrowest first.
 
+        Where the law was fitted or measured, also those within two standard errors of that.
+
         Args:
             tolerance: relative distance; the search's own if not given.
 
@@ -120,7 +127,8 @@ class Solution:
         ['21x5d', '17x6d', '15x7d', '13x8d', '11x9d', '10x10d']
         """
         tolerance = self.tolerance if tolerance is None else _checked_tolerance(tolerance)
-        near = _within(_badness(self.mode, self.curve.objective), tolerance)
+        badness = _badness(self.mode, self.curve.objective)
+        near = _within(badness, tolerance, self.curve.log_error)
         return [
             Design(int(m), int(n))
             for m, n in zip(self.curve.cardinality[near], self.curve.width[near], strict=True)
@@ -170,13 +178,13 @@ class Solution:
         ]
 
     def _title(self) -> str:
-        return (
-            f"{self.design}: {self.mode} optimum of {self.baseline.name} (alpha = {self.alpha:.4g})"
-        )
+        return f"{self.design}: {self.mode} optimum of {self.baseline.name} ({self.law})"
 
     def _footnote(self) -> str:
-        near = ", ".join(str(design) for design in self.near_optimal())
-        return f"within {self.tolerance:.3g} of the optimum: {near}"
+        near = [str(design) for design in self.near_optimal()]
+        if len(near) > 8:
+            near = [*near[:3], "...", *near[-3:]]
+        return f"within {self.tolerance:.3g} of the optimum: {', '.join(near)}"
 
     def __repr__(self) -> str:
         rows = [("", "baseline", str(self.design)), *self._rows()]
@@ -198,7 +206,8 @@ def search(
     baseline: str | Module | Network,
     mode: Mode = "primal",
     *,
-    alpha: float | None = None,
+    alpha: float | Literal["closed_form"] | FittedAlpha | None = None,
+    law: Callable[[int], Any] | Mapping[int, Any] | None = None,
     budget: Budget = "params",
     tolerance: float = 0.02,
     multiple_of: int | None = None,
@@ -217,10 +226,16 @@ def search(
             `ce_keras.geometry`, with its width.
         mode: `"primal"`: smoothest for the baseline's cost. `"dual"`: cheapest at the baseline's
             smoothness.
-        alpha: the law's constant (Algorithm 1); the module's own if not given.
+        alpha: the law's constant; the module's own if not given. A fit of it (Algorithm 1), with
+            its standard error. Or `"closed_form"`: the exact variance instead of the exponential
+            law, for the modules that have one.
+        law: the variance of one path instead of any formula: a function from a width to
+            Var(K) / E[K]^2, or to a pair of that and its standard error; or a table of either by
+            width, interpolated between its widths.
         budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that gives
             the cost of the whole network and does not fall as cardinality grows.
-        tolerance: how far from the optimum a design counts as equal; 0 is the bare optimum.
+        tolerance: how far from the optimum a design counts as equal; 0 is the bare optimum. Two
+            standard errors of a fitted or measured law are added to it.
         multiple_of: consider only widths that are multiples of this, such as 8.
         widths: consider only these widths; by default every width up to the baseline's.
 
@@ -239,16 +254,17 @@ def search(
     if mode not in ("primal", "dual"):
         raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
     module = baseline.module
-    alpha = _checked_alpha(module.alpha if alpha is None else alpha, module)
+    path_law = _chosen_law(module, alpha, law)
     tolerance = _checked_tolerance(tolerance)
-    widths = _candidate_widths(baseline.width, widths, multiple_of)
+    widths = _candidate_widths(baseline.width, widths, multiple_of, path_law)
     module_cost, network_cost = costs(budget, baseline)
 
-    path_variance = law.variance(alpha, module.inverse_fan_in(widths))
-    baseline_variance = float(law.variance(alpha, module.inverse_fan_in(baseline.width)))
+    path_variance = path_law.path_variance(widths)
+    baseline_variance = float(path_law.path_variance(np.array(baseline.width)))
     if not np.isfinite(baseline_variance):
         raise ValueError(
-            f"alpha: got {alpha:g}; already the baseline's Var(K) is then beyond any number"
+            f"alpha: too large: with {path_law.name}, already the baseline's Var(K) is beyond any "
+            "number"
         )
     if mode == "primal":
         optimum = _primal(widths, path_variance, module_cost, network_cost)
@@ -264,13 +280,15 @@ def search(
             f"more than {MOST_PATHS} paths are not considered; allow other widths"
         )
     # Among equals the widest.
-    best = int(np.flatnonzero(_within(badness, tolerance))[-1])
-    curve = _curve(baseline, widths, optimum)
+    log_error = path_law.log_error(widths, int(widths[badness.argmin()]))
+    best = int(np.flatnonzero(_within(badness, tolerance, log_error))[-1])
+    curve = _curve(baseline, widths, optimum, log_error)
     design = Design(int(curve.cardinality[best]), int(widths[best]))
     return Solution(
         baseline=baseline,
         mode=mode,
-        alpha=alpha,
+        law=path_law.name,
+        alpha=path_law.alpha if isinstance(path_law, ExponentialLaw) else None,
         tolerance=tolerance,
         design=design,
         multiplicity=float(optimum.multiplicity[best]),
@@ -312,7 +330,9 @@ def _dual(
     return _Optimum(m, rho, rho, np.full_like(m, baseline_variance), m)
 
 
-def _curve(baseline: Module | Network, widths: np.ndarray, optimum: _Optimum) -> Curve:
+def _curve(
+    baseline: Module | Network, widths: np.ndarray, optimum: _Optimum, log_error: np.ndarray
+) -> Curve:
     """The theory's curve beside what can be built: whole cardinalities, whole networks."""
     cardinality = np.clip(np.rint(optimum.multiplicity), 1, MOST_PATHS).astype(np.int64)
     return Curve(
@@ -324,6 +344,7 @@ def _curve(baseline: Module | Network, widths: np.ndarray, optimum: _Optimum) ->
         cardinality=cardinality,
         parameters=baseline.params(cardinality.astype(float), widths),
         flops=baseline.flops(cardinality.astype(float), widths),
+        log_error=log_error,
     )
 
 
@@ -340,8 +361,8 @@ def _badness(mode: Mode, objective: np.ndarray) -> np.ndarray:
         return objective if mode == "primal" else 1 / objective
 
 
-def _within(badness: np.ndarray, tolerance: float) -> np.ndarray:
-    return badness <= (1 + tolerance) * badness.min()
+def _within(badness: np.ndarray, tolerance: float, log_error: np.ndarray) -> np.ndarray:
+    return badness <= (1 + tolerance) * badness.min() * np.exp(2 * log_error)
 
 
 # Checks ----------------------------------------------------------------------------------------
@@ -357,18 +378,41 @@ def _checked_baseline(baseline: Any) -> Module | Network:
     )
 
 
-def _checked_alpha(alpha: float | None, module: Module) -> float:
-    if alpha is None:
+class FittedAlpha(Protocol):
+    """What `search` needs of a fit: `alpha` and its standard error."""
+
+    alpha: float
+    alpha_error: float
+
+
+def _chosen_law(module: Module, alpha: Any, curve: Any) -> Law:
+    if curve is not None:
+        if alpha is not None:
+            raise ValueError(f"alpha, law: got alpha={alpha!r} and a law; give one of them")
+        if not callable(curve) and not isinstance(curve, Mapping):
+            raise ValueError(f"law: got {curve!r}; it must be a function of a width, or a table")
+        return MeasuredLaw(curve)
+    if alpha == "closed_form":
+        if module.closed_form is None:
+            raise ValueError(
+                f"alpha: no closed form is known for {module.name!r}; fully connected networks "
+                "without biases have one"
+            )
+        return ClosedFormLaw(module)
+    if alpha is None and module.alpha is None:
         raise ValueError(
             f"alpha: none given and none known for {module.name!r}; fit one with Algorithm 1 "
             "(the paper's bottleneck block has 1.60)"
         )
-    if not (isinstance(alpha, numbers.Real) and np.isfinite(alpha) and alpha > 0):
+    alpha = module.alpha if alpha is None else alpha
+    error = getattr(alpha, "alpha_error", 0.0)
+    value = getattr(alpha, "alpha", alpha)
+    if not (isinstance(value, numbers.Real) and 0 < float(value) < np.inf):
         raise ValueError(
-            f"alpha: got {alpha!r}; it must be a positive number "
+            f"alpha: got {alpha!r}; it must be a positive number, 'closed_form', or a fit "
             "(the paper's bottleneck block has 1.60)"
         )
-    return float(alpha)
+    return ExponentialLaw(module, float(value), float(error))
 
 
 def _checked_tolerance(tolerance: float) -> float:
@@ -379,17 +423,26 @@ def _checked_tolerance(tolerance: float) -> float:
 
 
 def _candidate_widths(
-    baseline: int, widths: Iterable[int] | None, multiple_of: int | None
+    baseline: int, widths: Iterable[int] | None, multiple_of: int | None, path_law: Law
 ) -> np.ndarray:
+    low, high = path_law.range if isinstance(path_law, MeasuredLaw) else (1, np.inf)
+    if not low <= baseline <= high:
+        raise ValueError(
+            f"law: its table spans widths {low} to {high}; it must reach the baseline's, {baseline}"
+        )
     try:
-        asked = range(1, baseline + 1) if widths is None else sorted({*map(operator.index, widths)})
+        asked = (
+            range(int(low), baseline + 1)
+            if widths is None
+            else sorted({*map(operator.index, widths)})
+        )
     except TypeError:
         raise ValueError(f"widths: got {widths!r}; it must be whole numbers") from None
     step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
-    wrong = [n for n in asked if not 1 <= n <= baseline]
+    wrong = [n for n in asked if not low <= n <= baseline]
     if wrong:
         raise ValueError(
-            f"widths: got {wrong[0]}; widths are 1 to {baseline}, which the baseline has"
+            f"widths: got {wrong[0]}; widths are {low} to {baseline}, which the baseline has"
         )
     kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
     if not kept.size:

@@ -114,6 +114,9 @@ def test_demo_json_is_the_file(capsys, tmp_path):
         (["demo", "--images", "15", "--out", "OUT"], "ce-keras demo: count: got 15"),
         (["demo", "--seed", "-1", "--out", "OUT"], "ce-keras demo: seed: got -1"),
         (["build", "resnext11", "--seed", "-1"], "ce-keras build: seed: got -1"),
+        (["search", "fc", "--widths", "500x5"], "ce-keras search: fc: needs its sizes"),
+        (["search", "resnext29", "--inputs", "3"], "ce-keras search: --inputs: only fc takes it"),
+        (["search", "fc", "--alpha", "much"], "'much' is not a number or closed_form"),
         ([], "required: COMMAND"),
     ],
 )
@@ -152,3 +155,12 @@ def test_a_plot_makes_its_folder(capsys, tmp_path):
     path = tmp_path / "new" / "curve.png"
     assert run(capsys, "search", "resnext29", "--plot", str(path))[0] == 0
     assert path.stat().st_size > 1000
+
+
+def test_figure_3_from_the_shell_with_nothing_fitted(capsys):
+    network = ["fc", "--inputs", "748", "--widths", "500x5", "--alpha", "closed_form"]
+    _, output, _ = run(capsys, "search", *network, "--mode", "dual", "--json")
+    content = json.loads(output)
+    assert content["baseline"] == "fc-1x500d"
+    assert content["law"] == "closed form"
+    assert "12x48d" in content["near_optimal"]

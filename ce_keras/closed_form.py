@@ -1,0 +1,160 @@
+"""The tangent kernel of a fully connected ReLU network at initialisation: exact, at any width.
+
+The network is the paper's (Eq. 3): H hidden layers of widths n_1 ... n_H, one output, no biases,
+weights of variance 2 / fan_in before a ReLU and 1 / fan_in before the output. Its kernel at one
+input x is a sum over the H + 1 weight matrices, K = K_1 + ... + K_{H+1}.
+
+Given the activations of a layer, the next weight matrix has a part along them, which fixes the
+forward pass, and an independent rest, which only the backward pass sees. The squared norms of
+activations and of backward signals then form a chain of scalars, whose moments close:
+
+    E[K_l K_m] / (E[K_l] E[K_m])
+        = prod_k (1 + 5 / n_k) * (1/3 + 2/3 prod_{l <= k < m} (n_k - 1) / (n_k + 5)),
+
+and E[K_l] = |x|^2 / n_0 for every matrix in the NTK parameterisation. In the standard one, K_l is
+fan_in_l / gain_l times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ce_keras.checks import positive_int
+
+Parameterization = Literal["ntk", "standard"]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelMoments:
+    """The first two moments of K(x, x), for an input of mean square 1 (|x|^2 = n_0).
+
+    Attributes:
+        layer_mean: E[K_l] of every weight matrix, shape `(H + 1,)`.
+        layer_second_moment: E[K_l K_m], shape `(H + 1, H + 1)`.
+    """
+
+    layer_mean: np.ndarray
+    layer_second_moment: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """E[K]."""
+        return float(self.layer_mean.sum())
+
+    @property
+    def second_moment(self) -> float:
+        """E[K^2]."""
+        return float(self.layer_second_moment.sum())
+
+    @property
+    def variance(self) -> float:
+        """Var(K)."""
+        return self.second_moment - self.mean**2
+
+    @property
+    def relative_variance(self) -> float:
+        """Var(K) / E[K]^2."""
+        return self.variance / self.mean**2
+
+    @property
+    def layer_variance(self) -> np.ndarray:
+        """Var(K_l) of every weight matrix, shape `(H + 1,)`."""
+        return np.diag(self.layer_second_moment) - self.layer_mean**2
+
+
+def kernel_moments(
+    widths: Sequence[int],
+    parameterization: Parameterization = "ntk",
+    inputs: int | None = None,
+) -> KernelMoments:
+    """The exact moments of the kernel of one network, at one input of mean square 1.
+
+    Args:
+        widths: hidden widths, first to last.
+        parameterization: `"ntk"` or `"standard"`.
+        inputs: size of the input; only the standard parameterisation needs it.
+
+    Raises:
+        ValueError: for widths that are not whole numbers of 1 or more, an unknown
+            parameterisation, or a missing input size.
+
+    >>> moments = kernel_moments([3, 5])
+    >>> round(moments.mean, 12), round(moments.second_moment, 12)
+    (3.0, 32.0)
+    """
+    n = np.array([positive_int("widths", width) for width in widths], dtype=float)
+    if not n.size:
+        raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
+    # Products of a single path's growth over the layers between two matrices: all pairs at once.
+    through = np.concatenate([[0.0], np.cumsum(_safe_log((n - 1) / (n + 5)))])
+    between = np.exp(-abs(through[:, None] - through[None, :]))
+    ratio = np.prod(1 + 5 / n) * (1 + 2 * between) / 3
+    mean = _layer_means(n, parameterization, inputs)
+    return KernelMoments(mean, ratio * np.outer(mean, mean))
+
+
+def _safe_log(ratio: np.ndarray) -> np.ndarray:
+    """The logarithm, very negative at 0: a layer of one unit lets nothing through."""
+    return np.log(np.maximum(ratio, 1e-300))
+
+
+def _layer_means(n: np.ndarray, parameterization: str, inputs: int | None) -> np.ndarray:
+    if parameterization == "ntk":
+        return np.ones(len(n) + 1)
+    if parameterization != "standard":
+        raise ValueError(
+            f"parameterization: got {parameterization!r}; it must be 'ntk' or 'standard'"
+        )
+    if inputs is None:
+        raise ValueError(
+            "inputs: needed with parameterization='standard': the first matrix's share of the "
+            "kernel grows with its fan-in"
+        )
+    fan_in = np.array([positive_int("inputs", inputs), *n])
+    gain = np.full(len(fan_in), 2.0)
+    gain[-1] = 1.0
+    return fan_in / gain
+
+
+def relative_variance(widths: np.ndarray) -> np.ndarray:
+    """Var(K) / E[K]^2 in the NTK parameterisation, for many networks of one depth at once.
+
+    Args:
+        widths: hidden widths, shape `(..., H)`.
+
+    Returns:
+        An array of shape `(...)`.
+
+    >>> float(relative_variance(np.array([3, 5])).round(12)) == round(32 / 9 - 1, 12)
+    True
+    """
+    n = np.asarray(widths, dtype=float)
+    depth = n.shape[-1] + 1
+    through = np.cumsum(_safe_log((n - 1) / (n + 5)), axis=-1)
+    through = np.concatenate([np.zeros((*n.shape[:-1], 1)), through], axis=-1)
+    between = np.exp(-abs(through[..., :, None] - through[..., None, :])).sum(axis=(-2, -1))
+    growth = np.log1p(5 / n).sum(axis=-1)
+    pairs = (1 + 2 * between / depth**2) / 3
+    # exp(growth) * pairs - 1, without losing the small difference of wide networks.
+    return np.expm1(growth + np.log(pairs))
+
+
+def first_order_alpha(widths: Sequence[float]) -> float:
+    """The constant of the exponential law to first order in 1 / width (NTK parameterisation).
+
+    The exponent of E[K^2] / E[K]^2 is the sum over hidden layers of alpha_k / n_k with
+    alpha_k = 5 - 8 k (H + 1 - k) / (H + 1)^2; this is their mean, weighed as Eq. 9 weighs layers.
+    For equal widths it is 5 - (4/3) (H + 2) / (H + 1).
+
+    >>> [round(first_order_alpha([100.0] * depth), 2) for depth in (2, 5, 6)]
+    [3.22, 3.44, 3.48]
+    """
+    depth = len(widths) + 1
+    k = np.arange(1, depth)
+    return float(
+        np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / np.asarray(widths, float))
+    )

@@ -1,0 +1,102 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from ce_keras import closed_form
+from ce_keras.closed_form import kernel_moments
+
+
+def brute_force(widths, inputs, draws, rng, parameterization="ntk"):
+    """K_1 ... K_{H+1} of explicitly drawn networks, by backpropagation, shape (draws, H + 1)."""
+    sizes = [inputs, *widths, 1]
+    x = np.ones(inputs)
+    gains = [2.0] * len(widths) + [1.0]
+    scales = [np.sqrt(gain / n) for gain, n in zip(gains, sizes[:-1], strict=True)]
+    weights = [rng.standard_normal((draws, out, n)) for n, out in itertools.pairwise(sizes)]
+    activations = [np.broadcast_to(x, (draws, inputs))]
+    for scale, weight in zip(scales[:-1], weights[:-1], strict=True):
+        activations.append(np.maximum(0, scale * np.einsum("tij,tj->ti", weight, activations[-1])))
+    signal = np.ones((draws, 1))
+    kernels = []
+    for layer in reversed(range(len(weights))):
+        share = (activations[layer] ** 2).sum(-1) * (signal**2).sum(-1)
+        kernels.append(share * (scales[layer] ** 2 if parameterization == "ntk" else 1))
+        signal = scales[layer] * np.einsum("tij,ti->tj", weights[layer], signal)
+        if layer:
+            signal = signal * (activations[layer] > 0)
+    return np.stack(kernels[::-1], axis=1)
+
+
+def assert_means(samples, expected, errors=5.0):
+    """Means within five standard errors: a false alarm once in 1.7 million comparisons."""
+    samples = np.asarray(samples)
+    error = samples.std(axis=0) / np.sqrt(len(samples))
+    assert (abs(samples.mean(axis=0) - expected) <= errors * error).all()
+
+
+@pytest.mark.parametrize("parameterization", ["ntk", "standard"])
+@pytest.mark.parametrize("widths", [[8], [6, 12], [12, 10, 16]])
+def test_moments_are_those_of_drawn_networks(widths, parameterization, rng):
+    samples = brute_force(widths, 5, 40_000, rng, parameterization)
+    moments = kernel_moments(widths, parameterization, inputs=5)
+    assert_means(samples, moments.layer_mean)
+    products = samples[:, :, None] * samples[:, None, :]
+    assert_means(products, moments.layer_second_moment)
+    total = samples.sum(axis=1)
+    assert_means(total, moments.mean)
+    assert_means(total**2, moments.second_moment)
+
+
+def test_the_numbers_of_small_networks():
+    # By hand: one hidden unit passes x with probability 1/2, and both matrices' shares are alike.
+    assert kernel_moments([1]).relative_variance == pytest.approx(3.0)
+    assert kernel_moments([3, 5]).second_moment == pytest.approx(32)
+    assert kernel_moments([10] * 5).second_moment == pytest.approx(176.43, abs=0.005)
+    assert kernel_moments([100] * 6).second_moment == pytest.approx(60.337, abs=0.0005)
+
+
+def test_one_matrix_alone_has_the_product_of_the_widths():
+    moments = kernel_moments([4, 7, 9])
+    expected = np.prod([1 + 5 / n for n in (4, 7, 9)]) - 1
+    np.testing.assert_allclose(moments.layer_variance / moments.layer_mean**2, expected)
+
+
+def test_properties_fit_together():
+    moments = kernel_moments([20, 30], "standard", inputs=7)
+    assert moments.variance == pytest.approx(moments.second_moment - moments.mean**2)
+    assert moments.relative_variance == pytest.approx(moments.variance / moments.mean**2)
+
+
+def test_many_networks_at_once_are_each_alone():
+    widths = np.array([[3, 5], [1, 1], [500, 20]])
+    expected = [kernel_moments(row).relative_variance for row in widths]
+    np.testing.assert_allclose(closed_form.relative_variance(widths), expected, rtol=1e-12)
+
+
+def test_wide_networks_keep_their_digits():
+    widths = np.full(5, 10**9)
+    ours = closed_form.relative_variance(widths)
+    assert ours == pytest.approx(closed_form.first_order_alpha(widths) * 5e-9, rel=1e-6)
+
+
+def test_first_order_alpha_is_the_slope_at_wide_layers():
+    for widths in ([100, 300], [50, 50, 200, 80]):
+        wide = 1e4 * np.array(widths)
+        slope = closed_form.relative_variance(wide) / (1 / wide).sum()
+        assert closed_form.first_order_alpha(widths) == pytest.approx(float(slope), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "widths: got"),
+        (([3, 0],), "widths: got 0"),
+        (([3], "mean-field"), "parameterization: got 'mean-field'"),
+        (([3], "standard"), "inputs: needed"),
+        (([3], "standard", 0), "inputs: got 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kernel_moments(*arguments)
