@@ -19,7 +19,7 @@ from ce_keras.optimum import Curve, Solution, search
 from ce_keras.registration import register_with_keras
 
 if TYPE_CHECKING:
-    from ce_keras import layers, training, zoo
+    from ce_keras import layers, ntk, training, zoo
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "geometry",
     "law",
     "layers",
+    "ntk",
     "search",
     "training",
     "zoo",
@@ -37,7 +38,7 @@ __all__ = [
 
 register_with_keras()
 
-_LAZY = {"layers", "training", "zoo"}
+_LAZY = {"layers", "ntk", "training", "zoo"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from ce_keras import files
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.designs import MODES, PUBLISHED, choose_design
-from ce_keras.geometry import BASELINES, RESNEXTS, Module, fully_connected, resnext
+from ce_keras.geometry import BASELINES, RESNEXTS, Module, bottleneck, fully_connected, resnext
 from ce_keras.optimum import search
 
 
@@ -61,6 +61,39 @@ def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | N
     if options.inputs is not None:
         raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
     return options.baseline, options.widths
+
+
+def _fit_alpha(options: argparse.Namespace) -> None:
+    from ce_keras.ntk import fit_alpha
+
+    fit = fit_alpha(
+        _module(options),
+        draws=options.draws,
+        method=options.method,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+    )
+    if options.plot:
+        from ce_keras import plotting
+
+        plotting.save_curves([fit], options.plot)
+    points = zip(
+        fit.width.tolist(), fit.log_ratio.tolist(), fit.log_ratio_error.tolist(), strict=True
+    )
+    content = {
+        **{name: getattr(fit, name) for name in ("module", "method", "draws", "alpha")},
+        **{name: getattr(fit, name) for name in ("alpha_error", "intercept", "holds")},
+        "points": [{"width": n, "log_ratio": y, "error": error} for n, y, error in points],
+    }
+    _print(options, content, repr(fit))
+
+
+def _module(options: argparse.Namespace) -> Module:
+    if options.module == "bottleneck":
+        return bottleneck(options.inputs or 256, 256)
+    if options.inputs is None or options.widths is None:
+        raise ValueError("fc: needs its sizes, like --inputs 748 --widths 500x5")
+    return fully_connected(options.inputs, options.widths, name="fc")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -279,6 +312,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--inputs", type=int, metavar="N", help="input size of fc")
     add("--outputs", type=int, default=1, metavar="N", help="output size of fc (%(default)s)")
     add("--plot", type=Path, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
+
+    add = command(
+        "fit-alpha",
+        _fit_alpha,
+        "fit the variance law's constant to a module (Algorithm 1)",
+        "ce-keras fit-alpha bottleneck",
+    ).add_argument
+    add("module", choices=("bottleneck", "fc"), help="the paper's block, or fully connected layers")
+    add("--inputs", type=int, metavar="N", help="input size of fc, or channels of the block (256)")
+    add("--widths", type=_widths, metavar="N", help="hidden layers of fc, like 500x5")
+    add("--draws", type=int, default=2000, help="networks for each width (%(default)s)")
+    add("--method", choices=("auto", "closed_form", "sampler", "tape"), default="auto")
+    add("--seed", type=int, default=0, help="for reproducible draws (%(default)s)")
+    add("--checkpoint", type=Path, metavar="FILE", help="keeps what is done, to go on from")
+    add("--plot", type=Path, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")
 
     add = command(
         "list",

@@ -93,7 +93,7 @@ def kernel_moments(
     through = np.concatenate([[0.0], np.cumsum(_safe_log((n - 1) / (n + 5)))])
     between = np.exp(-abs(through[:, None] - through[None, :]))
     ratio = np.prod(1 + 5 / n) * (1 + 2 * between) / 3
-    mean = _layer_means(n, parameterization, inputs)
+    mean = layer_means(n, parameterization, inputs)
     return KernelMoments(mean, ratio * np.outer(mean, mean))
 
 
@@ -102,7 +102,10 @@ def _safe_log(ratio: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(ratio, 1e-300))
 
 
-def _layer_means(n: np.ndarray, parameterization: str, inputs: int | None) -> np.ndarray:
+def layer_means(
+    n: Sequence[int] | np.ndarray, parameterization: str, inputs: int | None = None
+) -> np.ndarray:
+    """E[K_l] of every weight matrix, at one input of mean square 1. Arguments as above."""
     if parameterization == "ntk":
         return np.ones(len(n) + 1)
     if parameterization != "standard":

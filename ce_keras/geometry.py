@@ -110,6 +110,21 @@ def _sum(terms: Iterable[Width], width: Width) -> Width:
     return total if np.ndim(width) == 0 else total + np.zeros(np.shape(width), dtype=np.int64)
 
 
+class Stack(NamedTuple):
+    """ReLU layers without biases, read at one output unit.
+
+    Attributes:
+        inputs: features of the input (channels of a pixel, for a convolution).
+        positions: at how many places the first layer is applied for the second to see: 1 for a
+            fully connected network, 9 below a 3x3 convolution.
+        widths: units of the hidden layers, first to last.
+    """
+
+    inputs: int
+    positions: int
+    widths: Sequence[Width]
+
+
 @dataclass(frozen=True)
 class Module:
     """What is ensembled: `cardinality` independent paths, each a function of one width.
@@ -128,15 +143,15 @@ class Module:
         path: the layers of one path of a given width. Must accept an array of widths.
         alpha: the constant of the variance law for this module, used where the search is given
             none; `None` if it is not known.
-        closed_form: Var(K) / E[K]^2 of one path as a function of an array of widths, where
-            theory knows it exactly.
+        stack: one path as a plain stack of ReLU layers, a function of the width, where it is one:
+            what the exact theory and the samplers of `ce_keras.ntk` read.
     """
 
     name: str
     width: int
     path: Callable[[Width], Sequence[Layer]]
     alpha: float | None = None
-    closed_form: Callable[[Width], Width] | None = None
+    stack: Callable[[Width], Stack] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", positive_int("width", self.width))
@@ -253,7 +268,7 @@ def fully_connected(
         max(hidden),
         path,
         closed_form.first_order_alpha(hidden) if alpha is None else alpha,
-        None if bias else functools.partial(_dense_variance, hidden=hidden),
+        None if bias else functools.partial(_dense_stack, hidden=hidden, inputs=inputs),
     )
 
 
@@ -267,8 +282,8 @@ def _dense_path(
     ]
 
 
-def _dense_variance(width: Width, hidden: Sequence[int]) -> Width:
-    return closed_form.relative_variance(np.stack(_scaled_widths(width, hidden), axis=-1))
+def _dense_stack(width: Width, hidden: Sequence[int], inputs: int) -> Stack:
+    return Stack(inputs, 1, _scaled_widths(width, hidden))
 
 
 def _scaled_widths(width: Width, hidden: Sequence[int]) -> list[np.ndarray]:
@@ -302,7 +317,12 @@ def bottleneck(
         positions_out=positions,
         norm=False,
     )
-    return Module(f"bottleneck block of {channels} channels", width, path, alpha)
+    stack = functools.partial(_bottleneck_stack, channels=channels)
+    return Module(f"bottleneck block of {channels} channels", width, path, alpha, stack)
+
+
+def _bottleneck_stack(n: Width, channels: int) -> Stack:
+    return Stack(channels, 9, [n, n])
 
 
 def _bottleneck_path(
@@ -421,8 +441,8 @@ def _block_paths(n: Width, blocks: Sequence[tuple[int, dict[str, int]]]) -> list
 def _figure_3(width: int | None = None) -> Module:
     """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07."""
     size = 500 if width is None else width
-    exact = functools.partial(_dense_variance, hidden=[1] * 5)
-    return Module("figure3", size, _figure_3_path, alpha=3.07, closed_form=exact)
+    stack = functools.partial(_dense_stack, hidden=[1] * 5, inputs=748)
+    return Module("figure3", size, _figure_3_path, alpha=3.07, stack=stack)
 
 
 def _figure_3_path(n: Width) -> list[Layer]:

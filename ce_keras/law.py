@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ce_keras import closed_form
 from ce_keras.geometry import Module
 
 
@@ -97,9 +98,21 @@ class ExponentialLaw:
 
 @dataclass(frozen=True)
 class ClosedFormLaw:
-    """The exact variance, for the modules where theory knows it: nothing is fitted."""
+    """The exact variance, for the modules where theory knows it: nothing is fitted.
+
+    Raises:
+        ValueError: for any other module.
+    """
 
     module: Module
+
+    def __post_init__(self) -> None:
+        stack = self.module.stack
+        if stack is None or stack(self.module.width).positions != 1:
+            raise ValueError(
+                f"alpha: no closed form is known for {self.module.name!r}; fully connected "
+                "networks without biases have one"
+            )
 
     @property
     def name(self) -> str:
@@ -107,9 +120,10 @@ class ClosedFormLaw:
         return "closed form"
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """The module's own formula."""
-        assert self.module.closed_form is not None
-        return self.module.closed_form(width)
+        """The formula for a fully connected network of these widths."""
+        assert self.module.stack is not None
+        widths = self.module.stack(width).widths
+        return closed_form.relative_variance(np.stack(np.broadcast_arrays(*widths), axis=-1))
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
         """A formula has no error."""

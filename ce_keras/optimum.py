@@ -393,11 +393,6 @@ def _chosen_law(module: Module, alpha: Any, curve: Any) -> Law:
             raise ValueError(f"law: got {curve!r}; it must be a function of a width, or a table")
         return MeasuredLaw(curve)
     if alpha == "closed_form":
-        if module.closed_form is None:
-            raise ValueError(
-                f"alpha: no closed form is known for {module.name!r}; fully connected networks "
-                "without biases have one"
-            )
         return ClosedFormLaw(module)
     if alpha is None and module.alpha is None:
         raise ValueError(

@@ -14,6 +14,7 @@ from ce_keras.geometry import Design
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ce_keras.ntk.alpha import AlphaFit
     from ce_keras.optimum import Solution
 
 _COLOR = "tab:red"
@@ -34,10 +35,7 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
     Returns:
         The axes drawn on.
     """
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+    ax = _new_axes() if ax is None else ax
     width, objective = solution.curve.width, solution.curve.objective
     baseline, mode = solution.baseline, solution.mode
     ax.plot(width, objective, color=_COLOR, marker="." if len(width) < 20 else "")
@@ -64,6 +62,35 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def alpha_fit(fit: AlphaFit, ax: Axes | None = None) -> Axes:
+    """Draw the points that alpha was fitted to, with two standard errors, and the line.
+
+    Args:
+        fit: what to draw.
+        ax: where; a new figure if not given.
+
+    Returns:
+        The axes drawn on.
+    """
+    ax = _new_axes() if ax is None else ax
+    s = fit.inverse_fan_in
+    ax.errorbar(s, fit.log_ratio, 2 * fit.log_ratio_error, fmt="o", ms=4, color="black", capsize=3)
+    ends = np.array([0, s.max()])
+    label = f"alpha = {fit.alpha:.3f} ± {fit.alpha_error:.3f}"
+    ax.plot(ends, fit.intercept + fit.alpha * ends, color=_COLOR, label=label)
+    ax.legend(loc="upper left", frameon=False)
+    ax.set_xlabel("S, the sum of 1/fan-in")
+    ax.set_ylabel("log(E[K²]/E[K]²)")
+    ax.set_title(f"{fit.module}, widths {fit.width[0]} to {fit.width[-1]}", fontsize=11)
+    return ax
+
+
+def _new_axes() -> Axes:
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+
+
 def _mark(ax: Axes, design: Design, objective: float, away: int) -> None:
     ax.plot(design.width, objective, "o", color=_COLOR, ms=7)
     ax.annotate(
@@ -78,18 +105,18 @@ def _mark(ax: Axes, design: Design, objective: float, away: int) -> None:
     )
 
 
-def save_curves(solutions: Sequence[Solution], path: str | Path) -> None:
-    """Draw several searches side by side and save the picture; the suffix decides the format.
+def save_curves(drawn: Sequence[Solution | AlphaFit], path: str | Path) -> None:
+    """Draw searches or fits side by side and save the picture; the suffix decides the format.
 
     Folders that are missing are made, and the picture is whole or not there.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6 * len(solutions), 4.2), layout="constrained", dpi=150)
+    figure = Figure(figsize=(5.6 * len(drawn), 4.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(solutions), squeeze=False)[0]
-    for solution, ax in zip(solutions, axes, strict=True):
-        objective_curve(solution, ax)
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for each, ax in zip(drawn, axes, strict=True):
+        each.plot(ax)
     with replacing(path) as part:
         figure.savefig(part)

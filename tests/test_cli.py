@@ -130,7 +130,7 @@ def test_bad_input_is_one_clear_line_and_a_failure(capsys, tmp_path, arguments, 
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("command", ["search", "list", "build", "demo"])
+@pytest.mark.parametrize("command", ["search", "fit-alpha", "list", "build", "demo"])
 def test_help_has_an_example(capsys, command):
     code, output, _ = run(capsys, command, "--help")
     assert code == 0
@@ -164,3 +164,12 @@ def test_figure_3_from_the_shell_with_nothing_fitted(capsys):
     assert content["baseline"] == "fc-1x500d"
     assert content["law"] == "closed form"
     assert "12x48d" in content["near_optimal"]
+
+
+def test_fit_alpha_from_the_shell(capsys, tmp_path):
+    picture = str(tmp_path / "alpha.png")
+    _, output, _ = run(capsys, "fit-alpha", "bottleneck", "--draws", "200", "--plot", picture)
+    assert "alpha = " in output
+    assert (tmp_path / "alpha.png").stat().st_size > 1000
+    _, output, _ = run(capsys, "fit-alpha", "fc", "--inputs", "748", "--widths", "500x5", "--json")
+    assert json.loads(output)["method"] == "closed_form"

@@ -1,31 +1,9 @@
-import itertools
-
 import numpy as np
 import pytest
+from brute_force import layer_kernels
 
 from ce_keras import closed_form
 from ce_keras.closed_form import kernel_moments
-
-
-def brute_force(widths, inputs, draws, rng, parameterization="ntk"):
-    """K_1 ... K_{H+1} of explicitly drawn networks, by backpropagation, shape (draws, H + 1)."""
-    sizes = [inputs, *widths, 1]
-    x = np.ones(inputs)
-    gains = [2.0] * len(widths) + [1.0]
-    scales = [np.sqrt(gain / n) for gain, n in zip(gains, sizes[:-1], strict=True)]
-    weights = [rng.standard_normal((draws, out, n)) for n, out in itertools.pairwise(sizes)]
-    activations = [np.broadcast_to(x, (draws, inputs))]
-    for scale, weight in zip(scales[:-1], weights[:-1], strict=True):
-        activations.append(np.maximum(0, scale * np.einsum("tij,tj->ti", weight, activations[-1])))
-    signal = np.ones((draws, 1))
-    kernels = []
-    for layer in reversed(range(len(weights))):
-        share = (activations[layer] ** 2).sum(-1) * (signal**2).sum(-1)
-        kernels.append(share * (scales[layer] ** 2 if parameterization == "ntk" else 1))
-        signal = scales[layer] * np.einsum("tij,ti->tj", weights[layer], signal)
-        if layer:
-            signal = signal * (activations[layer] > 0)
-    return np.stack(kernels[::-1], axis=1)
 
 
 def assert_means(samples, expected, errors=5.0):
@@ -38,7 +16,8 @@ def assert_means(samples, expected, errors=5.0):
 @pytest.mark.parametrize("parameterization", ["ntk", "standard"])
 @pytest.mark.parametrize("widths", [[8], [6, 12], [12, 10, 16]])
 def test_moments_are_those_of_drawn_networks(widths, parameterization, rng):
-    samples = brute_force(widths, 5, 40_000, rng, parameterization)
+    x = np.ones((1, 5))
+    samples = layer_kernels(x, widths, 40_000, rng, parameterization)[..., 0, 0]
     moments = kernel_moments(widths, parameterization, inputs=5)
     assert_means(samples, moments.layer_mean)
     products = samples[:, :, None] * samples[:, None, :]
