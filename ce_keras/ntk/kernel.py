@@ -1,0 +1,210 @@
+"""The empirical tangent kernel of a Keras model: K(x1, x2) = J(x1) J(x2)^T."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ce_keras.checks import positive_int
+from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.structured import StructuredEngine
+from ce_keras.ntk.tape import TapeEngine
+
+Engine = Literal["auto", "structured", "tape"]
+
+logger = logging.getLogger("ce_keras")
+
+
+def empirical_ntk(
+    model: keras.Model,
+    x1: Any,
+    x2: Any = None,
+    trace_axes: Sequence[int] = (-1,),
+    diagonal_axes: Sequence[int] = (),
+    batch_size: int | None = None,
+    engine: Engine = "auto",
+    variables: Sequence[Any] | None = None,
+) -> np.ndarray:
+    """The finite-width neural tangent kernel of a model, for its present weights.
+
+    K(x, y) is the inner product of the gradients, by all trainable variables, of the model's
+    outputs at x and at y. Normalisation and dropout are in inference mode: what is
+    differentiated is `model(x, training=False)`.
+
+    Args:
+        model: a Keras model of one output, on the TensorFlow backend.
+        x1: inputs, examples first; a nested structure where the model takes one.
+        x2: other inputs; `x1` again if not given, and then half of the work is saved.
+        trace_axes: output axes whose diagonal is averaged, as in neural-tangents. By default the
+            last one: the logits. `()` keeps every pair.
+        diagonal_axes: output axes of which only equal indices are kept. With 0, the axis of the
+            examples, only the kernel's diagonal is computed.
+        batch_size: examples whose gradients are held at a time; all of them if not given.
+        engine: `"structured"`: layer by layer, exact and fast; layers it does not know are left
+            to the tape, and it says so once. `"tape"`: jacobians of the whole model. `"auto"`:
+            structured wherever it knows a layer.
+        variables: Keras variables to differentiate by; the model's trainable ones if not given.
+
+    Returns:
+        For outputs of shape `(N, o_1, ..., o_k)` an array of shape `(N1, N2, ...)`, or `(N, ...)`
+        if axis 0 is diagonal, in which traced axes are missing, diagonal axes appear once and all
+        others twice, side by side: with `trace_axes=()` a classifier's is `(N1, N2, O, O)`.
+
+    Raises:
+        ValueError: for another backend, an unknown engine, axes that are not there, variables
+            that are not the model's, no examples, or a model whose examples influence each other.
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"),
+    ...                           keras.layers.Dense(2)])
+    >>> x = np.eye(3, dtype="float32")
+    >>> empirical_ntk(model, x).shape, empirical_ntk(model, x, x[:1], trace_axes=()).shape
+    ((3, 3), (3, 1, 2, 2))
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
+        )
+    x1 = _tensors(x1)
+    x2 = None if x2 is None else _tensors(x2)
+    n1 = _count("x1", x1)
+    n2 = n1 if x2 is None else _count("x2", x2)
+    engine_of = _engine(model, x1, trace_axes, diagonal_axes, engine, variables)
+    axes = engine_of.axes
+    if axes.same_examples and n1 != n2:
+        raise ValueError(f"x2: has {n2} examples where x1 has {n1}; a diagonal needs as many")
+    size = max(n1, n2) if batch_size is None else positive_int("batch_size", batch_size)
+    kernel = np.empty(axes.kernel_shape(n1, n2), engine_of.dtype)
+    for rows, columns in _blocks(n1, n2, size, x2 is None, axes.same_examples):
+        same = x2 is None and rows == columns
+        other = None if same else _part(x1 if x2 is None else x2, columns)
+        block = engine_of.kernel(_part(x1, rows), other).numpy()
+        if axes.same_examples:
+            kernel[rows] = block
+            continue
+        kernel[rows, columns] = block
+        if x2 is None and rows != columns:
+            kernel[columns, rows] = axes.transposed(block)
+    return kernel
+
+
+def _engine(
+    model: keras.Model,
+    x: Any,
+    trace_axes: Sequence[int],
+    diagonal_axes: Sequence[int],
+    engine: str,
+    variables: Sequence[Any] | None,
+) -> Any:
+    """The engine for these arguments: made once for a model, and kept with it."""
+    if engine not in ("auto", "structured", "tape"):
+        raise ValueError(f"engine: got {engine!r}; it must be 'auto', 'structured' or 'tape'")
+    example = _part(x, slice(0, 1))
+    outputs = model(example, training=False)
+    if not tf.is_tensor(outputs):
+        raise ValueError(
+            f"model: {model.name!r} has several outputs; make a model of the one whose kernel is "
+            "wanted"
+        )
+    if variables is None:
+        variables = model.trainable_variables
+    strangers = [v for v in variables if not any(v is own for own in model.variables)]
+    if strangers or not variables:
+        raise ValueError(
+            f"variables: {[v.path for v in strangers]} are not variables of {model.name!r}"
+            if strangers
+            else f"variables: {model.name!r} has no trainable variables"
+        )
+    axes = OutputAxes(outputs.shape, _sequence(trace_axes), _sequence(diagonal_axes))
+    kind = "tape" if engine == "tape" else "structured"
+    key = (kind, axes.key, tuple(map(id, variables)), _signature(example))
+    engines = vars(model).setdefault("_ce_keras_kernels", {})
+    if key not in engines:
+        _refuse_interaction(model, x)
+        if kind == "tape":
+            engines[key] = TapeEngine(model, variables, axes)
+        else:
+            made = StructuredEngine(model, variables, axes, example)
+            if made.by_tape:
+                logger.warning(
+                    "kernel of %s: by tape, and slowly, for %s: no rule covers all that these "
+                    "variables do",
+                    model.name,
+                    ", ".join(variable.path for variable in made.by_tape),
+                )
+            engines[key] = made
+        engines[key].axes = axes
+        engines[key].dtype = np.dtype("float64" if outputs.dtype == tf.float64 else "float32")
+    return engines[key]
+
+
+def _refuse_interaction(model: keras.Model, x: Any) -> None:
+    """Raise if an example's output depends on the other examples of its batch."""
+    first = _part(x, slice(0, 1))
+    second = (
+        _part(x, slice(1, 2))
+        if _count("x1", x) > 1
+        else tf.nest.map_structure(
+            lambda part: tf.reverse(part, [-1]) if len(part.shape) > 1 else part, first
+        )
+    )
+    alone, together = (
+        model(
+            tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), first, other), training=False
+        )
+        for other in (first, second)
+    )
+    gap = float(tf.reduce_max(tf.abs(tf.cast(alone[0] - together[0], tf.float64))))
+    size = float(tf.reduce_max(tf.abs(tf.cast(alone[0], tf.float64))))
+    if gap > 1e-3 * size:
+        raise ValueError(
+            f"model: an output of {model.name!r} changes with the other examples of its batch (by "
+            f"{gap:.3g}, of {size:.3g}); a kernel between examples needs them apart"
+        )
+
+
+def _blocks(
+    n1: int, n2: int, size: int, symmetric: bool, same_examples: bool
+) -> list[tuple[slice, slice]]:
+    """Blocks of the kernel: all, the upper half, or those on the diagonal."""
+    rows, columns = (
+        [slice(start, min(start + size, n)) for start in range(0, n, size)] for n in (n1, n2)
+    )
+    if same_examples:
+        return list(zip(rows, columns, strict=True))
+    return [
+        (row, column)
+        for row in rows
+        for column in columns
+        if not symmetric or column.start >= row.start
+    ]
+
+
+def _tensors(x: Any) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, x)
+
+
+def _count(argument: str, x: Any) -> int:
+    counts = {part.shape[0] for part in tf.nest.flatten(x) if part.shape.rank}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{argument}: has {sorted(counts) or 'no'} examples; its parts must have as many, one "
+            "or more"
+        )
+    return counts.pop()
+
+
+def _part(x: Any, rows: slice) -> Any:
+    return tf.nest.map_structure(lambda part: part[rows], x)
+
+
+def _sequence(axes: Any) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def _signature(x: Any) -> tuple[Any, ...]:
+    return tuple((part.dtype.name, *part.shape[1:]) for part in tf.nest.flatten(x))

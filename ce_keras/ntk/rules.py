@@ -1,0 +1,363 @@
+"""What each layer knows: where to take its backward signal, and its variables' shares.
+
+A rule runs its layer's own forward pass up to the activation, hands that to `record`, and applies
+the activation. Later the backward signal there is turned into a share of each variable. Signals
+have the shape `(traced, diagonal, paired, examples, ...)` (see `ce_keras.ntk.axes`). All shapes are
+known: the engine traces for one number of examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import string
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from ce_keras.layers import CollegialConv2D, CollegialDense, FusedBatchNormalization
+from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
+from ce_keras.ntk.shares import Gradients, Lookups, Products, Share, wide
+
+Shares = list[tuple[Any, Share]]
+#: Takes a tensor and what turns its signal into shares; gives the tensor, now watched.
+Record = Callable[[Any, Callable[[Any], Shares]], Any]
+#: Takes the layer, its own `call`, its input and `record`; gives the layer's output.
+Rule = Callable[[Any, Callable[..., Any], Any, Record], Any]
+
+
+def rule_of(layer: Any) -> Rule | None:
+    """The rule for a layer, or `None` where there is none and the tape must do it.
+
+    A subclass that computes something else has no rule of its parent's.
+    """
+    for kind, rule in _RULES.items():
+        if isinstance(layer, kind) and type(layer).call is kind.call and _plain(layer):
+            return rule
+    return None
+
+
+def _plain(layer: Any) -> bool:
+    """Whether the layer trains its own kernel, in the layout that rules read."""
+    return (
+        getattr(layer, "quantization_mode", None) is None
+        and not getattr(layer, "lora_enabled", False)
+        and getattr(layer, "data_format", None) != "channels_first"
+    )
+
+
+# Linear maps -------------------------------------------------------------------------------------
+
+
+def _dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    def shares(signal: Any) -> Shares:
+        return [(layer.kernel, Products(_inputs(x), _signals(signal))), *_bias(layer, signal)]
+
+    return _linear(layer, call, x, record, shares)
+
+
+def _collegial_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    groups = 1 if layer.shared_input else layer.cardinality
+
+    def shares(signal: Any) -> Shares:
+        a = _inputs(x, groups) * _scale(layer)
+        return [(layer.kernel, Products(a, _signals(signal, groups))), *_bias(layer, signal)]
+
+    return _linear(layer, call, x, record, shares)
+
+
+def _einsum_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    inputs, kernel, outputs = _labels(layer.equation, len(x.shape))
+    example = inputs[0]
+    positions = [label for label in inputs[1:] if label in outputs and label not in kernel]
+    groups = [label for label in inputs if label in outputs and label in kernel]
+    summed = [label for label in inputs if label not in outputs]
+    made = [label for label in outputs if label not in inputs]
+
+    def shares(signal: Any) -> Shares:
+        a = _gathered(wide(x), inputs, [example, positions, groups, summed])
+        b = _gathered(signal, "012" + outputs, ["0", "1", "2", example, positions, groups, made])
+        return [(layer.kernel, Products(a, b)), *_bias(layer, signal)]
+
+    return _linear(layer, call, x, record, shares)
+
+
+def _labels(equation: str, rank: int) -> tuple[str, str, str]:
+    """The three terms of an EinsumDense equation, with letters for an ellipsis."""
+    inputs, kernel, outputs = equation.replace("->", ",").replace(" ", "").split(",")
+    unused = (letter for letter in string.ascii_letters if letter not in equation)
+    more = "".join(itertools.islice(unused, rank - len(inputs.replace("...", ""))))
+    return inputs.replace("...", more), kernel, outputs.replace("...", more)
+
+
+def _gathered(x: Any, labels: str, groups: Sequence[Sequence[str]]) -> Any:
+    """Axes brought together: one for each group of labels."""
+    order = [labels.index(label) for group in groups for label in group]
+    sizes = [math.prod(x.shape[labels.index(label)] for label in group) for group in groups]
+    return tf.reshape(tf.transpose(x, order), sizes)
+
+
+def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    def shares(signal: Any) -> Shares:
+        a = _grouped(_patches(wide(x), layer), layer.groups)
+        if isinstance(layer, CollegialConv2D):
+            a *= _scale(layer)
+        return [(layer.kernel, Products(a, _signals(signal, layer.groups))), *_bias(layer, signal)]
+
+    if layer.groups > 1 and layer.rank == 2 and not isinstance(layer, CollegialConv2D):
+        with replaced(layer, convolution_op=_native(layer)):
+            return _linear(layer, call, x, record, shares)
+    return _linear(layer, call, x, record, shares)
+
+
+def _native(layer: Any) -> Callable[[Any, Any], Any]:
+    """Keras' own route for groups is compiled by XLA, slow to run backwards on a CPU."""
+    spec = ConvSpec(
+        layer.groups,
+        tuple(layer.kernel_size),
+        tuple(layer.strides),
+        layer.padding,
+        tuple(layer.dilation_rate),
+        layer.data_format,
+    )
+
+    def convolve(x: Any, kernel: Any) -> Any:
+        kernel = tf.convert_to_tensor(kernel, x.dtype)
+        return grouped_conv(x, kernel, spec, choose(spec, x.dtype.name))
+
+    return convolve
+
+
+def _depthwise(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    groups = x.shape[-1]
+
+    def shares(signal: Any) -> Shares:
+        a = _grouped(_patches(wide(x), layer), groups)
+        return [(layer.kernel, Products(a, _signals(signal, groups))), *_bias(layer, signal)]
+
+    return _linear(layer, call, x, record, shares)
+
+
+def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    del call  # Between its two maps there is no place to record.
+    groups = x.shape[-1]
+
+    def depthwise_shares(signal: Any) -> Shares:
+        a = _grouped(_patches(wide(x), layer), groups)
+        return [(layer.depthwise_kernel, Products(a, _signals(signal, groups)))]
+
+    def pointwise_shares(signal: Any) -> Shares:
+        share = Products(_inputs(middle), _signals(signal))
+        return [(layer.pointwise_kernel, share), *_bias(layer, signal)]
+
+    middle = keras.ops.depthwise_conv(
+        x,
+        layer.depthwise_kernel,
+        layer.strides,
+        layer.padding,
+        layer.data_format,
+        layer.dilation_rate,
+    )
+    middle = record(middle, depthwise_shares)
+    output = keras.ops.conv(middle, layer.pointwise_kernel, 1, "valid", layer.data_format)
+    if layer.bias is not None:
+        output = output + keras.ops.cast(layer.bias, output.dtype)
+    return _activation(layer)(record(output, pointwise_shares))
+
+
+def _transposed(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    def shares(signal: Any) -> Shares:
+        # Backwards it is a convolution: every input pixel meets a patch of the signal.
+        seen = _patches(tf.reshape(signal, [-1, *signal.shape[4:]]), layer)
+        b = tf.reshape(seen, [*signal.shape[:4], seen.shape[1], 1, -1])
+        return [(layer.kernel, Products(_inputs(x), b)), *_bias(layer, signal)]
+
+    return _linear(layer, call, x, record, shares)
+
+
+def _patches(x: Any, layer: Any) -> Any:
+    """Every patch a kernel sees, `(examples, positions, kernel positions, channels)`."""
+    kernel, strides = tuple(layer.kernel_size), tuple(layer.strides)
+    dilation = tuple(layer.dilation_rate)
+    pads, outs = [], []
+    for side, k, step, gap in zip(x.shape[1:-1], kernel, strides, dilation, strict=True):
+        reach = gap * (k - 1) + 1
+        if layer.padding == "same":
+            out = -(-side // step)
+            total = max((out - 1) * step + reach - side, 0)
+            pads.append((total // 2, total - total // 2))
+        elif layer.padding == "causal":
+            out = (side - 1) // step + 1
+            pads.append((reach - 1, 0))
+        else:
+            out = (side - reach) // step + 1
+            pads.append((0, 0))
+        outs.append(out)
+    if any(map(any, pads)):
+        x = tf.pad(x, [(0, 0), *pads, (0, 0)])
+    seen = []
+    for offset in itertools.product(*map(range, kernel)):
+        window = [
+            slice(gap * at, gap * at + step * (out - 1) + 1, step)
+            for at, gap, step, out in zip(offset, dilation, strides, outs, strict=True)
+        ]
+        seen.append(tf.reshape(x[(slice(None), *window)], [-1, math.prod(outs), x.shape[-1]]))
+    return tf.stack(seen, axis=2)
+
+
+def _grouped(patches: Any, groups: int) -> Any:
+    """Patches as `(examples, positions, groups, fan-in)`."""
+    examples, positions, places, channels = patches.shape
+    if groups > 1:
+        patches = tf.reshape(patches, [examples, positions, places, groups, channels // groups])
+        patches = tf.transpose(patches, [0, 1, 3, 2, 4])
+    return tf.reshape(patches, [examples, positions, groups, places * channels // groups])
+
+
+# Normalisation and tables ------------------------------------------------------------------------
+
+
+def _batch_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    axis = layer.axis % len(x.shape)
+    shape = [1] * len(x.shape)
+    shape[axis] = x.shape[axis]
+    mean, variance = (
+        tf.reshape(tf.cast(moment.value, x.dtype), shape)
+        for moment in (layer.moving_mean, layer.moving_variance)
+    )
+    normal = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    return _scale_and_shift(layer, call(x), normal, [axis], record)
+
+
+def _layer_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    axes = [axis % len(x.shape) for axis in axes]
+    mean, variance = tf.nn.moments(wide(x), axes, keepdims=True)
+    normal = (wide(x) - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    return _scale_and_shift(layer, call(x), normal, axes, record)
+
+
+def _group_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    axis = layer.axis % len(x.shape)
+    groups = x.shape[axis] if layer.groups == -1 else layer.groups
+    sizes = [*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]]
+    apart = tf.reshape(wide(x), sizes)
+    reduced = [at for at in range(1, len(sizes)) if at != axis]
+    mean, variance = tf.nn.moments(apart, reduced, keepdims=True)
+    normal = (apart - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    return _scale_and_shift(layer, call(x), tf.reshape(normal, x.shape), [axis], record)
+
+
+def _scale_and_shift(layer: Any, output: Any, normal: Any, kept: list[int], record: Record) -> Any:
+    """Of a normalisation: the scale meets the normal values, the shift meets ones."""
+
+    def shares(signal: Any) -> Shares:
+        summed = [axis + 3 for axis in range(1, len(normal.shape)) if axis not in kept]
+        factors = {"gamma": wide(normal), "beta": 1.0}
+        return [
+            (variable, _gradients(tf.reduce_sum(signal * factor, summed)))
+            for name, factor in factors.items()
+            if (variable := getattr(layer, name, None)) is not None
+        ]
+
+    return record(output, shares)
+
+
+def _embedding(layer: Any, call: Callable[..., Any], ids: Any, record: Record) -> Any:
+    def shares(signal: Any) -> Shares:
+        rows = tf.reshape(tf.cast(ids, tf.int32), [ids.shape[0], -1])
+        b = tf.reshape(signal, [*signal.shape[:4], rows.shape[1], layer.output_dim])
+        return [(layer.embeddings, Lookups(rows, b))]
+
+    return record(call(ids), shares)
+
+
+# What rules share --------------------------------------------------------------------------------
+
+
+def _linear(layer: Any, call: Callable[..., Any], x: Any, record: Record, shares: Any) -> Any:
+    """The layer's own forward pass, recorded before its activation."""
+    activate = _activation(layer)
+    with replaced(layer, activation=None):
+        output = call(x)
+    return activate(record(output, shares))
+
+
+def _activation(layer: Any) -> Callable[[Any], Any]:
+    return (lambda y: y) if layer.activation is None else layer.activation
+
+
+@contextlib.contextmanager
+def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Attributes of one object replaced for a while, past the tracking that Keras does."""
+    names = vars(layer)
+    kept = {name: names[name] for name in attributes if name in names}
+    names.update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            del names[name]
+        names.update(kept)
+
+
+def _bias(layer: Any, signal: Any) -> Shares:
+    """A bias is added at every position where it has no axis of its own."""
+    bias = getattr(layer, "bias", None)
+    if bias is None:
+        return []
+    outputs = signal.shape[4:]
+    shape = [1] * (len(outputs) - len(bias.shape)) + list(bias.shape)
+    summed = [axis + 4 for axis, size in enumerate(shape) if size != outputs[axis]]
+    return [(bias, _gradients(tf.reduce_sum(signal, summed)))]
+
+
+def _gradients(whole: Any) -> Gradients:
+    """Gradients of a whole variable, `(traced, diagonal, paired, examples, ...)`."""
+    return Gradients(tf.reshape(whole, [*whole.shape[:4], math.prod(whole.shape[4:])]))
+
+
+def _inputs(x: Any, groups: int = 1) -> Any:
+    """Inputs as `(examples, positions, groups, fan-in)`."""
+    between, channels = math.prod(x.shape[1:-1]), x.shape[-1]
+    return tf.reshape(wide(x), [x.shape[0], between, groups, channels // groups])
+
+
+def _signals(signal: Any, groups: int = 1) -> Any:
+    """Signals as `(traced, diagonal, paired, examples, positions, groups, outputs)`."""
+    between, channels = math.prod(signal.shape[4:-1]), signal.shape[-1]
+    return tf.reshape(signal, [*signal.shape[:4], between, groups, channels // groups])
+
+
+def _scale(layer: Any) -> float:
+    """By what the forward pass multiplies the kernel: the NTK parameterisation (Eq. 3)."""
+    if layer.parameterization == "standard":
+        return 1.0
+    return math.sqrt(layer.gain / layer.fan_in)
+
+
+_RULES: dict[Any, Rule] = {
+    layers.Dense: _dense,
+    layers.EinsumDense: _einsum_dense,
+    layers.Conv1D: _convolution,
+    layers.Conv2D: _convolution,
+    layers.Conv3D: _convolution,
+    layers.DepthwiseConv1D: _depthwise,
+    layers.DepthwiseConv2D: _depthwise,
+    layers.SeparableConv1D: _separable,
+    layers.SeparableConv2D: _separable,
+    layers.Conv1DTranspose: _transposed,
+    layers.Conv2DTranspose: _transposed,
+    layers.Conv3DTranspose: _transposed,
+    layers.BatchNormalization: _batch_norm,
+    layers.LayerNormalization: _layer_norm,
+    layers.GroupNormalization: _group_norm,
+    layers.Embedding: _embedding,
+    FusedBatchNormalization: _batch_norm,
+    CollegialConv2D: _convolution,
+    CollegialDense: _collegial_dense,
+}

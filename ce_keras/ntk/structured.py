@@ -1,0 +1,204 @@
+"""The kernel layer by layer: one forward and one backward pass, and each layer's share.
+
+The forward pass is the model's own. While it runs, every layer that has a rule (see
+`ce_keras.ntk.rules`) hands over its output before the activation; one backward pass for each
+output gives the signals there. From a layer's input and its signal follows what its variables add
+to the kernel, without forming a jacobian of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.rules import Record, Rule, replaced, rule_of
+from ce_keras.ntk.shares import Share, wide
+from ce_keras.ntk.tape import gradients_by_tape
+
+logger = logging.getLogger("ce_keras")
+
+Arrange = Callable[[Any], Any]
+
+
+class StructuredEngine:
+    """Kernels of one model, for one choice of variables and of output axes.
+
+    Args:
+        model: a built Keras model.
+        variables: the variables to differentiate by.
+        axes: which entries of the kernel are asked for.
+        example: an input to try the rules on: the layers whose share is not the tape's are left
+            to the tape.
+    """
+
+    def __init__(
+        self, model: keras.Model, variables: Sequence[Any], axes: OutputAxes, example: Any
+    ) -> None:
+        self._model = model
+        self._axes = axes
+        self._wanted = {id(variable): variable for variable in variables}
+        self._layers = [
+            (layer, rule)
+            for layer in _leaves(model)
+            if (rule := rule_of(layer)) and any(id(v) in self._wanted for v in layer.variables)
+        ]
+        self.by_tape = self._disagreeing(example)
+        self._traced: dict[Any, Any] = {}
+        self._fresh = True
+
+    def kernel(self, x1: Any, x2: Any | None) -> Any:
+        """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs.
+
+        The first kernel of one output is computed as it comes: tracing pays from the second on.
+        """
+        as_it_comes, self._fresh = self._fresh and self._axes.total == 1, False
+        if as_it_comes:
+            return self._kernel(x1, x2)
+        flat = tf.nest.flatten((x1, x2))
+        key = tuple((None if x is None else (x.dtype, *x.shape)) for x in flat)
+        if key not in self._traced:
+            self._traced[key] = self._trace((x1, x2))
+        return self._traced[key](*[x for x in flat if x is not None])
+
+    def _trace(self, inputs: Any) -> Any:
+        """The kernel for inputs of these shapes as a graph, of the inputs that are not `None`."""
+        flat = tf.nest.flatten(inputs)
+
+        def compute(*tensors: Any) -> Any:
+            given = iter(tensors)
+            packed = [None if x is None else next(given) for x in flat]
+            return self._kernel(*tf.nest.pack_sequence_as(inputs, packed))
+
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in flat if x is not None]
+        return tf.function(compute, autograph=False).get_concrete_function(*specs)
+
+    def _kernel(self, x1: Any, x2: Any | None) -> Any:
+        first = self._shares(x1, self._axes.arrange, self._axes.counts, self.by_tape)
+        second = first
+        if x2 is not None:
+            second = self._shares(x2, self._axes.arrange, self._axes.counts, self.by_tape)
+        same = self._axes.same_examples
+        terms = [share.gram(second[key], same) for key, share in first.items()]
+        return self._axes.restore(tf.add_n(terms) / self._axes.counts[0])
+
+    def _shares(
+        self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
+    ) -> dict[int, Share]:
+        """Every variable's share, by the variable's identity."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            for variable in by_tape:
+                tape.watch(variable.value)
+            with self._recorded(tape) as records:
+                outputs = wide(arrange(self._model(x, training=False)))
+            total = tf.reduce_sum(outputs, axis=0)
+        points = [output for output, _ in records]
+        signals = _signals(tape, total, points, counts)
+        shares: dict[int, Share] = {}
+        for signal, (_, shares_of) in zip(signals, records, strict=True):
+            for variable, share in shares_of(signal):
+                key = id(variable)
+                if key in self._wanted and not any(variable is other for other in by_tape):
+                    shares[key] = shares[key].join(share) if key in shares else share
+        if by_tape:
+            rest = gradients_by_tape(tape, outputs, by_tape, counts)
+            shares.update({id(v): share for v, share in zip(by_tape, rest, strict=True)})
+        return {key: share.cheapest() for key, share in shares.items()}
+
+    @contextlib.contextmanager
+    def _recorded(self, tape: tf.GradientTape) -> Iterator[list[tuple[Any, Any]]]:
+        """The layers' own `call`s replaced by their rules, which record as they go."""
+        records: list[tuple[Any, Any]] = []
+
+        def record(output: Any, shares: Any) -> Any:
+            # In at least single precision, whatever the model's: kernels are sums of many products.
+            point = wide(tf.convert_to_tensor(output))
+            tape.watch(point)
+            records.append((point, shares))
+            return tf.cast(point, output.dtype)
+
+        with contextlib.ExitStack() as stack:
+            for layer, rule in self._layers:
+                stack.enter_context(replaced(layer, call=_by_rule(layer, rule, record)))
+            yield records
+
+    def _disagreeing(self, example: Any) -> list[Any]:
+        """The variables whose share is not what the tape says, on one example.
+
+        Rules see only the layers that have one. A variable that is used anywhere else, by a custom
+        layer or a second time past its layer, would be short of a part of its share.
+        """
+        shape = self._model(example, training=False).shape
+        weights = tf.constant(np.random.default_rng(0).normal(size=shape[1:]), tf.float32)
+
+        def project(outputs: Any) -> Any:
+            flat = tf.reshape(tf.cast(outputs, weights.dtype) * weights, [outputs.shape[0], -1])
+            return tf.reduce_sum(flat, axis=1, keepdims=True)
+
+        variables = list(self._wanted.values())
+        with tf.GradientTape() as tape:
+            value = project(self._model(example, training=False))
+        gradients = tape.gradient(
+            value,
+            [variable.value for variable in variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        gradients = [tf.cast(tf.convert_to_tensor(g), tf.float64) for g in gradients]
+        expected = [float(tf.reduce_sum(g**2)) for g in gradients]
+        shares = self._shares(example, project, (1, 1, 1), [])
+        found = [
+            float(tf.squeeze(shares[id(v)].gram(shares[id(v)], False))) if id(v) in shares else 0.0
+            for v in variables
+        ]
+        total = sum(expected)
+        tolerance = 1e-2 if keras.config.dtype_policy().compute_dtype.endswith("16") else 1e-3
+        return [
+            variable
+            for variable, ours, tapes in zip(variables, found, expected, strict=True)
+            if abs(ours - tapes) > tolerance * tapes + 1e-6 * tolerance * total
+        ]
+
+
+def _by_rule(layer: Any, rule: Rule, record: Record) -> Callable[..., Any]:
+    own = layer.call
+
+    def call(x: Any, *arguments: Any, **options: Any) -> Any:
+        def plain(x: Any) -> Any:
+            return own(x, *arguments, **options)
+
+        x = tf.convert_to_tensor(x)
+        return rule(
+            layer, plain, tf.cast(x, layer.compute_dtype) if x.dtype.is_floating else x, record
+        )
+
+    return functools.wraps(own)(call)
+
+
+def _signals(
+    tape: tf.GradientTape, total: Any, points: list[Any], counts: Sequence[int]
+) -> list[Any]:
+    """d(each output)/d(each point), `(traced, diagonal, paired, examples, ...)`.
+
+    Examples do not meet, so the gradient of an output summed over examples is every example's.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    if total.shape[0] == 1:
+        signals = tape.gradient(total, points, unconnected_gradients=zero)
+    else:
+        signals = tape.jacobian(total, points, unconnected_gradients=zero)
+    return [
+        tf.reshape(signal, [*counts, *point.shape])
+        for signal, point in zip(signals, points, strict=True)
+    ]
+
+
+def _leaves(layer: Any) -> list[Any]:
+    """All layers, inner ones included. Keras has no public walk that sees inside composites."""
+    return [inner for inner in layer._flatten_layers() if isinstance(inner, keras.layers.Layer)]

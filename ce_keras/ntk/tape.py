@@ -1,0 +1,66 @@
+"""The kernel by `tf.GradientTape` jacobians: slow, simple, and what faster engines are held to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.shares import Gradients, wide
+
+
+class TapeEngine:
+    """Kernels of one model, for one choice of variables and of output axes.
+
+    Args:
+        model: a built Keras model.
+        variables: the variables to differentiate by.
+        axes: which entries of the kernel are asked for.
+    """
+
+    def __init__(self, model: keras.Model, variables: Sequence[Any], axes: OutputAxes) -> None:
+        self._model = model
+        self._variables = list(variables)
+        self._axes = axes
+
+    def kernel(self, x1: Any, x2: Any | None) -> Any:
+        """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs."""
+        first = self._jacobians(x1)
+        second = first if x2 is None else self._jacobians(x2)
+        same = self._axes.same_examples
+        terms = [a.gram(b, same) for a, b in zip(first, second, strict=True)]
+        return self._axes.restore(tf.add_n(terms) / self._axes.counts[0])
+
+    def _jacobians(self, x: Any) -> list[Gradients]:
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            for variable in self._variables:
+                tape.watch(variable.value)
+            outputs = wide(self._axes.arrange(self._model(x, training=False)))
+        return gradients_by_tape(tape, outputs, self._variables, self._axes.counts)
+
+
+def gradients_by_tape(
+    tape: tf.GradientTape, outputs: Any, variables: Sequence[Any], counts: Sequence[int]
+) -> list[Gradients]:
+    """The jacobians of arranged outputs `(N, total)`, one for each variable."""
+    examples, total = outputs.shape
+    jacobians = tape.jacobian(
+        outputs,
+        [variable.value for variable in variables],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        # Vectorised, it is wrong through Keras' grouped convolutions.
+        experimental_use_pfor=False,
+    )
+    return [
+        Gradients(
+            tf.reshape(
+                tf.transpose(tf.reshape(wide(j), [examples, total, -1]), [1, 0, 2]),
+                [*counts, examples, math.prod(variable.shape)],
+            )
+        )
+        for j, variable in zip(jacobians, variables, strict=True)
+    ]
