@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from ce_keras.checks import whole_number
+from ce_keras.ntk.shares import moved
 
 
 class OutputAxes:
@@ -80,7 +81,7 @@ class OutputAxes:
 
     def arrange(self, outputs: Any) -> Any:
         """Outputs `(N, o_1, ...)` as `(N, total)`, traced ones outermost, paired innermost."""
-        return tf.reshape(tf.transpose(outputs, [0, *self._order]), [-1, self.total])
+        return tf.reshape(moved(outputs, [0, *self._order]), [-1, self.total])
 
     def kernel_shape(self, first: int, second: int) -> tuple[int, ...]:
         """The kernel's shape for so many examples."""
@@ -110,7 +111,7 @@ class OutputAxes:
                 order.append(next(singles))
             elif kind == "paired":
                 order += next(pairs)
-        return tf.transpose(kernel, order)
+        return moved(kernel, order)
 
 
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:

@@ -78,17 +78,22 @@ def empirical_ntk(
     if axes.same_examples and n1 != n2:
         raise ValueError(f"x2: has {n2} examples where x1 has {n1}; a diagonal needs as many")
     size = max(n1, n2) if batch_size is None else positive_int("batch_size", batch_size)
-    kernel = np.empty(axes.kernel_shape(n1, n2), engine_of.dtype)
+    if size >= max(n1, n2):
+        return engine_of.kernel(x1, x2).numpy()
+    kernel = None
     for rows, columns in _blocks(n1, n2, size, x2 is None, axes.same_examples):
         same = x2 is None and rows == columns
         other = None if same else _part(x1 if x2 is None else x2, columns)
         block = engine_of.kernel(_part(x1, rows), other).numpy()
+        if kernel is None:
+            kernel = np.empty(axes.kernel_shape(n1, n2), block.dtype)
         if axes.same_examples:
             kernel[rows] = block
             continue
         kernel[rows, columns] = block
         if x2 is None and rows != columns:
             kernel[columns, rows] = axes.transposed(block)
+    assert kernel is not None
     return kernel
 
 
@@ -103,6 +108,31 @@ def _engine(
     """The engine for these arguments: made once for a model, and kept with it."""
     if engine not in ("auto", "structured", "tape"):
         raise ValueError(f"engine: got {engine!r}; it must be 'auto', 'structured' or 'tape'")
+    chosen = model.trainable_variables if variables is None else list(variables)
+    kind = "tape" if engine == "tape" else "structured"
+    asked = (_sequence(trace_axes), _sequence(diagonal_axes))
+    key = (kind, *asked, tuple(map(id, chosen)), _signature(x))
+    engines = vars(model).setdefault("_ce_keras_kernels", {})
+    if key not in engines:
+        engines[key] = _made(model, x, kind, *asked, chosen)
+    return engines[key]
+
+
+def _made(
+    model: keras.Model,
+    x: Any,
+    kind: str,
+    trace_axes: tuple[int, ...],
+    diagonal_axes: tuple[int, ...],
+    variables: list[Any],
+) -> Any:
+    strangers = [v.path for v in variables if not any(v is own for own in model.variables)]
+    if strangers or not variables:
+        raise ValueError(
+            f"variables: {strangers} are not variables of {model.name!r}"
+            if strangers
+            else f"variables: {model.name!r} has no trainable variables"
+        )
     example = _part(x, slice(0, 1))
     outputs = model(example, training=False)
     if not tf.is_tensor(outputs):
@@ -110,36 +140,18 @@ def _engine(
             f"model: {model.name!r} has several outputs; make a model of the one whose kernel is "
             "wanted"
         )
-    if variables is None:
-        variables = model.trainable_variables
-    strangers = [v for v in variables if not any(v is own for own in model.variables)]
-    if strangers or not variables:
-        raise ValueError(
-            f"variables: {[v.path for v in strangers]} are not variables of {model.name!r}"
-            if strangers
-            else f"variables: {model.name!r} has no trainable variables"
+    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes)
+    _refuse_interaction(model, x)
+    if kind == "tape":
+        return TapeEngine(model, variables, axes)
+    made = StructuredEngine(model, variables, axes, example)
+    if made.by_tape:
+        logger.warning(
+            "kernel of %s: by tape, and slowly, for %s: no rule covers all that these variables do",
+            model.name,
+            ", ".join(variable.path for variable in made.by_tape),
         )
-    axes = OutputAxes(outputs.shape, _sequence(trace_axes), _sequence(diagonal_axes))
-    kind = "tape" if engine == "tape" else "structured"
-    key = (kind, axes.key, tuple(map(id, variables)), _signature(example))
-    engines = vars(model).setdefault("_ce_keras_kernels", {})
-    if key not in engines:
-        _refuse_interaction(model, x)
-        if kind == "tape":
-            engines[key] = TapeEngine(model, variables, axes)
-        else:
-            made = StructuredEngine(model, variables, axes, example)
-            if made.by_tape:
-                logger.warning(
-                    "kernel of %s: by tape, and slowly, for %s: no rule covers all that these "
-                    "variables do",
-                    model.name,
-                    ", ".join(variable.path for variable in made.by_tape),
-                )
-            engines[key] = made
-        engines[key].axes = axes
-        engines[key].dtype = np.dtype("float64" if outputs.dtype == tf.float64 else "float32")
-    return engines[key]
+    return made
 
 
 def _refuse_interaction(model: keras.Model, x: Any) -> None:

@@ -313,7 +313,7 @@ def _bias(layer: Any, signal: Any) -> Shares:
     outputs = signal.shape[4:]
     shape = [1] * (len(outputs) - len(bias.shape)) + list(bias.shape)
     summed = [axis + 4 for axis, size in enumerate(shape) if size != outputs[axis]]
-    return [(bias, _gradients(tf.reduce_sum(signal, summed)))]
+    return [(bias, _gradients(tf.reduce_sum(signal, summed) if summed else signal))]
 
 
 def _gradients(whole: Any) -> Gradients:

@@ -12,7 +12,6 @@ outputs of a group; k: the parameters of a variable.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -47,7 +46,7 @@ class Gradients(NamedTuple):
 
     def gram(self, other: Any, same_examples: bool) -> Any:
         """The variable's part of the kernel, see `Share`."""
-        return _einsum("tdrnk,tdsmk->drsnm", same_examples, self.j, other.gradients().j)
+        return _inner_products(self.j, other.gradients().j, same_examples)
 
     def gradients(self) -> Gradients:
         """Themselves."""
@@ -84,8 +83,16 @@ class Products(NamedTuple):
 
     def gradients(self) -> Gradients:
         """The sum over positions carried out."""
-        j = tf.einsum("npgf,tdrnpgc->tdrngfc", self.a, self.b)
-        return Gradients(tf.reshape(j, [*j.shape[:4], math.prod(j.shape[4:])]))
+        t, d, r, n, _, g, c = self.b.shape
+        # Groups before positions: then it is one matrix product for each example and group.
+        a = tf.transpose(self.a, [0, 2, 3, 1]) if g > 1 else self.a[:, :, 0][:, None]
+        b = (
+            tf.transpose(self.b, [0, 1, 2, 3, 5, 4, 6])
+            if g > 1
+            else self.b[..., 0, :][:, :, :, :, None]
+        )
+        j = tf.matmul(a, b, transpose_a=g == 1)
+        return Gradients(tf.reshape(j, [t, d, r, n, g * a.shape[-2 if g > 1 else -1] * c]))
 
     def gram(self, other: Any, same_examples: bool) -> Any:
         """The variable's part of the kernel, see `Share`."""
@@ -93,9 +100,12 @@ class Products(NamedTuple):
             return self.gradients().gram(other, same_examples)
         if self.a.shape[1:3] == other.a.shape[1:3] == (1, 1):
             # One position, one group: a dense layer. Two plain matrix products.
-            inputs = _einsum("nf,mf->nm", same_examples, self.a[:, 0, 0], other.a[:, 0, 0])
-            b, c = (share.b[..., 0, 0, :] for share in (self, other))
-            return inputs * _einsum("tdrnc,tdsmc->drsnm", same_examples, b, c)
+            a1, a2 = (
+                tf.reshape(share.a, [1, 1, 1, *share.a.shape[::3]]) for share in (self, other)
+            )
+            b1, b2 = (tf.reshape(x.b, [*x.b.shape[:4], x.b.shape[-1]]) for x in (self, other))
+            inputs = _inner_products(a1, a2, same_examples)
+            return inputs * _inner_products(b1, b2, same_examples)
         inputs = _einsum("npgf,mqgf->gnpmq", same_examples, self.a, other.a)
         signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same_examples, self.b, other.b)
         return _einsum("gnpmq,gdrsnpmq->drsnm", same_examples, inputs, signals)
@@ -125,6 +135,23 @@ class Lookups(NamedTuple):
         return _einsum("npmq,drsnpmq->drsnm", same_examples, inputs, signals)
 
 
+def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
+    """tdrnk, tdsmk -> drsnm, without moving a number of the two: they can be large."""
+    t, d, r, n, k = first.shape
+    m = second.shape[3]
+    if same_examples:
+        return _einsum("tdrnk,tdsmk->drsnm", True, first, second)
+    if t == d == 1:
+        products = tf.matmul(
+            tf.reshape(first, [r * n, k]), tf.reshape(second, [r * m, k]), transpose_b=True
+        )
+    else:
+        one, two = tf.reshape(first, [t, d, r * n, k]), tf.reshape(second, [t, d, r * m, k])
+        products = tf.reduce_sum(tf.matmul(one, two, transpose_b=True), 0)
+    products = tf.reshape(products, [d, r, n, r, m])
+    return moved(products, [0, 1, 3, 2, 4])
+
+
 def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:
     """The sum for all pairs of examples; for each with itself, m is n."""
     if same_examples:
@@ -142,3 +169,11 @@ def _without_repeats(term: str) -> str:
 def wide(x: Any) -> Any:
     """In at least single precision."""
     return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+
+
+def moved(x: Any, order: list[int]) -> Any:
+    """A transposition; where no axis but those of size 1 changes places, only a reshape."""
+    large = [axis for axis in order if x.shape[axis] != 1]
+    if large == sorted(large):
+        return tf.reshape(x, [x.shape[axis] for axis in order])
+    return tf.transpose(x, order)

@@ -43,7 +43,7 @@ class StructuredEngine:
         self, model: keras.Model, variables: Sequence[Any], axes: OutputAxes, example: Any
     ) -> None:
         self._model = model
-        self._axes = axes
+        self.axes = axes
         self._wanted = {id(variable): variable for variable in variables}
         self._layers = [
             (layer, rule)
@@ -59,7 +59,7 @@ class StructuredEngine:
 
         The first kernel of one output is computed as it comes: tracing pays from the second on.
         """
-        as_it_comes, self._fresh = self._fresh and self._axes.total == 1, False
+        as_it_comes, self._fresh = self._fresh and self.axes.total == 1, False
         if as_it_comes:
             return self._kernel(x1, x2)
         flat = tf.nest.flatten((x1, x2))
@@ -81,13 +81,13 @@ class StructuredEngine:
         return tf.function(compute, autograph=False).get_concrete_function(*specs)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
-        first = self._shares(x1, self._axes.arrange, self._axes.counts, self.by_tape)
+        first = self._shares(x1, self.axes.arrange, self.axes.counts, self.by_tape)
         second = first
         if x2 is not None:
-            second = self._shares(x2, self._axes.arrange, self._axes.counts, self.by_tape)
-        same = self._axes.same_examples
+            second = self._shares(x2, self.axes.arrange, self.axes.counts, self.by_tape)
+        same = self.axes.same_examples
         terms = [share.gram(second[key], same) for key, share in first.items()]
-        return self._axes.restore(tf.add_n(terms) / self._axes.counts[0])
+        return self.axes.restore(tf.add_n(terms) / self.axes.counts[0])
 
     def _shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]

@@ -25,22 +25,22 @@ class TapeEngine:
     def __init__(self, model: keras.Model, variables: Sequence[Any], axes: OutputAxes) -> None:
         self._model = model
         self._variables = list(variables)
-        self._axes = axes
+        self.axes = axes
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs."""
         first = self._jacobians(x1)
         second = first if x2 is None else self._jacobians(x2)
-        same = self._axes.same_examples
+        same = self.axes.same_examples
         terms = [a.gram(b, same) for a, b in zip(first, second, strict=True)]
-        return self._axes.restore(tf.add_n(terms) / self._axes.counts[0])
+        return self.axes.restore(tf.add_n(terms) / self.axes.counts[0])
 
     def _jacobians(self, x: Any) -> list[Gradients]:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             for variable in self._variables:
                 tape.watch(variable.value)
-            outputs = wide(self._axes.arrange(self._model(x, training=False)))
-        return gradients_by_tape(tape, outputs, self._variables, self._axes.counts)
+            outputs = wide(self.axes.arrange(self._model(x, training=False)))
+        return gradients_by_tape(tape, outputs, self._variables, self.axes.counts)
 
 
 def gradients_by_tape(

@@ -1,0 +1,250 @@
+"""The tangent kernel against its peers: kernels of given models, memory, and draws a second.
+
+python benchmarks/ntk.py [--peer peer/bin/python] [--rounds 9] [--out benchmarks/results]
+
+The peers are `tf.GradientTape.jacobian` and, where `--peer` names the Python of an environment that
+has it (see benchmarks/ntk_peer.py), neural-tangents with the fastest of its implementations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from timing import interleaved
+
+from ce_keras import files, zoo
+from ce_keras.geometry import bottleneck
+from ce_keras.ntk import chain_kernels, empirical_ntk, fit_alpha
+
+
+class Case(NamedTuple):
+    """A kernel to compute: of which network, for how many logits and inputs."""
+
+    name: str
+    logits: int
+    inputs: int = 64
+
+    def __str__(self) -> str:
+        titles = {"dense": "dense 100-500x5", "block": "bottleneck block, 8x8"}
+        title = titles.get(self.name, "ResNeXt-29 10x10d, 32x32")
+        return f"{title}, {self.logits} logits, {self.inputs} inputs"
+
+
+CASES = [
+    Case("dense", 1),
+    Case("dense", 10),
+    Case("block", 1),
+    Case("block", 10),
+    Case("resnext29", 1, 16),
+    Case("resnext29", 10, 16),
+]
+#: What the tape finishes in less than a minute.
+BY_TAPE = {Case("dense", 1), Case("dense", 10), Case("block", 1)}
+
+
+def build(case: Case) -> keras.Model:
+    """The case's network, with random weights."""
+    if case.name == "dense":
+        hidden = [layers.Dense(500, "relu") for _ in range(5)]
+        return keras.Sequential([keras.Input((100,)), *hidden, layers.Dense(case.logits)])
+    if case.name == "resnext29":
+        return zoo.resnext29(mode="dual", classes=case.logits, classifier_activation=None)
+    image = keras.Input((8, 8, 256))
+    x = layers.Conv2D(64, 1, activation="relu")(image)
+    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    x = layers.Add()([image, layers.Conv2D(256, 1)(x)])
+    return keras.Model(image, layers.Dense(case.logits)(layers.GlobalAveragePooling2D()(x)))
+
+
+def draw(case: Case, model: keras.Model) -> np.ndarray:
+    """Inputs for the case's network."""
+    shape = (case.inputs, *model.input_shape[1:])
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def by_tape(model: keras.Model, x: np.ndarray) -> Callable[[], np.ndarray]:
+    """The kernel as one writes it without us: eager jacobians, and their products."""
+
+    def run() -> np.ndarray:
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=False)
+        jacobians = tape.jacobian(outputs, [v.value for v in model.trainable_variables])
+        rows = [tf.reshape(j, [len(x), -1]) for j in jacobians]
+        return tf.add_n([tf.matmul(row, row, transpose_b=True) for row in rows]).numpy()
+
+    return run
+
+
+class Peer:
+    """neural-tangents in a process of its own, which computes when it is asked."""
+
+    def __init__(self, python: str) -> None:
+        script = Path(__file__).with_name("ntk_peer.py")
+        self._process = subprocess.Popen(
+            [python, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, question: str) -> float:
+        """Its answer to a line."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(question, file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("answer"):
+                return float(line.split()[1])
+        raise RuntimeError(f"the peer did not answer {question!r}")
+
+
+def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
+    """A line for every contestant of every case."""
+    lines = []
+    for case in cases:
+        model = build(case)
+        x = draw(case, model)
+        ours = functools.partial(empirical_ntk, model, x)
+        ours()
+        contestants: dict[str, Callable[[], object]] = {"ce_keras": ours}
+        if case in BY_TAPE:
+            contestants["tape.jacobian, eager"] = by_tape(model, x)
+        if peer is not None and case.name != "resnext29":
+            question = f"gram {case.name} {case.logits}"
+            contestants["neural-tangents"] = functools.partial(peer.ask, question)
+        timings = interleaved(contestants, rounds)
+        for name, timing in timings.items():
+            ratio = timing.median / timings["ce_keras"].median
+            lines.append(f"| {case} | {name} | {timing} | {ratio:.2f} |")
+    return lines
+
+
+def memory(case: Case) -> float:
+    """MiB that a kernel takes at its peak, tracing included, above what the process held with the model built."""
+    model = build(case)
+    x = draw(case, model)
+    model(x[:1], training=False)
+    before = peak_memory(reset=True)
+    for _ in range(3):
+        empirical_ntk(model, x)
+    return peak_memory() - before
+
+
+def peak_memory(reset: bool = False) -> float:
+    """MiB the process has held at its peak, since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def memories(cases: list[Case], python: str | None) -> list[str]:
+    """A line for every case, each in a process of its own."""
+    lines = []
+    for case in cases:
+        command = [sys.executable, __file__, "--memory", case.name, str(case.logits)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        lines.append(f"| {case} | ce_keras | {float(output.split()[-1]):.0f} MiB |")
+        if python is not None and case.name != "resnext29":
+            peer = Peer(python)
+            taken = peer.ask(f"memory {case.name} {case.logits}")
+            lines.append(f"| {case} | neural-tangents | {taken:.0f} MiB |")
+    return lines
+
+
+def draws(peer: Peer | None, small: bool) -> list[str]:
+    """Draws a second of the kernel of five hidden layers, at one input."""
+    lines = []
+    for width in (10, 100, 500):
+        count = 1000 if small else 1_000_000
+        begun = time.perf_counter()
+        chain_kernels([width] * 5, count, seed=0)
+        ours = count / (time.perf_counter() - begun)
+        lines.append(f"| width {width} | ce_keras, chain sampler | {ours:,.0f} | 1 |")
+        if peer is not None:
+            peer.ask(f"draws {width} 1")
+            theirs = 10 / peer.ask(f"draws {width} 10")
+            lines.append(
+                f"| width {width} | neural-tangents, monte_carlo_kernel_fn | {theirs:,.1f} | "
+                f"{ours / theirs:,.0f} times fewer |"
+            )
+    return lines
+
+
+def algorithm_1(small: bool) -> list[str]:
+    """Fitting alpha of the paper's block: twelve widths, 2,000 draws each."""
+    count = 20 if small else 2000
+    begun = time.perf_counter()
+    fit = fit_alpha(bottleneck(width=256), draws=count, seed=0)
+    seconds = time.perf_counter() - begun
+    alpha = f"{fit.alpha:.3f} ± {fit.alpha_error:.3f}"
+    return [f"| bottleneck, 12 widths x {count} draws | sampler | {seconds:.2f} s | {alpha} |"]
+
+
+def main() -> None:
+    """Measure, print and write `ntk.md`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", help="a Python that has neural-tangents")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--small", action="store_true", help="one small case: only whether it runs")
+    parser.add_argument("--memory", nargs=2, metavar=("NAME", "LOGITS"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    cases = [Case("dense", 1)] if options.small else CASES
+    if options.memory:
+        name, logits = options.memory
+        wanted = (name, int(logits))
+        print(memory(next(case for case in CASES if case[:2] == wanted)))
+        return
+    peer = Peer(options.peer) if options.peer else None
+    machine = (
+        f"{os.cpu_count()} cores, {platform.machine()}; TensorFlow {tf.__version__}, Keras "
+        f"{keras.__version__}; {options.rounds} rounds"
+    )
+    text = "\n".join(
+        [
+            "# The tangent kernel",
+            "",
+            f"{machine}. Medians of interleaved runs (quartiles); ratio: time over ours.",
+            "",
+            "| kernel | by | median (quartiles) | ratio |",
+            "|---|---|---:|---:|",
+            *kernels(cases, peer, options.rounds),
+            "",
+            "| peak memory of three kernels, tracing included | by | |",
+            "|---|---|---:|",
+            *memories(cases, options.peer),
+            "",
+            "| draws a second, five hidden layers | by | draws | |",
+            "|---|---|---:|---:|",
+            *draws(peer, options.small),
+            "",
+            "| Algorithm 1 | by | time | alpha |",
+            "|---|---|---:|---:|",
+            *algorithm_1(options.small),
+            "",
+        ]
+    )
+    with files.replacing(options.out / "ntk.md") as part:
+        part.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+r"""neural-tangents, in an environment of its own: answers benchmarks/ntk.py, one line for a line.
+
+It needs versions of JAX and NumPy that TensorFlow does not run with:
+
+    python -m venv peer
+    peer/bin/pip install neural-tangents==0.6.5 jax==0.4.25 jaxlib==0.4.25 \
+        numpy==1.26.4 scipy==1.14.1
+
+Asked `gram NAME OUTPUTS`, it computes a kernel of 64 inputs by the fastest of its implementations
+and answers the seconds; asked `memory NAME OUTPUTS`, the MiB that takes at its peak, with the
+implementation that takes least; asked `draws WIDTH COUNT`, the seconds for that many networks.
+"""
+
+import functools
+import sys
+import time
+from pathlib import Path
+
+import jax
+import neural_tangents as nt
+import numpy as np
+from neural_tangents import stax
+
+
+def dense(outputs):
+    """Five hidden layers, and the shape of its inputs."""
+    layers = [layer for _ in range(5) for layer in (stax.Dense(500), stax.Relu())]
+    return stax.serial(*layers, stax.Dense(outputs)), (64, 100)
+
+
+def block(outputs):
+    """The bottleneck block with a classifier, and the shape of its inputs."""
+    branch = stax.serial(
+        stax.Conv(64, (1, 1)),
+        stax.Relu(),
+        stax.Conv(64, (3, 3), padding="SAME"),
+        stax.Relu(),
+        stax.Conv(256, (1, 1)),
+    )
+    residual = stax.serial(stax.FanOut(2), stax.parallel(stax.Identity(), branch), stax.FanInSum())
+    return stax.serial(residual, stax.GlobalAvgPool(), stax.Dense(outputs)), (64, 8, 8, 256)
+
+
+@functools.cache
+def network(name, outputs):
+    """The function, its weights and inputs."""
+    (init, apply, _), shape = {"dense": dense, "block": block}[name](outputs)
+    key = jax.random.PRNGKey(0)
+    x = jax.random.normal(key, shape)
+    _, params = init(key, shape)
+    apply(params, x[:1]).block_until_ready()
+    return apply, params, x
+
+
+def kernels(name, outputs):
+    """The kernel by each of its implementations, compiled."""
+    apply, params, x = network(name, outputs)
+    for implementation in (
+        nt.NtkImplementation.NTK_VECTOR_PRODUCTS,
+        nt.NtkImplementation.STRUCTURED_DERIVATIVES,
+        nt.NtkImplementation.JACOBIAN_CONTRACTION,
+    ):
+        kernel = jax.jit(
+            nt.empirical_ntk_fn(apply, trace_axes=(-1,), vmap_axes=0, implementation=implementation)
+        )
+        yield functools.partial(lambda kernel: kernel(x, None, params).block_until_ready(), kernel)
+
+
+@functools.cache
+def fastest(name, outputs):
+    """The kernel by the implementation that is fastest, once compiled."""
+    timings = []
+    for run in kernels(name, outputs):
+        run()
+        timings.append((timed(run), len(timings), run))
+    return min(timings)[-1]
+
+
+def least_memory(name, outputs):
+    """MiB at the peak of three kernels, compiling included, above what was held before."""
+    taken = []
+    for run in kernels(name, outputs):
+        before = peak_memory(reset=True)
+        for _ in range(3):
+            run()
+        taken.append(peak_memory() - before)
+    return min(taken)
+
+
+def peak_memory(reset=False):
+    """MiB the process has held at its peak, since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def draws(width, count):
+    """Kernels of `count` networks of five hidden layers, one input each, by its own function."""
+    layers = [layer for _ in range(5) for layer in (stax.Dense(width), stax.Relu())]
+    init, apply, _ = stax.serial(*layers, stax.Dense(1))
+    x = np.ones((1, 748), np.float32)
+    kernel = nt.monte_carlo_kernel_fn(init, apply, jax.random.PRNGKey(0), count)
+    return lambda: np.asarray(kernel(x, None, "ntk"))
+
+
+def timed(run):
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def main():
+    """Answer until there are no more questions."""
+    for line in sys.stdin:
+        what, *arguments = line.split()
+        if what == "gram":
+            answer = timed(fastest(arguments[0], int(arguments[1])))
+        elif what == "draws":
+            answer = timed(draws(*map(int, arguments)))
+        else:
+            answer = least_memory(arguments[0], int(arguments[1]))
+        print(f"answer {answer}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
