@@ -136,7 +136,7 @@ def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
 
 
 def memory(case: Case) -> float:
-    """MiB that a kernel takes at its peak, tracing included, above what the process held with the model built."""
+    """MiB at the peak of three kernels, tracing included, above what was held before."""
     model = build(case)
     x = draw(case, model)
     model(x[:1], training=False)
