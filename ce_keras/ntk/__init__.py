@@ -1,6 +1,6 @@
 """The neural tangent kernel of finite networks: kernels, samplers, Algorithm 1, exact theory.
 
-Theory and samplers need only NumPy; `empirical_ntk` loads TensorFlow the first time it is used.
+Theory, samplers and spectra need only NumPy; what takes a model loads TensorFlow when it is used.
 """
 
 from __future__ import annotations
@@ -11,23 +11,37 @@ from typing import TYPE_CHECKING, Any
 from ce_keras.closed_form import KernelMoments, kernel_moments
 from ce_keras.ntk.alpha import AlphaFit, fit_alpha, log_moment_ratio
 from ce_keras.ntk.samplers import chain_kernels, stack_kernels
+from ce_keras.ntk.spectrum import alignment, condition_number, label_alignment, spectrum
 
 if TYPE_CHECKING:
     from ce_keras.ntk.kernel import empirical_ntk
+    from ce_keras.ntk.regression import NTKRegressor, ntk_vector_product
 
 __all__ = [
     "AlphaFit",
     "KernelMoments",
+    "NTKRegressor",
+    "alignment",
     "chain_kernels",
+    "condition_number",
     "empirical_ntk",
     "fit_alpha",
     "kernel_moments",
+    "label_alignment",
     "log_moment_ratio",
+    "ntk_vector_product",
+    "spectrum",
     "stack_kernels",
 ]
 
+_LAZY = {
+    "empirical_ntk": "kernel",
+    "NTKRegressor": "regression",
+    "ntk_vector_product": "regression",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "empirical_ntk":
-        return importlib.import_module("ce_keras.ntk.kernel").empirical_ntk
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from ce_keras.checks import whole_number
@@ -25,13 +26,23 @@ class OutputAxes:
         shape: the output's shape, examples first.
         trace_axes: axes to average over; negative ones count from the end.
         diagonal_axes: axes of which only equal indices are kept.
+        dtype: of the output.
+
+    Attributes:
+        same_examples: whether only pairs of an example with itself are kept.
+        counts: how many traced, diagonal and paired outputs there are.
+        dtype: of the kernel: at least single precision.
 
     Raises:
         ValueError: for axes that are not there, are given twice, or a trace over examples.
     """
 
     def __init__(
-        self, shape: Sequence[int], trace_axes: Sequence[int], diagonal_axes: Sequence[int]
+        self,
+        shape: Sequence[int],
+        trace_axes: Sequence[int],
+        diagonal_axes: Sequence[int],
+        dtype: str = "float32",
     ) -> None:
         traced = _normalised("trace_axes", trace_axes, len(shape))
         diagonal = _normalised("diagonal_axes", diagonal_axes, len(shape))
@@ -51,7 +62,7 @@ class OutputAxes:
         groups = ("traced", "diagonal", "paired")
         self._order = [axis for kind in groups for axis in outputs if self._kinds[axis - 1] == kind]
         self._sizes = {kind: [shape[axis] for axis in self._axes(kind)] for kind in groups}
-        #: How many traced, diagonal and paired outputs there are.
+        self.dtype = np.dtype("float64" if dtype == "float64" else "float32")
         self.counts = tuple(math.prod(self._sizes[kind]) for kind in groups)
 
     def _axes(self, kind: str) -> list[int]:

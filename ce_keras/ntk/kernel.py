@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm.auto import tqdm
 
 from ce_keras.checks import positive_int
 from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.growing import growing
 from ce_keras.ntk.structured import StructuredEngine
 from ce_keras.ntk.tape import TapeEngine
 
 Engine = Literal["auto", "structured", "tape"]
 
 logger = logging.getLogger("ce_keras")
+
+# Bytes that the gradients of a block may take.
+_MEMORY = 2**30
 
 
 def empirical_ntk(
@@ -29,6 +36,7 @@ def empirical_ntk(
     batch_size: int | None = None,
     engine: Engine = "auto",
     variables: Sequence[Any] | None = None,
+    out: str | Path | None = None,
 ) -> np.ndarray:
     """The finite-width neural tangent kernel of a model, for its present weights.
 
@@ -44,11 +52,16 @@ def empirical_ntk(
             last one: the logits. `()` keeps every pair.
         diagonal_axes: output axes of which only equal indices are kept. With 0, the axis of the
             examples, only the kernel's diagonal is computed.
-        batch_size: examples whose gradients are held at a time; all of them if not given.
+        batch_size: examples whose gradients are held at a time; as many as fit a gigabyte if not
+            given. Where that is not all of them, the kernel is computed in blocks, the symmetric
+            half only, with a progress bar.
         engine: `"structured"`: layer by layer, exact and fast; layers it does not know are left
             to the tape, and it says so once. `"tape"`: jacobians of the whole model. `"auto"`:
             structured wherever it knows a layer.
         variables: Keras variables to differentiate by; the model's trainable ones if not given.
+        out: a `.npy` file to hold the kernel, memory-mapped, for one larger than memory. While it
+            grows it lies beside that under another name; a call that was cut off goes on where it
+            stopped if it is made again with the same model, weights and inputs.
 
     Returns:
         For outputs of shape `(N, o_1, ..., o_k)` an array of shape `(N1, N2, ...)`, or `(N, ...)`
@@ -77,24 +90,44 @@ def empirical_ntk(
     axes = engine_of.axes
     if axes.same_examples and n1 != n2:
         raise ValueError(f"x2: has {n2} examples where x1 has {n1}; a diagonal needs as many")
-    size = max(n1, n2) if batch_size is None else positive_int("batch_size", batch_size)
-    if size >= max(n1, n2):
+    if batch_size is None:
+        # Two blocks of examples at a time; signals and shares of each, and room to work.
+        size = max(1, _MEMORY // (16 * engine_of.numbers_per_example))
+    else:
+        size = positive_int("batch_size", batch_size)
+    blocks = _blocks(n1, n2, size, x2 is None, axes.same_examples)
+    if len(blocks) == 1 and out is None:
         return engine_of.kernel(x1, x2).numpy()
-    kernel = None
-    for rows, columns in _blocks(n1, n2, size, x2 is None, axes.same_examples):
+
+    def compute(rows: slice, columns: slice) -> np.ndarray:
         same = x2 is None and rows == columns
         other = None if same else _part(x1 if x2 is None else x2, columns)
-        block = engine_of.kernel(_part(x1, rows), other).numpy()
-        if kernel is None:
-            kernel = np.empty(axes.kernel_shape(n1, n2), block.dtype)
-        if axes.same_examples:
-            kernel[rows] = block
-            continue
-        kernel[rows, columns] = block
-        if x2 is None and rows != columns:
-            kernel[columns, rows] = axes.transposed(block)
-    assert kernel is not None
-    return kernel
+        return engine_of.kernel(_part(x1, rows), other).numpy()
+
+    shape = axes.kernel_shape(n1, n2)
+    fingerprint = None if out is None else _fingerprint(model, (x1, x2), shape, size)
+    with growing(out, shape, fingerprint, axes.dtype) as (kernel, done, keep):
+        for index, (rows, columns) in enumerate(tqdm(blocks, desc="kernel", unit="block", delay=1)):
+            if index in done:
+                continue
+            block = compute(rows, columns)
+            if axes.same_examples:
+                kernel[rows] = block
+            else:
+                kernel[rows, columns] = block
+                if x2 is None and rows != columns:
+                    kernel[columns, rows] = axes.transposed(block)
+            keep(index)
+    return kernel if out is None else np.load(out, mmap_mode="r")
+
+
+def _fingerprint(model: keras.Model, inputs: Any, shape: tuple[int, ...], size: int) -> str:
+    """What a kernel that is gone on with must have in common with the one that was begun."""
+    digest = hashlib.blake2b(repr((shape, size)).encode())
+    for tensor in [weight.value for weight in model.weights] + tf.nest.flatten(inputs):
+        if tensor is not None:
+            digest.update(np.ascontiguousarray(tf.convert_to_tensor(tensor).numpy()).data)
+    return digest.hexdigest()
 
 
 def _engine(
@@ -140,7 +173,7 @@ def _made(
             f"model: {model.name!r} has several outputs; make a model of the one whose kernel is "
             "wanted"
         )
-    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes)
+    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, outputs.dtype.name)
     _refuse_interaction(model, x)
     if kind == "tape":
         return TapeEngine(model, variables, axes)

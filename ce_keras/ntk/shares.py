@@ -12,13 +12,20 @@ outputs of a group; k: the parameters of a variable.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+# Pairs of positions: a quarter of a gigabyte.
+_MOST_PAIRS = 2**26
+
 
 class Share(Protocol):
-    """What a variable adds to the kernel."""
+    """What a variable adds to the kernel: a few tensors."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The tensors."""
 
     def join(self, other: Any) -> Share:
         """The share of a variable that is used in both ways."""
@@ -77,7 +84,8 @@ class Products(NamedTuple):
         pairs = n * n * d * r * r
         as_products = n * n * p * p * g * f + pairs * t * p * p * g * c
         as_gradients = n * t * d * r * p * g * f * c + pairs * t * g * f * c
-        if as_products <= as_gradients:
+        # Products of all pairs of positions are held at once.
+        if as_products <= as_gradients and n * n * p * p * g * d * r * r <= _MOST_PAIRS:
             return self
         return self.gradients()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,10 @@ class StructuredEngine:
         axes: which entries of the kernel are asked for.
         example: an input to try the rules on: the layers whose share is not the tape's are left
             to the tape.
+
+    Attributes:
+        by_tape: the variables that are left to the tape.
+        numbers_per_example: about how many numbers are held for one example.
     """
 
     def __init__(
@@ -153,6 +158,8 @@ class StructuredEngine:
         gradients = [tf.cast(tf.convert_to_tensor(g), tf.float64) for g in gradients]
         expected = [float(tf.reduce_sum(g**2)) for g in gradients]
         shares = self._shares(example, project, (1, 1, 1), [])
+        sizes = [math.prod(part.shape) for share in shares.values() for part in share]
+        self.numbers_per_example = self.axes.total * sum(sizes)
         found = [
             float(tf.squeeze(shares[id(v)].gram(shares[id(v)], False))) if id(v) in shares else 0.0
             for v in variables

@@ -20,12 +20,16 @@ class TapeEngine:
         model: a built Keras model.
         variables: the variables to differentiate by.
         axes: which entries of the kernel are asked for.
+
+    Attributes:
+        numbers_per_example: how many numbers the gradients of one example have.
     """
 
     def __init__(self, model: keras.Model, variables: Sequence[Any], axes: OutputAxes) -> None:
         self._model = model
         self._variables = list(variables)
         self.axes = axes
+        self.numbers_per_example = axes.total * sum(math.prod(v.shape) for v in variables)
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs."""

@@ -1,0 +1,124 @@
+"""Learning with the kernel: what training the model's linearisation to the end would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ce_keras.ntk.kernel import empirical_ntk
+
+
+def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None) -> np.ndarray:
+    """K(x1, x2) times a vector, without the kernel: one backward and one forward-mode pass.
+
+    Args:
+        model: a Keras model of one output, on the TensorFlow backend.
+        x1: inputs, examples first.
+        vector: one number for every output at `x2`: of the outputs' shape.
+        x2: other inputs; `x1` again if not given.
+
+    Returns:
+        An array of the outputs' shape at `x1`. Nothing is traced: it is the product with all
+        pairs of outputs (`trace_axes=()`).
+
+    Raises:
+        ValueError: for a vector of another shape.
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> x = np.eye(3, dtype="float32")
+    >>> ntk_vector_product(model, x, np.ones((3, 2))).tolist()
+    [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
+    """
+    variables = [variable.value for variable in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        outputs = model(x1 if x2 is None else x2, training=False)
+        if np.shape(vector) != tuple(outputs.shape):
+            raise ValueError(
+                f"vector: got shape {np.shape(vector)}; the outputs have {tuple(outputs.shape)}"
+            )
+        along = tf.reduce_sum(outputs * tf.cast(vector, outputs.dtype))
+    direction = tape.gradient(along, variables, unconnected_gradients="zero")
+    direction = [tf.convert_to_tensor(part) for part in direction]
+    with tf.autodiff.ForwardAccumulator(variables, direction) as forward:
+        outputs = model(x1, training=False)
+    return forward.jvp(outputs, unconnected_gradients="zero").numpy()
+
+
+class NTKRegressor:
+    """Kernel regression with a model's tangent kernel.
+
+    The prediction is f(x) + K(x, X) (K(X, X) + ridge * s)^-1 (y - f(X)), with f the model as it
+    is and s the kernel's mean diagonal: where gradient descent on the squared error takes the
+    model's linearisation, or where it stops early for a ridge above 0.
+
+    Args:
+        model: a Keras model of one output of shape `(N, outputs)`, on the TensorFlow backend.
+        ridge: what is added to the diagonal, relative to its mean.
+        traced: one kernel for all outputs, their average: N rows instead of N * outputs. Exact
+            where outputs do not share what they learn; for one output there is no difference.
+        batch_size: examples whose gradients are held at a time.
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> x = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype="float32")
+    >>> regressor = NTKRegressor(model, ridge=1e-6).fit(x, [[1.0], [2.0], [3.0]])
+    >>> bool(abs(regressor.predict(x[:1]) - 1) < 1e-3)
+    True
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        ridge: float = 1e-6,
+        traced: bool = True,
+        batch_size: int | None = None,
+    ) -> None:
+        if not ridge >= 0:
+            raise ValueError(f"ridge: got {ridge!r}; it must be 0 or more")
+        self.model = model
+        self.ridge = ridge
+        self.traced = traced
+        self.batch_size = batch_size
+
+    def fit(self, x: Any, y: Any) -> NTKRegressor:
+        """Solve for the training set.
+
+        Args:
+            x: inputs, examples first.
+            y: targets, of the shape of the model's outputs.
+
+        Raises:
+            ValueError: for targets of another shape.
+            numpy.linalg.LinAlgError: for a singular kernel without a ridge.
+        """
+        outputs = np.asarray(self.model(x, training=False), np.float64)
+        if np.shape(y) != outputs.shape:
+            raise ValueError(f"y: got shape {np.shape(y)}; the outputs have {outputs.shape}")
+        kernel = self._kernel(x, None).astype(np.float64)
+        kernel[np.diag_indices(len(kernel))] += self.ridge * np.trace(kernel) / len(kernel)
+        rest = np.asarray(y, np.float64) - outputs
+        self._x = x
+        self._weights = np.linalg.solve(kernel, rest if self.traced else rest.ravel())
+        return self
+
+    def predict(self, x: Any) -> np.ndarray:
+        """The prediction for inputs, `(N, outputs)`.
+
+        Raises:
+            ValueError: before `fit`.
+        """
+        if not hasattr(self, "_weights"):
+            raise ValueError("NTKRegressor: call fit(x, y) first")
+        outputs = np.asarray(self.model(x, training=False), np.float64)
+        learned = self._kernel(x, self._x) @ self._weights
+        return outputs + learned.reshape(outputs.shape)
+
+    def _kernel(self, x1: Any, x2: Any) -> np.ndarray:
+        axes = (-1,) if self.traced else ()
+        kernel = empirical_ntk(self.model, x1, x2, trace_axes=axes, batch_size=self.batch_size)
+        if self.traced:
+            return kernel
+        n, m, o, p = kernel.shape
+        return kernel.transpose(0, 2, 1, 3).reshape(n * o, m * p)

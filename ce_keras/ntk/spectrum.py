@@ -1,0 +1,103 @@
+"""What people ask of a kernel matrix once they have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def spectrum(kernel: np.ndarray) -> np.ndarray:
+    """The eigenvalues, largest first.
+
+    Args:
+        kernel: `(N, N)`, symmetric, or `(N, N, O, O)` as `empirical_ntk(..., trace_axes=())`
+            gives it, which is taken as a matrix of N * O rows.
+
+    Raises:
+        ValueError: for any other shape.
+
+    >>> spectrum(np.diag([1.0, 3.0, 2.0])).tolist()
+    [3.0, 2.0, 1.0]
+    """
+    return np.linalg.eigvalsh(_matrix("kernel", kernel))[::-1]
+
+
+def condition_number(kernel: np.ndarray) -> float:
+    """The largest eigenvalue over the smallest; infinite for a singular kernel.
+
+    Args:
+        kernel: as for `spectrum`.
+
+    >>> condition_number(np.diag([1.0, 4.0]))
+    4.0
+    """
+    values = spectrum(kernel)
+    rounding = len(values) * np.finfo(np.asarray(kernel).dtype).eps * values[0]
+    return float(values[0] / values[-1]) if values[-1] > rounding else np.inf
+
+
+def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> float:
+    """How alike two kernels of the same examples are: the cosine between them as vectors.
+
+    Args:
+        first: `(N, N)`.
+        second: `(N, N)`.
+        centred: subtract each kernel's means in feature space first (centred kernel alignment).
+
+    Raises:
+        ValueError: for kernels that are not square, or not of one size.
+
+    >>> alignment(np.eye(2), np.ones((2, 2)))
+    0.7071067811865475
+    """
+    first, second = _matrix("first", first), _matrix("second", second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"second: got shape {second.shape}; it must be of the first's examples, {first.shape}"
+        )
+    if centred:
+        first, second = _centred(first), _centred(second)
+    norms = np.linalg.norm(first) * np.linalg.norm(second)
+    return float((first * second).sum() / norms)
+
+
+def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> float:
+    """How much a kernel already knows of labels: its alignment with the kernel of the labels.
+
+    Args:
+        kernel: `(N, N)`.
+        labels: class numbers, `(N,)` integers; or targets, `(N,)` or `(N, outputs)`.
+        centred: as for `alignment`; without it, large classes dominate.
+
+    Raises:
+        ValueError: for a number of labels other than N.
+
+    >>> same_class = np.kron(np.eye(2), np.ones((3, 3)))
+    >>> round(label_alignment(same_class, [0, 0, 0, 1, 1, 1]), 12)
+    1.0
+    """
+    targets = np.asarray(labels)
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        targets = (targets[:, None] == np.unique(targets)).astype(float)
+    targets = targets.reshape(len(targets), -1)
+    if len(targets) != len(kernel):
+        raise ValueError(f"labels: got {len(targets)}; the kernel is of {len(kernel)} examples")
+    return alignment(kernel, targets @ targets.T, centred)
+
+
+def _centred(kernel: np.ndarray) -> np.ndarray:
+    rows = kernel.mean(axis=0)
+    return kernel - rows[None] - rows[:, None] + rows.mean()
+
+
+def _matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
+    kernel = np.asarray(kernel)
+    if kernel.ndim == 4:
+        n, m, o, p = kernel.shape
+        kernel = kernel.transpose(0, 2, 1, 3).reshape(n * o, m * p)
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(
+            f"{argument}: got shape {np.shape(kernel)}; it must be (N, N) or (N, N, O, O)"
+        )
+    return kernel.astype(np.float64)
