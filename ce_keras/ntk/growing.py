@@ -43,8 +43,8 @@ def growing(
         begun = json.loads(progress.read_text())
         if begun["of"] != fingerprint:
             raise ValueError(
-                f"out: {part} was begun with another model, weights or inputs; delete it and "
-                f"{progress.name}, or give another file"
+                f"out: {part} was begun with another model, weights, inputs or arguments; delete "
+                f"it and {progress.name}, or give another file"
             )
         done = set(begun["done"])
         array = np.lib.format.open_memmap(part, mode="r+")

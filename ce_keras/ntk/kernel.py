@@ -23,8 +23,11 @@ Engine = Literal["auto", "structured", "tape"]
 
 logger = logging.getLogger("ce_keras")
 
+# Examples that rules are tried on: one alone may leave a layer dead.
+_TRIED = 4
+
 # Bytes that the gradients of a block may take.
-_MEMORY = 2**30
+_MEMORY = 2**32
 
 
 def empirical_ntk(
@@ -52,9 +55,9 @@ def empirical_ntk(
             last one: the logits. `()` keeps every pair.
         diagonal_axes: output axes of which only equal indices are kept. With 0, the axis of the
             examples, only the kernel's diagonal is computed.
-        batch_size: examples whose gradients are held at a time; as many as fit a gigabyte if not
-            given. Where that is not all of them, the kernel is computed in blocks, the symmetric
-            half only, with a progress bar.
+        batch_size: examples whose gradients are held at a time; by default, as many as fit four
+            gigabytes. Where that is not all of them, the kernel is computed in blocks, the
+            symmetric half only, with a progress bar.
         engine: `"structured"`: layer by layer, exact and fast; layers it does not know are left
             to the tape, and it says so once. `"tape"`: jacobians of the whole model. `"auto"`:
             structured wherever it knows a layer.
@@ -91,39 +94,43 @@ def empirical_ntk(
     if axes.same_examples and n1 != n2:
         raise ValueError(f"x2: has {n2} examples where x1 has {n1}; a diagonal needs as many")
     if batch_size is None:
-        # Two blocks of examples at a time; signals and shares of each, and room to work.
-        size = max(1, _MEMORY // (16 * engine_of.numbers_per_example))
+        # Shares in single precision, and as much again to work in.
+        size = max(1, _MEMORY // (8 * engine_of.numbers_per_example))
     else:
         size = positive_int("batch_size", batch_size)
-    blocks = _blocks(n1, n2, size, x2 is None, axes.same_examples)
-    if len(blocks) == 1 and out is None:
+    if size >= max(n1, n2) and out is None:
         return engine_of.kernel(x1, x2).numpy()
-
-    def compute(rows: slice, columns: slice) -> np.ndarray:
-        same = x2 is None and rows == columns
-        other = None if same else _part(x1 if x2 is None else x2, columns)
-        return engine_of.kernel(_part(x1, rows), other).numpy()
-
-    shape = axes.kernel_shape(n1, n2)
-    fingerprint = None if out is None else _fingerprint(model, (x1, x2), shape, size)
-    with growing(out, shape, fingerprint, axes.dtype) as (kernel, done, keep):
-        for index, (rows, columns) in enumerate(tqdm(blocks, desc="kernel", unit="block", delay=1)):
-            if index in done:
-                continue
-            block = compute(rows, columns)
-            if axes.same_examples:
-                kernel[rows] = block
-            else:
-                kernel[rows, columns] = block
-                if x2 is None and rows != columns:
-                    kernel[columns, rows] = axes.transposed(block)
-            keep(index)
+    fingerprint = None
+    if out is not None:
+        chosen = model.trainable_variables if variables is None else variables
+        asked = (axes.key, n1, n2, size, engine, [variable.path for variable in chosen])
+        fingerprint = _fingerprint(model, (x1, x2), asked)
+    with growing(out, axes.kernel_shape(n1, n2), fingerprint, axes.dtype) as (kernel, done, keep):
+        blocks = _blocks(n1, n2, size, x2 is None, axes.same_examples)
+        for index, block in enumerate(tqdm(blocks, desc="kernel", unit="block", delay=1)):
+            if index not in done:
+                _fill(kernel, engine_of, x1, x2, *block)
+                keep(index)
     return kernel if out is None else np.load(out, mmap_mode="r")
 
 
-def _fingerprint(model: keras.Model, inputs: Any, shape: tuple[int, ...], size: int) -> str:
+def _fill(kernel: np.ndarray, engine: Any, x1: Any, x2: Any, rows: slice, columns: slice) -> None:
+    """Compute one block, and its mirror image where the kernel is symmetric."""
+    symmetric = x2 is None
+    same = symmetric and rows == columns
+    other = None if same else _part(x1 if symmetric else x2, columns)
+    block = engine.kernel(_part(x1, rows), other).numpy()
+    if engine.axes.same_examples:
+        kernel[rows] = block
+        return
+    kernel[rows, columns] = block
+    if symmetric and not same:
+        kernel[columns, rows] = engine.axes.transposed(block)
+
+
+def _fingerprint(model: keras.Model, inputs: Any, asked: tuple[Any, ...]) -> str:
     """What a kernel that is gone on with must have in common with the one that was begun."""
-    digest = hashlib.blake2b(repr((shape, size)).encode())
+    digest = hashlib.blake2b(repr(asked).encode())
     for tensor in [weight.value for weight in model.weights] + tf.nest.flatten(inputs):
         if tensor is not None:
             digest.update(np.ascontiguousarray(tf.convert_to_tensor(tensor).numpy()).data)
@@ -177,7 +184,7 @@ def _made(
     _refuse_interaction(model, x)
     if kind == "tape":
         return TapeEngine(model, variables, axes)
-    made = StructuredEngine(model, variables, axes, example)
+    made = StructuredEngine(model, variables, axes, _part(x, slice(0, _TRIED)))
     if made.by_tape:
         logger.warning(
             "kernel of %s: by tape, and slowly, for %s: no rule covers all that these variables do",

@@ -69,8 +69,12 @@ def test_other_weights_do_not_go_on(model, tmp_path, monkeypatch, rng):
         kernels_computed(patch, stop_after=2)
         with pytest.raises(KeyboardInterrupt):
             empirical_ntk(model, x, batch_size=2, out=path)
+    with pytest.raises(ValueError, match="inputs or arguments"):
+        empirical_ntk(model, x, batch_size=2, out=path, variables=model.layers[1].variables)
     model.layers[0].kernel.assign(model.layers[0].kernel + 1)
-    with pytest.raises(ValueError, match="was begun with another model, weights or inputs"):
+    with pytest.raises(
+        ValueError, match="was begun with another model, weights, inputs or arguments"
+    ):
         empirical_ntk(model, x, batch_size=2, out=path)
 
 
@@ -81,7 +85,7 @@ def test_blocks_follow_from_memory(model, monkeypatch, rng):
     assert len(calls) == 1
     # As much as ten of these examples take.
     (engine,) = vars(model)["_ce_keras_kernels"].values()
-    monkeypatch.setattr("ce_keras.ntk.kernel._MEMORY", 160 * engine.numbers_per_example)
+    monkeypatch.setattr("ce_keras.ntk.kernel._MEMORY", 80 * engine.numbers_per_example)
     np.testing.assert_allclose(empirical_ntk(model, x), whole, rtol=1e-5)
     assert len(calls) == 1 + 4 * 5 / 2
 

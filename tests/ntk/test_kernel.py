@@ -302,6 +302,18 @@ class Doubled(layers.Dense):
         return super().call(x) + keras.ops.matmul(x**2, self.kernel)
 
 
+def test_a_dead_first_example_hides_nothing(float64, rng):
+    # On zeros the tied kernel's gradient is zero whichever of its uses is seen.
+    tied = layers.Dense(4, "tanh", use_bias=False)
+    model = sequential((5,), tied, Custom(tied), layers.Dense(2))
+    x = inputs(model, 4, rng)
+    x[0] = 0
+    jacobian = plain_loop(model, x)
+    assert not jacobian[0, :, :20].any()
+    kernel = empirical_ntk(model, x, trace_axes=())
+    np.testing.assert_allclose(kernel, np.einsum("nok,mpk->nmop", jacobian, jacobian), atol=1e-12)
+
+
 @pytest.mark.parametrize("engine", ["auto", "structured"])
 def test_what_rules_do_not_cover_is_done_by_tape_and_said_once(engine, float64, rng, caplog):
     tied = layers.Dense(4, "tanh")
