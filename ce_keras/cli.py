@@ -55,9 +55,7 @@ def _search(options: argparse.Namespace) -> None:
 def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
     """The baseline and the widths to consider; `fc` is described by its sizes."""
     if options.baseline == "fc":
-        if options.inputs is None or options.widths is None:
-            raise ValueError("fc: needs its sizes, like --inputs 748 --widths 500x5")
-        return fully_connected(options.inputs, options.widths, options.outputs, name="fc"), None
+        return _fully_connected(options, options.outputs), None
     if options.inputs is not None:
         raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
     return options.baseline, options.widths
@@ -90,10 +88,14 @@ def _fit_alpha(options: argparse.Namespace) -> None:
 
 def _module(options: argparse.Namespace) -> Module:
     if options.module == "bottleneck":
-        return bottleneck(options.inputs or 256, 256)
+        return bottleneck(256 if options.inputs is None else options.inputs, 256)
+    return _fully_connected(options)
+
+
+def _fully_connected(options: argparse.Namespace, outputs: int = 1) -> Module:
     if options.inputs is None or options.widths is None:
         raise ValueError("fc: needs its sizes, like --inputs 748 --widths 500x5")
-    return fully_connected(options.inputs, options.widths, name="fc")
+    return fully_connected(options.inputs, options.widths, outputs, name="fc")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -176,12 +178,12 @@ def _demo(options: argparse.Namespace) -> None:
         name: getattr(options, name)
         for name in ("epochs", "images", "batch_size", "source", "seed")
     }
-    demo.load(**settings)  # What is wrong with them is said before anything else.
+    data = demo.load(**settings)  # What is wrong is said before anything else.
     solutions = demo.derive(options.out / "curve.png")
     if not options.json:
         print(_derivation(options, solutions.values()), flush=True)
     _load_zoo()
-    rows = demo.compare(solutions, **settings)
+    rows = demo.compare(solutions, data, **settings)
     results = {
         "version": __version__,
         "network": demo.NETWORK,

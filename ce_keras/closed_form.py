@@ -89,17 +89,21 @@ def kernel_moments(
     n = np.array([positive_int("widths", width) for width in widths], dtype=float)
     if not n.size:
         raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
-    # Products of a single path's growth over the layers between two matrices: all pairs at once.
-    through = np.concatenate([[0.0], np.cumsum(_safe_log((n - 1) / (n + 5)))])
-    between = np.exp(-abs(through[:, None] - through[None, :]))
-    ratio = np.prod(1 + 5 / n) * (1 + 2 * between) / 3
     mean = layer_means(n, parameterization, inputs)
+    ratio = np.prod(1 + 5 / n) * (1 + 2 * _between(n)) / 3
     return KernelMoments(mean, ratio * np.outer(mean, mean))
 
 
-def _safe_log(ratio: np.ndarray) -> np.ndarray:
-    """The logarithm, very negative at 0: a layer of one unit lets nothing through."""
-    return np.log(np.maximum(ratio, 1e-300))
+def _between(n: np.ndarray) -> np.ndarray:
+    """The products of (n_k - 1) / (n_k + 5) over the layers between all pairs of matrices.
+
+    For widths of shape `(..., H)`, an array of shape `(..., H + 1, H + 1)`.
+    """
+    # By differences of logarithms; of zero, very negative: one unit lets nothing through.
+    logarithms = np.log(np.maximum((n - 1) / (n + 5), 1e-300))
+    through = np.cumsum(logarithms, axis=-1)
+    through = np.concatenate([np.zeros((*n.shape[:-1], 1)), through], axis=-1)
+    return np.exp(-abs(through[..., :, None] - through[..., None, :]))
 
 
 def layer_means(
@@ -136,12 +140,8 @@ def relative_variance(widths: np.ndarray) -> np.ndarray:
     True
     """
     n = np.asarray(widths, dtype=float)
-    depth = n.shape[-1] + 1
-    through = np.cumsum(_safe_log((n - 1) / (n + 5)), axis=-1)
-    through = np.concatenate([np.zeros((*n.shape[:-1], 1)), through], axis=-1)
-    between = np.exp(-abs(through[..., :, None] - through[..., None, :])).sum(axis=(-2, -1))
     growth = np.log1p(5 / n).sum(axis=-1)
-    pairs = (1 + 2 * between / depth**2) / 3
+    pairs = (1 + 2 * _between(n).mean(axis=(-2, -1))) / 3
     # exp(growth) * pairs - 1, without losing the small difference of wide networks.
     return np.expm1(growth + np.log(pairs))
 

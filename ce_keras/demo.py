@@ -72,6 +72,7 @@ def load(
 
 def compare(
     solutions: dict[str, Solution],
+    data: tuple[Images, Images] | None = None,
     *,
     epochs: int = 5,
     images: int = 10_000,
@@ -83,6 +84,7 @@ def compare(
 
     Args:
         solutions: what `derive` gave.
+        data: what `load` gave for the same settings, if it has been called already.
         epochs: passes through the training images.
         images: how many training images, equally many of each class.
         batch_size: images in a step.
@@ -92,9 +94,9 @@ def compare(
     Raises:
         ValueError: as `load` does.
     """
-    train, test = load(
-        epochs=epochs, images=images, batch_size=batch_size, source=source, seed=seed
-    )
+    if data is None:
+        data = load(epochs=epochs, images=images, batch_size=batch_size, source=source, seed=seed)
+    train, test = data
     network = baseline(NETWORK)
     designs = {"baseline": Design(1, network.width)}
     designs.update({mode: solution.design for mode, solution in solutions.items()})

@@ -141,16 +141,16 @@ class StructuredEngine:
         compared is the squared length of the gradient of a random combination of all outputs: by
         the tape, and as the sum of all entries of a kernel.
         """
-        shape = self._model(examples, training=False).shape
-        weights = tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+        with tf.GradientTape() as tape:
+            outputs = self._model(examples, training=False)
+            weights = np.random.default_rng(0).normal(size=outputs.shape).astype("float32")
+            value = tf.tensordot(tf.cast(outputs, tf.float32), weights, outputs.shape.rank)
 
         def project(outputs: Any) -> Any:
-            flat = tf.reshape(tf.cast(outputs, weights.dtype) * weights, [outputs.shape[0], -1])
+            flat = tf.reshape(tf.cast(outputs, tf.float32) * weights, [outputs.shape[0], -1])
             return tf.reduce_sum(flat, axis=1, keepdims=True)
 
         variables = list(self._wanted.values())
-        with tf.GradientTape() as tape:
-            value = project(self._model(examples, training=False))
         gradients = tape.gradient(
             value,
             [variable.value for variable in variables],
@@ -160,7 +160,7 @@ class StructuredEngine:
         expected = [float(tf.reduce_sum(g**2)) for g in gradients]
         shares = self._shares(examples, project, (1, 1, 1), [])
         sizes = [math.prod(part.shape) for share in shares.values() for part in share]
-        self.numbers_per_example = max(1, self.axes.total * sum(sizes) // shape[0])
+        self.numbers_per_example = max(1, self.axes.total * sum(sizes) // outputs.shape[0])
         found = [
             float(tf.reduce_sum(share.gram(share, False))) if (share := shares.get(id(v))) else 0.0
             for v in variables
