@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, Literal
+
+#: Of a layer's weights: `"ntk"`, unit normals that the forward pass scales (Eq. 3), or
+#: `"standard"`, which have that scale themselves.
+Parameterization = Literal["ntk", "standard"]
 
 
 def positive_int(argument: str, value: Any) -> int:
@@ -31,6 +35,17 @@ def whole_number(argument: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{argument}: got {value!r}; it must be a whole number") from None
+
+
+def checked_parameterization(name: str) -> Parameterization:
+    """The name itself.
+
+    Raises:
+        ValueError: if it is not that of a parameterisation.
+    """
+    if name not in ("ntk", "standard"):
+        raise ValueError(f"parameterization: got {name!r}; it must be 'ntk' or 'standard'")
+    return name  # type: ignore[return-value]
 
 
 def checked_seed(seed: Any) -> int | None:

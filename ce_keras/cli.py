@@ -68,6 +68,7 @@ def _fit_alpha(options: argparse.Namespace) -> None:
         _module(options),
         draws=options.draws,
         method=options.method,
+        parameterization=options.parameterization,
         seed=options.seed,
         checkpoint=options.checkpoint,
     )
@@ -325,7 +326,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--inputs", type=int, metavar="N", help="input size of fc, or channels of the block (256)")
     add("--widths", type=_widths, metavar="N", help="hidden layers of fc, like 500x5")
     add("--draws", type=int, default=2000, help="networks for each width (%(default)s)")
-    add("--method", choices=("auto", "closed_form", "sampler", "tape"), default="auto")
+    add(
+        "--method",
+        choices=("auto", "closed_form", "sampler", "ensemble", "tape"),
+        default="auto",
+        help="how kernels are drawn: ensemble and tape by Keras networks (%(default)s)",
+    )
+    add("--parameterization", choices=("ntk", "standard"), default="ntk", help="(%(default)s)")
     add("--seed", type=int, default=0, help="for reproducible draws (%(default)s)")
     add("--checkpoint", type=Path, metavar="FILE", help="keeps what is done, to go on from")
     add("--plot", type=Path, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")

@@ -19,13 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from ce_keras.checks import positive_int
-
-Parameterization = Literal["ntk", "standard"]
+from ce_keras.checks import Parameterization, checked_parameterization, positive_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +107,8 @@ def layer_means(
     n: Sequence[int] | np.ndarray, parameterization: str, inputs: int | None = None
 ) -> np.ndarray:
     """E[K_l] of every weight matrix, at one input of mean square 1. Arguments as above."""
-    if parameterization == "ntk":
+    if checked_parameterization(parameterization) == "ntk":
         return np.ones(len(n) + 1)
-    if parameterization != "standard":
-        raise ValueError(
-            f"parameterization: got {parameterization!r}; it must be 'ntk' or 'standard'"
-        )
     if inputs is None:
         raise ValueError(
             "inputs: needed with parameterization='standard': the first matrix's share of the "

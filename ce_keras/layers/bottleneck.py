@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import Parameterization, positive_int
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D
-from ce_keras.layers.initializers import Parameterization, kernel_initializer
+from ce_keras.layers.initializers import kernel_initializer
 
 
 def collegial_bottleneck(

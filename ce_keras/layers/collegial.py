@@ -13,14 +13,9 @@ from typing import Any
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import Parameterization, checked_parameterization, positive_int
 from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
-from ce_keras.layers.initializers import (
-    Parameterization,
-    checked_parameterization,
-    for_each_path,
-    kernel_initializer,
-)
+from ce_keras.layers.initializers import for_each_path, kernel_initializer
 
 register = keras.saving.register_keras_serializable(package="ce_keras")
 

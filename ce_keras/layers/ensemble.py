@@ -13,7 +13,7 @@ from keras import layers, ops
 
 from ce_keras.checks import positive_int
 from ce_keras.layers.collegial import aggregate, register
-from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
+from ce_keras.layers.grouping import CannotGroupError, functional, path_axis, side_by_side
 from ce_keras.layers.initializers import path_seed
 
 logger = logging.getLogger("ce_keras")
@@ -71,7 +71,7 @@ class CollegialEnsemble(layers.Layer):
         self.cardinality = positive_int("cardinality", cardinality)
         self.why_copies: str | None = None
         self._asked_grouped = grouped
-        self._member_config = _configuration(template)
+        self._member_config = configuration(template)
         if grouped is False:
             self.why_copies = "copies were asked for"
         else:
@@ -170,18 +170,11 @@ class CollegialEnsemble(layers.Layer):
 
     def _new_member(self, path: int) -> keras.Model:
         """A member with weights of its own: from its configuration, or else from the function."""
-        try:
-            config = copy.deepcopy(self._saved_config())
-            _reseed(config, path)
-            # What is copied is a model of this process: whoever loaded it has trusted it.
-            return keras.saving.deserialize_keras_object(config, safe_mode=False)
-        except (TypeError, ValueError) as error:
-            if self._builder is None:
-                raise ValueError(
-                    "build_member: this model cannot be rebuilt from its configuration; give a "
-                    f"function that builds it, or register its classes with Keras ({error})"
-                ) from error
-            return self._builder()
+
+        def seed_of(seed: int | None) -> int | None:
+            return seed if seed is None or not path else path_seed(seed, path)
+
+        return rebuilt(self._member_config, seed_of, self._builder)
 
     def _saved_config(self) -> dict[str, Any]:
         if self._member_config is None:
@@ -203,7 +196,7 @@ class CollegialEnsemble(layers.Layer):
         return cls(**{**config, "build_member": member})
 
 
-def _configuration(model: keras.Model) -> dict[str, Any] | None:
+def configuration(model: keras.Model) -> dict[str, Any] | None:
     """What the model can be rebuilt from, or `None` where its classes do not say."""
     try:
         return keras.saving.serialize_keras_object(model)
@@ -211,24 +204,49 @@ def _configuration(model: keras.Model) -> dict[str, Any] | None:
         return None
 
 
-def _reseed(config: Any, path: int) -> None:
-    """Give every integer seed in a serialised model a value of the path's own, in place."""
-    if path == 0:
-        return
+def rebuilt(
+    config: dict[str, Any] | None,
+    seed_of: Callable[[int | None], int | None],
+    builder: Callable[[], keras.Model] | None,
+) -> keras.Model:
+    """A model from its configuration with other seeds, or, where that cannot be, from a function.
+
+    Raises:
+        ValueError: where there is no function either.
+    """
+    try:
+        if config is None:
+            raise ValueError("Keras cannot write it down")
+        config = copy.deepcopy(config)
+        reseed(config, seed_of)
+        # What is copied is a model of this process: whoever loaded it has trusted it.
+        return keras.saving.deserialize_keras_object(config, safe_mode=False)
+    except (TypeError, ValueError) as error:
+        if builder is None:
+            raise ValueError(
+                "build_member: this model cannot be rebuilt from its configuration; give a "
+                f"function that builds it, or register its classes with Keras ({error})"
+            ) from error
+        return builder()
+
+
+def reseed(config: Any, seed_of: Callable[[int | None], int | None]) -> None:
+    """Replace every seed in a serialised object, integer or `None`, in place."""
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
-        if key == "seed" and isinstance(value, int):
-            config[key] = path_seed(value, path)
+        if key == "seed" and isinstance(value, int | None):
+            config[key] = seed_of(value)
         elif isinstance(value, dict | list):
-            _reseed(value, path)
+            reseed(value, seed_of)
 
 
 def _path_index(
     member: tuple[int, ...], whole: tuple[int, ...], path: int
 ) -> tuple[slice | int, ...]:
-    """Where one path's weight lies in the ensemble's: a slice of the one axis that is longer."""
-    if len(whole) > len(member):  # A dense kernel: paths have an axis of their own.
+    """Where one path's weight lies in the ensemble's."""
+    axis = path_axis(member, whole)
+    if axis is None:
+        return (slice(None),) * len(whole)
+    if len(whole) > len(member):
         return (path,)
-    for axis, (one, all_paths) in enumerate(zip(member, whole, strict=True)):
-        if one != all_paths:
-            return (slice(None),) * axis + (slice(path * one, (path + 1) * one),)
-    return (slice(None),)
+    size = member[axis]
+    return (slice(None),) * axis + (slice(path * size, (path + 1) * size),)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -88,11 +90,18 @@ _MERGING = (
 _RANDOM = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise)
 
 
-def side_by_side(member: keras.Model, cardinality: int) -> keras.Model:
+def side_by_side(
+    member: keras.Model, cardinality: int, kernel_initializer: Any = None
+) -> keras.Model:
     """A network that computes `cardinality` members, path by path along the channels.
 
     The input is one for all members. Until the first trained layer their activations are too, so
     that layer is simply wider; from there on layers are grouped. Layers keep their names.
+
+    Args:
+        member: the network to repeat.
+        cardinality: how many times.
+        kernel_initializer: replaces the member's own, for whoever assigns weights afterwards.
 
     Raises:
         CannotGroupError: where a layer of the member has no such form.
@@ -104,19 +113,18 @@ def side_by_side(member: keras.Model, cardinality: int) -> keras.Model:
     reads_shared: dict[int, bool] = {}
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        tensors = [
-            tensor
-            for tensor in keras.tree.flatten((args, kwargs))
-            if isinstance(tensor, keras.KerasTensor)
-        ]
-        is_shared = id(tensors[0]) in shared
-        for tensor in tensors:
-            if (id(tensor) in shared) != is_shared:
-                raise CannotGroupError(f"layer {layer.name!r} mixes the input with members' values")
+        is_shared = all(id(tensor) in shared for tensor in _tensors(args, kwargs))
+        if not is_shared:
+            # A skip from the input: every path's channels meet it.
+            repeat = functools.partial(_repeated, layer, cardinality, shared)
+            args, kwargs = keras.tree.map_structure(repeat, (args, kwargs))
+        tensors = _tensors(args, kwargs)
         if reads_shared.setdefault(id(layer), is_shared) != is_shared:
             raise CannotGroupError(f"layer {layer.name!r} is applied to the input and elsewhere")
         if id(layer) not in grouped:
-            grouped[id(layer)] = _widened(layer, cardinality, is_shared, tensors)
+            grouped[id(layer)] = _widened(
+                layer, cardinality, is_shared, tensors, kernel_initializer
+            )
         elif type(layer) is layers.Flatten:
             raise CannotGroupError(f"layer {layer.name!r} flattens more than one value")
         outputs = grouped[id(layer)](*args, **kwargs)
@@ -135,7 +143,36 @@ def side_by_side(member: keras.Model, cardinality: int) -> keras.Model:
     return network
 
 
-def _widened(layer: Any, cardinality: int, shared: bool, tensors: list[Any]) -> Any:
+def _repeated(layer: Any, cardinality: int, shared: set[int], value: Any) -> Any:
+    """A tensor that all members share, once for every path, where it meets members' values."""
+    if id(value) not in shared:
+        return value
+    if not isinstance(layer, _MERGING):
+        raise CannotGroupError(f"layer {layer.name!r} mixes the input with members' values")
+    return keras.ops.tile(value, [1] * (len(value.shape) - 1) + [cardinality])
+
+
+def _tensors(*arguments: Any) -> list[Any]:
+    return [x for x in keras.tree.flatten(arguments) if isinstance(x, keras.KerasTensor)]
+
+
+def path_axis(member: Sequence[int], whole: Sequence[int]) -> int | None:
+    """Along which axis the paths of a grouped weight lie, given the shape of one path's.
+
+    Where the whole has an axis more, that is the first; otherwise it is the one that is longer.
+    `None` for one path.
+    """
+    if len(whole) > len(member):  # A dense kernel: paths have an axis of their own.
+        return 0
+    for axis, (one, all_paths) in enumerate(zip(member, whole, strict=True)):
+        if one != all_paths:
+            return axis
+    return None
+
+
+def _widened(
+    layer: Any, cardinality: int, shared: bool, tensors: list[Any], kernel_initializer: Any
+) -> Any:
     """The layer that does for all members at once what `layer` does for one."""
     kind, shape = type(layer), tensors[0].shape
     config = layer.get_config() if isinstance(layer, layers.Layer) else {}
@@ -148,6 +185,8 @@ def _widened(layer: Any, cardinality: int, shared: bool, tensors: list[Any]) -> 
         return kind.from_config(config) if shared else _flatten_paths(layer, cardinality, shape)
 
     _check_elementwise(layer, config)
+    if kernel_initializer is not None and "kernel_initializer" in config:
+        config["kernel_initializer"] = kernel_initializer
     if kind is layers.Activation:
         return kind.from_config(config)
     if kind in _BATCH_NORMS and not shared and layer.axis in (-1, len(shape) - 1):

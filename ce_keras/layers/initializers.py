@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 
-Parameterization = Literal["standard", "ntk"]
+from ce_keras.checks import Parameterization
 
-
-def checked_parameterization(name: str) -> Parameterization:
-    """The name itself, or a `ValueError` that lists the known ones."""
-    if name not in ("standard", "ntk"):
-        raise ValueError(f"parameterization: got {name!r}; it must be 'standard' or 'ntk'")
-    return name  # type: ignore[return-value]
+#: Initialisers that draw nothing.
+CONSTANTS = (
+    keras.initializers.Zeros,
+    keras.initializers.Ones,
+    keras.initializers.Constant,
+)
 
 
 def kernel_initializer(
@@ -54,7 +54,8 @@ def for_each_path(
     """
 
     def initialize(shape: Sequence[int], dtype: Any = None) -> Any:
-        del shape  # The paths' shapes are known; the whole follows from them.
+        if isinstance(initializer, CONSTANTS):
+            return initializer(shape, dtype=dtype)
         draws = [
             reseeded(initializer, path)(path_shape, dtype=dtype) for path in range(cardinality)
         ]

@@ -1,84 +1,195 @@
-"""Algorithm 1 as printed: a Keras network for every draw, its kernel by `tf.GradientTape`.
+"""Algorithm 1 with networks: as printed, and with all draws as the paths of one ensemble.
 
-Slow, and kept so: it is what the samplers are held against.
+As printed, a Keras network is built for every draw and its kernel taken by `tf.GradientTape`. It
+is slow, and kept so: it is what everything faster is held against. But T draws of a network are
+the T paths of a collegial ensemble: one forward and one backward pass through grouped layers give
+the gradient of every path, and so T kernels.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ce_keras.geometry import Stack
-from ce_keras.layers import CollegialConv2D
+from ce_keras.layers import CollegialDense
+from ce_keras.layers.ensemble import configuration, rebuilt
+from ce_keras.layers.grouping import CannotGroupError, side_by_side
+from ce_keras.ntk.initial_values import InitialValues, initial_values
+
+Build = Callable[[], keras.Model]
+#: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
+Readout = Callable[[Any], Any]
+
+logger = logging.getLogger("ce_keras")
+
+# Weights of an ensemble: 128 megabytes, and as much again for their gradients and products.
+_WEIGHTS = 2**25
 
 
-def stack_model(stack: Stack, seed: int | None = None) -> keras.Model:
-    """A stack as a Keras network of one path, in the NTK parameterisation.
-
-    The positions of the first layer are a row of pixels, and the second layer is a convolution
-    over all of them.
+def stack_model(stack: Stack) -> keras.Model:
+    """A stack as a Keras network of one path, with weights of variance gain / fan_in (Eq. 3).
 
     Args:
         stack: from `Module.stack`.
-        seed: for reproducible weights.
 
     Returns:
-        A model from `(batch, positions, 1, inputs)` to `(batch, 1)`.
+        A model from `(batch, positions, inputs)` to `(batch, 1)`.
 
     >>> stack_model(Stack(inputs=5, positions=9, widths=[3, 4])).output_shape
     (None, 1)
     """
-    seeds = iter(np.random.SeedSequence(seed).generate_state(len(stack.widths) + 1))
-    model = keras.Sequential([keras.Input((stack.positions, 1, stack.inputs))])
-    for layer, width in enumerate([*stack.widths, 1]):
-        last = layer == len(stack.widths)
-        model.add(
-            CollegialConv2D(
-                int(width),
-                (stack.positions, 1) if layer == 1 else 1,
-                use_bias=False,
-                activation=None if last else "relu",
-                parameterization="ntk",
-                gain=1.0 if last else 2.0,
-                kernel_initializer=keras.initializers.RandomNormal(
-                    stddev=1.0, seed=int(next(seeds) >> 1)
-                ),
-            )
-        )
-    model.add(keras.layers.Flatten())
-    return model
+    first, *others = (int(width) for width in stack.widths)
+    return keras.Sequential(
+        [
+            keras.Input((stack.positions, stack.inputs)),
+            CollegialDense(first, activation="relu", use_bias=False),
+            # The second layer sees all positions together.
+            keras.layers.Flatten(),
+            *(CollegialDense(width, activation="relu", use_bias=False) for width in others),
+            CollegialDense(1, use_bias=False, gain=1.0),
+        ]
+    )
 
 
-def tape_kernels(stack: Stack, x: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Kernels of freshly built networks, one entry of each.
+def middle_unit(outputs: Any) -> Any:
+    """The first unit at the middle position: the read-out that the paper's constant is for."""
+    while outputs.shape.rank > 2:
+        outputs = outputs[:, outputs.shape[1] // 2]
+    return outputs[:, 0]
+
+
+def tape_kernels(
+    build: Build,
+    x: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+    readout: Readout = middle_unit,
+    ntk: bool = True,
+) -> np.ndarray:
+    """Kernels of freshly built networks, one entry of each: Algorithm 1 as printed.
 
     Args:
-        stack: from `Module.stack`.
-        x: one or two inputs, `(p, positions, inputs)`.
+        build: returns a Keras model.
+        x: one or two inputs, `(p, ...)`.
         draws: how many networks.
-        rng: where their seeds come from.
+        rng: where their seeds come from, where the model can be rebuilt from its configuration;
+            otherwise `build` is called, and must draw anew each time.
+        readout: one number of each network's outputs.
+        ntk: the kernel of the NTK parameterisation; otherwise that of the variables as they are.
 
     Returns:
         K(x[0], x[-1]) of each network, shape `(draws,)`.
     """
-    import tensorflow as tf
-
-    images = [tf.constant(image[None, :, None], tf.float32) for image in x]
-    kernels = np.empty(draws)
-    for draw in range(draws):
-        model = stack_model(stack, int(rng.integers(2**31)))
-        gradients = [_gradient(model, image) for image in images]
+    products, moments = [], []
+    for model in _networks(build, draws, rng):
+        variables = model.trainable_variables
+        gradients = _gradients(model, variables, x, lambda outputs: readout(outputs)[0])
         pairs = zip(gradients[0], gradients[-1], strict=True)
-        kernels[draw] = sum(float(tf.reduce_sum(a * b)) for a, b in pairs)
-        keras.backend.clear_session()
-    return kernels
+        products.append([float(tf.reduce_sum(a * b)) for a, b in pairs])
+        moments.append([(np.mean(v), np.mean(np.square(v))) for v in variables])
+    mean, square = np.mean(moments, axis=0).T
+    return np.array(products) @ (square - mean**2 if ntk else np.ones_like(mean))
 
 
-def _gradient(model: keras.Model, image: Any) -> list[Any]:
-    import tensorflow as tf
+def ensemble_kernels(
+    build: Build,
+    x: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+    readout: Readout = middle_unit,
+    ntk: bool = True,
+) -> np.ndarray:
+    """The same, with as many draws as fit into memory as the paths of one network.
 
-    with tf.GradientTape() as tape:
-        output = model(image)[0, 0]
-    return tape.gradient(output, [weight.value for weight in model.trainable_weights])
+    Where a member's layers cannot be grouped, the ensemble has one path: the draws follow each
+    other through one traced network. Weights are drawn here, by the initialisers' own laws.
+
+    Args: as in `tape_kernels`.
+
+    Returns:
+        K(x[0], x[-1]) of each network, shape `(draws,)`.
+
+    Raises:
+        ValueError: for a trainable variable whose initialiser is not to be found.
+    """
+    member = build()
+    most = max(1, _WEIGHTS // max(1, member.count_params()))
+    # As few ensembles as there must be, of as many paths each.
+    rounds = -(-draws // most)
+    paths = -(-draws // rounds)
+    try:
+        network = side_by_side(member, paths, kernel_initializer="zeros")
+    except CannotGroupError as error:
+        logger.info("one draw at a time: %s", error)
+        network, paths, rounds = member, 1, draws
+    values = initial_values(member, network)
+    counted = [value for value in values if value.variance or not ntk]
+    products = _traced_products(network, counted, paths, x, readout)
+    kernels = np.empty((rounds, paths, len(counted)))
+    for kernel in kernels:
+        for value in values:
+            value.draw(rng)
+        kernel[:] = products()
+    weights = [value.variance if ntk else 1.0 for value in counted]
+    return (kernels.reshape(rounds * paths, -1) @ weights)[:draws]
+
+
+def _traced_products(
+    network: keras.Model,
+    values: Sequence[InitialValues],
+    paths: int,
+    x: np.ndarray,
+    readout: Readout,
+) -> Callable[[], Any]:
+    """Of every path and variable, the product of the gradients at both inputs, as a graph."""
+
+    def read(outputs: Any) -> Any:
+        by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
+        rank = by_member.shape.rank
+        by_member = tf.transpose(by_member, [rank - 2, *range(rank - 2), rank - 1])
+        return tf.reduce_sum(readout(by_member))
+
+    def products() -> Any:
+        gradients = _gradients(network, [value.variable for value in values], x, read)
+        pairs = zip(values, gradients[0], gradients[-1], strict=True)
+        return tf.stack([_by_path(a * b, value.path_axis, paths) for value, a, b in pairs], 1)
+
+    return tf.function(products, autograph=False).get_concrete_function()
+
+
+def _by_path(x: Any, axis: int | None, paths: int) -> Any:
+    """The sum of each path's part of a grouped variable, `(paths,)`."""
+    before = 1 if axis is None else math.prod(x.shape[:axis])
+    return tf.reduce_sum(tf.reshape(x, [before, paths, -1]), [0, 2])
+
+
+def _gradients(
+    model: keras.Model, variables: Sequence[Any], x: np.ndarray, read: Callable[[Any], Any]
+) -> list[list[Any]]:
+    """At each input, the gradients of what `read` makes of the outputs."""
+    found = []
+    for example in x:
+        with tf.GradientTape() as tape:
+            value = read(model(tf.constant(example[None], model.inputs[0].dtype), training=False))
+        found.append(
+            tape.gradient(
+                value,
+                [variable.value for variable in variables],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+        )
+    return found
+
+
+def _networks(build: Build, draws: int, rng: np.random.Generator) -> Iterator[keras.Model]:
+    """Freshly initialised networks: each from the configuration of the first, with new seeds."""
+    config = configuration(build())
+    for _ in range(draws):
+        yield rebuilt(config, lambda _: int(rng.integers(2**31)), build)

@@ -8,24 +8,27 @@ True
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from ce_keras import closed_form, files
-from ce_keras.checks import positive_int
-from ce_keras.geometry import Module, Stack
+from ce_keras.checks import Parameterization, checked_parameterization, positive_int
+from ce_keras.geometry import Module
 from ce_keras.ntk.samplers import chain_kernels, generator, stack_kernels
+from ce_keras.ntk.subject import Subject, inputs_of, subject_of
 
 if TYPE_CHECKING:
+    import keras
     from matplotlib.axes import Axes
 
-Method = Literal["closed_form", "sampler", "tape"]
+Method = Literal["closed_form", "sampler", "ensemble", "tape"]
 
 logger = logging.getLogger("ce_keras")
 
@@ -39,7 +42,7 @@ class AlphaFit:
 
     Attributes:
         module: name of what was fitted.
-        method: how its kernels were had: `"closed_form"`, `"sampler"` or `"tape"`.
+        method: how its kernels were had, as in `fit_alpha`.
         draws: kernels drawn for each width; 0 for the closed form.
         alpha: the slope of log(E[K^2] / E[K]^2) against S: what `ce_keras.search` takes.
         alpha_error: its standard error.
@@ -48,6 +51,7 @@ class AlphaFit:
         inverse_fan_in: S of Eq. 9 at each width.
         log_ratio: log(E[K^2] / E[K]^2) at each width.
         log_ratio_error: its standard errors.
+        parameterization: whose kernel it is: `"ntk"` or `"standard"`.
     """
 
     module: str
@@ -60,6 +64,7 @@ class AlphaFit:
     inverse_fan_in: np.ndarray
     log_ratio: np.ndarray
     log_ratio_error: np.ndarray
+    parameterization: Parameterization = "ntk"
 
     @property
     def residuals(self) -> np.ndarray:
@@ -105,8 +110,9 @@ class AlphaFit:
     def __repr__(self) -> str:
         how = "" if self.method == "closed_form" else f", {self.draws} draws for each width"
         law = "holds" if self.holds else "does not hold to a tenth of the variance"
+        kind = "" if self.parameterization == "ntk" else ", standard parameterisation"
         return (
-            f"alpha = {self.alpha:.3f} ± {self.alpha_error:.3f} for {self.module}\n"
+            f"alpha = {self.alpha:.3f} ± {self.alpha_error:.3f} for {self.module}{kind}\n"
             f"  by {self.method.replace('_', ' ')}{how}; intercept {self.intercept:.3f}\n"
             f"  over widths {self.width[0]} to {self.width[-1]} the law {law} "
             f"(law's over measured variance: {self.misfit.min():.2f} to {self.misfit.max():.2f})"
@@ -114,13 +120,17 @@ class AlphaFit:
 
 
 def fit_alpha(
-    module: Module,
+    module: Module | Callable[[int], keras.Model],
     ratios: Sequence[float] | None = None,
     draws: int = 2000,
     x1: np.ndarray | None = None,
     x2: np.ndarray | None = None,
+    readout: Callable[[Any], Any] | None = None,
     method: Literal["auto"] | Method = "auto",
     seed: int | None = None,
+    *,
+    width: int | None = None,
+    parameterization: Parameterization = "ntk",
     checkpoint: str | Path | None = None,
 ) -> AlphaFit:
     """Fit the constant of the variance law to a module's kernel at initialisation (Algorithm 1).
@@ -130,18 +140,31 @@ def fit_alpha(
     rests on few draws, and the standard error says so.
 
     Args:
-        module: from `ce_keras.geometry`.
+        module: from `ce_keras.geometry`; or a function from a width to a Keras model of one
+            input and one output, whose `width` has to be said. S is then read from the model's
+            layers.
         ratios: widths to look at, as fractions of the module's; by default twelve widths, evenly
             spaced from 1 to the module's.
         draws: networks drawn for each width (T of Algorithm 1).
-        x1: the input, `(inputs,)`, or `(positions, inputs)` where the module's first layer is
-            applied at several positions; Gaussian by default.
+        x1: the input, of the model's input shape; `(inputs,)`, or `(positions, inputs)`, for a
+            module whose first layer is applied at several positions. Gaussian by default.
         x2: the other input, of an off-diagonal entry; the same as `x1` by default.
+        readout: of Keras models: the scalar output whose kernel it is. From the outputs of
+            several networks, `(networks, ...)`, to one number of each, `(networks,)`. By default
+            the first unit at the middle position.
         method: `"closed_form"`: exact, for a diagonal entry of fully connected ReLU modules.
             `"sampler"`: kernels drawn without the networks, for ReLU stacks such as the
-            bottleneck block. `"tape"`: Algorithm 1 as printed, a Keras network for every draw.
+            bottleneck block. `"ensemble"`: Keras networks, the draws being the paths of one
+            collegial ensemble; where a layer has no grouped form, one network, drawn anew again
+            and again. `"tape"`: Algorithm 1 as printed, a Keras network built for every draw.
             `"auto"`: the first of these that can.
-        seed: for reproducible draws.
+        seed: for reproducible draws. By tape, a model that Keras cannot rebuild from its
+            configuration is drawn by its own function, which no seed reaches.
+        width: the baseline's width, where `module` is a function.
+        parameterization: `"ntk"`: every weight's gradient is multiplied by the standard deviation
+            that the weight starts with, which makes it the kernel of the NTK parameterisation
+            (Eq. 3); what starts at a constant, as biases do, drops out. `"standard"`: all
+            trainable variables as they are.
         checkpoint: a file that keeps the widths that are done; a later call with the same
             arguments goes on from there.
 
@@ -150,64 +173,113 @@ def fit_alpha(
 
     Raises:
         ValueError: for a method that does not apply, ratios that are not in (0, 1] or give fewer
-            than two widths, inputs of the wrong shape, or a checkpoint of another fit.
+            than two widths, inputs of the wrong shape, a layer whose fan-in is not known, or a
+            checkpoint of another fit.
     """
-    stack = _checked_stack(module)
-    widths = _checked_widths(module.width, ratios)
+    subject = subject_of(module, width)
+    widths = _checked_widths(subject.width, ratios)
     draws = positive_int("draws", draws)
-    method = _chosen_method(method, stack, x1, x2)
-    s = np.asarray(module.inverse_fan_in(widths), dtype=float)
+    checked_parameterization(parameterization)
+    method = _chosen_method(method, subject, x1, x2, readout)
+    rngs = generator(seed).spawn(len(widths) + 1)
+    x = inputs_of(subject, x1, x2, rngs[-1])
+    s = np.asarray(subject.inverse_fan_in(widths), dtype=float)
+    if np.ptp(s) == 0:
+        raise ValueError(
+            f"module: S is {s[0]:.4g} at every width of {subject.name!r}; the width must be the "
+            "fan-in of a layer"
+        )
     if method == "closed_form":
-        assert module.stack is not None
-        sizes = [np.broadcast_to(n, widths.shape) for n in module.stack(widths).widths]
-        points = np.log1p(closed_form.relative_variance(np.stack(sizes, axis=-1)))
-        errors, draws = np.zeros(len(points)), 0
+        points, errors, draws = _exact(subject, widths, parameterization), np.zeros(len(s)), 0
     else:
-        rngs = generator(seed).spawn(len(widths) + 1)
-        x = _inputs(stack, x1, x2, rngs[-1])
         key = {
-            "module": module.name,
+            "module": subject.name,
             "method": method,
             "draws": draws,
             "seed": seed,
+            "parameterization": parameterization,
+            "readout": getattr(readout, "__qualname__", None),
             "x": x.tolist(),
         }
-        points, errors = _measure(module, widths, x, draws, method, rngs, key, checkpoint)
-    return _line(module.name, method, draws, widths, s, points, errors)
-
-
-def _line(
-    name: str,
-    method: Method,
-    draws: int,
-    widths: np.ndarray,
-    s: np.ndarray,
-    points: np.ndarray,
-    errors: np.ndarray,
-) -> AlphaFit:
-    """The least-squares line. It is linear in the points, so their errors carry over exactly."""
-    slope = (s - s.mean()) / ((s - s.mean()) ** 2).sum()
-    alpha = float(slope @ points)
+        kernels = _kernels(subject, x, draws, method, readout, parameterization)
+        points, errors = _measure(kernels, widths, rngs, key, checkpoint)
+    alpha, alpha_error, intercept = _line(s, points, errors)
     return AlphaFit(
-        module=name,
+        module=subject.name,
         method=method,
         draws=draws,
         alpha=alpha,
-        alpha_error=float(np.sqrt(slope**2 @ errors**2)),
-        intercept=float(points.mean() - alpha * s.mean()),
+        alpha_error=alpha_error,
+        intercept=intercept,
         width=widths,
         inverse_fan_in=s,
         log_ratio=points,
         log_ratio_error=errors,
+        parameterization=parameterization,
     )
 
 
-def _measure(
-    module: Module,
-    widths: np.ndarray,
+def _exact(subject: Subject, widths: np.ndarray, parameterization: Parameterization) -> np.ndarray:
+    assert subject.stack is not None
+    moments = [
+        closed_form.kernel_moments(stack.widths, parameterization, stack.inputs)
+        for stack in map(subject.stack, widths)
+    ]
+    return np.log1p([moment.relative_variance for moment in moments])
+
+
+def _line(s: np.ndarray, points: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
+    """Slope, its error and intercept by least squares.
+
+    The slope is linear in the points, so their errors carry over exactly.
+    """
+    slope = (s - s.mean()) / ((s - s.mean()) ** 2).sum()
+    alpha = float(slope @ points)
+    return alpha, float(np.sqrt(slope**2 @ errors**2)), float(points.mean() - alpha * s.mean())
+
+
+def _kernels(
+    subject: Subject,
     x: np.ndarray,
     draws: int,
     method: Method,
+    readout: Callable[[Any], Any] | None,
+    parameterization: Parameterization,
+) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """What draws one entry of the kernel at a width."""
+    if method == "sampler":
+        return functools.partial(_sampled, subject, x, draws, parameterization)
+    from ce_keras.ntk import algorithm_1
+
+    by_networks = {"ensemble": algorithm_1.ensemble_kernels, "tape": algorithm_1.tape_kernels}
+    readout = readout or algorithm_1.middle_unit
+
+    def drawn(width: int, rng: np.random.Generator) -> np.ndarray:
+        build = functools.partial(subject.build, width)
+        return by_networks[method](build, x, draws, rng, readout, parameterization == "ntk")
+
+    return drawn
+
+
+def _sampled(
+    subject: Subject,
+    x: np.ndarray,
+    draws: int,
+    parameterization: Parameterization,
+    width: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    assert subject.stack is not None
+    stack = subject.stack(width)
+    how: dict[str, Any] = {"parameterization": parameterization, "seed": rng}
+    if len(x) == 1 and stack.positions == 1:
+        return chain_kernels(stack.widths, draws, inputs=stack.inputs, **how).sum(axis=1)
+    return stack_kernels(x, stack.widths, draws, **how)[:, 0, -1]
+
+
+def _measure(
+    kernels: Callable[[int, np.random.Generator], np.ndarray],
+    widths: np.ndarray,
     rngs: list[np.random.Generator],
     key: dict[str, Any],
     checkpoint: str | Path | None,
@@ -215,24 +287,16 @@ def _measure(
     """log(E[K^2] / E[K]^2) and its standard error for each width, by draws."""
     from tqdm.auto import tqdm
 
-    assert module.stack is not None
     done = _resumed(checkpoint, key)
     # Quick by sampler: no bar then, unless it takes a second after all.
     for n, rng in zip(tqdm(widths, desc="fit alpha", unit="width", delay=1), rngs, strict=False):
-        if str(n) in done:
-            continue
-        stack = module.stack(int(n))
-        if method == "tape":
-            from ce_keras.ntk.algorithm_1 import tape_kernels
-
-            kernels = tape_kernels(stack, x, draws, rng)
-        elif len(x) == 1 and stack.positions == 1:
-            kernels = chain_kernels(stack.widths, draws, seed=rng).sum(axis=1)
-        else:
-            kernels = stack_kernels(x, stack.widths, draws, seed=rng)[:, 0, -1]
-        done[str(n)] = log_moment_ratio(kernels)
-        if checkpoint is not None:
-            files.write_json(checkpoint, {"of": key, "points": done})
+        if str(n) not in done:
+            drawn = kernels(int(n), rng)
+            if not drawn.any():  # As behind a layer normalisation of one unit.
+                raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")
+            done[str(n)] = log_moment_ratio(drawn)
+            if checkpoint is not None:
+                files.write_json(checkpoint, {"of": key, "points": done})
     points, errors = np.array([done[str(n)] for n in widths]).T
     return points, errors
 
@@ -277,17 +341,6 @@ def _resumed(checkpoint: str | Path | None, key: dict[str, Any]) -> dict[str, An
 # Checks ------------------------------------------------------------------------------------------
 
 
-def _checked_stack(module: Module) -> Stack:
-    if not isinstance(module, Module):
-        raise ValueError(f"module: got {module!r}; it must be a ce_keras.geometry.Module")
-    if module.stack is None:
-        raise ValueError(
-            f"module: {module.name!r} is not described as a stack of ReLU layers (`stack`): "
-            "kernels of it cannot be drawn"
-        )
-    return module.stack(module.width)
-
-
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     if ratios is None:
         widths = np.unique(np.rint(np.linspace(1, width, 12)).astype(int))
@@ -303,29 +356,24 @@ def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     return widths
 
 
-def _chosen_method(method: str, stack: Stack, x1: Any, x2: Any) -> Method:
-    exact = stack.positions == 1 and (x2 is None or np.array_equal(x1, x2))
-    if method == "auto":
-        return "closed_form" if exact else "sampler"
-    if method not in ("closed_form", "sampler", "tape"):
+def _chosen_method(method: str, subject: Subject, x1: Any, x2: Any, readout: Any) -> Method:
+    if method not in ("auto", *get_args(Method)):
         raise ValueError(
-            f"method: got {method!r}; it must be 'auto', 'closed_form', 'sampler' or 'tape'"
+            f"method: got {method!r}; it must be 'auto', 'closed_form', 'sampler', 'ensemble' or "
+            "'tape'"
         )
+    stack = None if subject.stack is None else subject.stack(subject.width)
+    if stack is not None and readout is not None:
+        raise ValueError("readout: is for Keras models; a module of geometry has one output")
+    diagonal = x2 is None or np.array_equal(x1, x2)
+    exact = stack is not None and stack.positions == 1 and diagonal
+    if method == "auto":
+        return "closed_form" if exact else "ensemble" if stack is None else "sampler"
     if method == "closed_form" and not exact:
         raise ValueError(
             "method: the closed form is for a diagonal entry (x2=None) of fully connected "
-            "modules; use 'sampler'"
+            "modules; use 'sampler', or 'ensemble' for Keras models"
         )
+    if method == "sampler" and stack is None:
+        raise ValueError("method: the sampler is for the modules of geometry; use 'ensemble'")
     return method  # type: ignore[return-value]
-
-
-def _inputs(stack: Stack, x1: Any, x2: Any, rng: np.random.Generator) -> np.ndarray:
-    """The one or two inputs, shape `(p, positions, inputs)`."""
-    shape = (stack.positions, stack.inputs)
-    if x1 is None and x2 is not None:
-        raise ValueError("x1: needed too, since x2 is given")
-    given = [rng.standard_normal(shape)] if x1 is None else [x for x in (x1, x2) if x is not None]
-    for name, x in zip(("x1", "x2"), given, strict=False):
-        if np.shape(x) != shape and np.shape(x) != shape[stack.positions == 1 :]:
-            raise ValueError(f"{name}: got shape {np.shape(x)}; it must be {shape}")
-    return np.stack([np.reshape(x, shape) for x in given])

@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ce_keras.checks import checked_seed, positive_int
-from ce_keras.closed_form import Parameterization, layer_means
+from ce_keras.checks import (
+    Parameterization,
+    checked_parameterization,
+    checked_seed,
+    positive_int,
+)
+from ce_keras.closed_form import layer_means
 
 # Numbers held at a time by one array of a sampler: half a megabyte stays in the caches.
 _CHUNK = 2**17
@@ -119,11 +124,11 @@ def stack_kernels(
     n = [positive_int("widths", width) for width in widths]
     if not n:
         raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
-    layer_means(n, parameterization, inputs=x.shape[-1])  # Checks the name.
+    ntk = checked_parameterization(parameterization) == "ntk"
     rng = generator(seed)
     kernels = np.empty((positive_int("draws", draws), len(x), len(x)))
     for part in _chunks(draws, len(x) * max(x.shape[1] * n[0], *n)):
-        kernels[part] = _stack(x, n, part.stop - part.start, parameterization == "ntk", rng)
+        kernels[part] = _stack(x, n, part.stop - part.start, ntk, rng)
     return kernels
 
 

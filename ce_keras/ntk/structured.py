@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.rules import Record, Rule, replaced, rule_of
 from ce_keras.ntk.shares import Share, wide
@@ -49,7 +50,7 @@ class StructuredEngine:
         self._wanted = {id(variable): variable for variable in variables}
         self._layers = [
             (layer, rule)
-            for layer in _leaves(model)
+            for layer in leaves(model)
             if (rule := rule_of(layer)) and any(id(v) in self._wanted for v in layer.variables)
         ]
         self.by_tape = self._disagreeing(examples)
@@ -165,7 +166,7 @@ class StructuredEngine:
             float(tf.reduce_sum(share.gram(share, False))) if (share := shares.get(id(v))) else 0.0
             for v in variables
         ]
-        half = any(layer.compute_dtype.endswith("16") for layer in _leaves(self._model))
+        half = any(layer.compute_dtype.endswith("16") for layer in leaves(self._model))
         tolerance = 3e-2 if half else 1e-3
         return [
             variable
@@ -205,8 +206,3 @@ def _signals(
         tf.reshape(signal, [*counts, *point.shape])
         for signal, point in zip(signals, points, strict=True)
     ]
-
-
-def _leaves(layer: Any) -> list[Any]:
-    """All layers, inner ones included. Keras has no public walk that sees inside composites."""
-    return [inner for inner in layer._flatten_layers() if isinstance(inner, keras.layers.Layer)]

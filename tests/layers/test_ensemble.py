@@ -60,7 +60,14 @@ def shared_layer():
     return keras.Model(image, layers.Dense(2)(twice(twice(x))))
 
 
+def residual():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, activation="relu")(image)
+    return keras.Model(image, layers.Add()([layers.Conv2D(3, 3, padding="same")(x), image]))
+
+
 GROUPED = {
+    "residual": residual,
     "perceptron": perceptron,
     "ntk_perceptron": ntk_perceptron,
     "convolutional": convolutional,
@@ -176,9 +183,9 @@ def noisy_input_member():
     return keras.Sequential([keras.Input((6,)), layers.Dropout(0.5), layers.Dense(2)])
 
 
-def skip_from_input_member():
+def mixing_member():
     image = keras.Input((6,))
-    return keras.Model(image, layers.Add()([image, layers.Dense(6)(image)]))
+    return keras.Model(image, layers.Concatenate()([image, layers.Dense(6)(image)]))
 
 
 def operation_member():
@@ -274,7 +281,7 @@ def sized_member():
         (softmax_member, "activation of layer 'dense.*softmax"),
         (normalised_member, "no grouped form of layer 'layer_normalization"),
         (noisy_input_member, "draws noise on the shared input"),
-        (skip_from_input_member, "mixes the input with members' values"),
+        (mixing_member, "mixes the input with members' values"),
         (operation_member, r"no grouped form of layer 'sin.*' \(Sin\)"),
         (lambda_activation_member, "activation of layer 'dense.*not known to be elementwise"),
         (activation_object_member, "activation of layer 'dense.*not known to be elementwise"),

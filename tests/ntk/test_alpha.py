@@ -1,14 +1,14 @@
 import json
 
+import keras
 import numpy as np
 import pytest
-from brute_force import assert_same_means
+from keras import layers
 
 from ce_keras import search
 from ce_keras.closed_form import first_order_alpha
 from ce_keras.geometry import Module, bottleneck, conv, fully_connected
 from ce_keras.ntk import fit_alpha, log_moment_ratio, stack_kernels
-from ce_keras.ntk.algorithm_1 import tape_kernels
 
 
 def test_the_papers_alpha():
@@ -72,13 +72,63 @@ def test_an_off_diagonal_entry(rng):
     assert abs(fit.log_ratio[-1] - expected) <= 5 * np.hypot(error, fit.log_ratio_error[-1])
 
 
-def test_algorithm_1_as_printed_draws_the_same_kernels(rng):
-    stack = bottleneck(6, width=3).stack(3)
-    x = rng.normal(size=(2, 9, 6))
-    printed = tape_kernels(stack, x, 150, np.random.default_rng(0))
-    sampled = stack_kernels(x, stack.widths, 20_000, seed=0)[:, 0, 1]
-    assert_same_means(printed, sampled)
-    assert_same_means(printed**2, sampled**2)
+@pytest.mark.parametrize("parameterization", ["ntk", "standard"])
+def test_all_methods_agree(parameterization):
+    module = fully_connected(7, [20, 30])
+    how = {"ratios": [0.2, 1.0], "parameterization": parameterization, "seed": 0}
+    exact = fit_alpha(module, **how)
+    assert exact.method == "closed_form"
+    for method, draws in {"sampler": 20_000, "ensemble": 5_000, "tape": 50}.items():
+        fit = fit_alpha(module, draws=draws, method=method, **how)
+        assert fit.method == method
+        assert (abs(fit.log_ratio - exact.log_ratio) <= 5 * fit.log_ratio_error).all()
+
+
+def test_the_parameterisation_matters():
+    module = fully_connected(7, [20, 30])
+    fits = [fit_alpha(module, parameterization=which) for which in ("ntk", "standard")]
+    assert abs(fits[0].alpha - fits[1].alpha) > 0.05
+    assert "standard parameterisation" in repr(fits[1])
+
+
+def block(width):
+    """The bottleneck block, as one writes it in Keras."""
+    image = keras.Input((3, 3, 16))
+    normal = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
+    options = {"activation": "relu", "padding": "same", "kernel_initializer": normal}
+    x = layers.Conv2D(width, 3, **options)(layers.Conv2D(width, 1, **options)(image))
+    last = layers.Conv2D(16, 1, kernel_initializer=keras.initializers.RandomNormal(0, width**-0.5))
+    return keras.Model(image, layers.Add()([image, last(x)]))
+
+
+def test_a_keras_function_is_fitted_as_the_module_it_is(rng):
+    ratios, image = [0.25, 0.5, 1.0], rng.normal(size=(3, 3, 16))
+    fit = fit_alpha(block, ratios, 5000, x1=image, width=16, seed=0)
+    assert (fit.method, fit.module) == ("ensemble", "block")
+    module = bottleneck(16, width=16)
+    known = fit_alpha(module, ratios, 20_000, x1=image.reshape(9, 16), seed=1)
+    np.testing.assert_allclose(fit.inverse_fan_in, known.inverse_fan_in)
+    errors = np.hypot(fit.log_ratio_error, known.log_ratio_error)
+    assert (abs(fit.log_ratio - known.log_ratio) <= 5 * errors).all()
+
+
+def test_a_keras_function_has_a_readout():
+    readouts = [None, lambda y: 2 * y[:, 1, 1, 0], lambda y: keras.ops.mean(y, axis=(1, 2, 3))]
+    one, twice, mean = (
+        fit_alpha(block, [0.25, 1.0], 500, width=16, readout=readout, seed=0).log_ratio
+        for readout in readouts
+    )
+    np.testing.assert_allclose(one, twice, rtol=1e-4)
+    assert (abs(one - mean) > 1e-3).all()
+
+
+def test_a_width_that_nothing_passes_is_refused():
+    def normalised(width):
+        stack = [layers.Dense(width), layers.LayerNormalization(), layers.Dense(1)]
+        return keras.Sequential([keras.Input((4,)), *stack])
+
+    with pytest.raises(ValueError, match="ratios: at width 1 the kernel is 0"):
+        fit_alpha(normalised, [0.1, 1.0], 20, width=10, method="ensemble", readout=None)
 
 
 def test_a_fit_and_its_table_go_into_a_search():
@@ -133,6 +183,16 @@ def test_the_picture():
     ax.figure.clear()
 
 
+def two_inputs(width):
+    one, two = keras.Input((width,)), keras.Input((width,))
+    return keras.Model([one, two], layers.Add()([one, two]))
+
+
+def any_size(width):
+    image = keras.Input((None, None, 3))
+    return keras.Model(image, layers.Conv2D(2, 1)(layers.Conv2D(width, 3)(image)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,6 +203,16 @@ def test_the_picture():
         ({"draws": 0}, "draws: got 0"),
         ({"method": "magic"}, "method: got 'magic'"),
         ({"method": "closed_form"}, "closed form is for"),
+        ({"method": "sampler", "module": block, "width": 8}, "sampler is for the modules"),
+        ({"module": block}, "width: needed with a function"),
+        ({"width": 3}, "has its own: 16"),
+        ({"module": lambda n: n, "width": 3}, "gave 3; it must be a Keras model"),
+        ({"module": lambda _: block(3), "width": 3}, "S is 0.* at every width"),
+        ({"module": two_inputs, "width": 3}, "of one input and one output"),
+        ({"module": block, "width": 3, "x1": np.ones((3, 3, 4))}, "x1: got shape"),
+        ({"module": any_size, "width": 3}, "x1: needed, since"),
+        ({"parameterization": "mean field"}, "parameterization: got 'mean field'"),
+        ({"readout": np.sum}, "readout: is for Keras models"),
         ({"x1": np.ones(3)}, "x1: got shape"),
         ({"x2": np.ones((9, 256))}, "x1: needed too"),
         ({"seed": -1}, "seed: got -1"),

@@ -1,0 +1,131 @@
+"""What Algorithm 1 is run on: networks of one kind, by width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ce_keras.checks import positive_int
+from ce_keras.geometry import Module, Stack
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Networks by width, whatever describes them.
+
+    Attributes:
+        name: how reports call it.
+        width: the baseline's.
+        inverse_fan_in: S of Eq. 9 for an array of widths.
+        input_shape: of one example.
+        build: a Keras network of a width.
+        stack: the same as a stack of ReLU layers, where it is one.
+    """
+
+    name: str
+    width: int
+    inverse_fan_in: Callable[[np.ndarray], np.ndarray]
+    input_shape: tuple[int, ...]
+    build: Callable[[int], keras.Model]
+    stack: Callable[[Any], Stack] | None = None
+
+
+def subject_of(module: Module | Callable[[int], keras.Model], width: int | None) -> Subject:
+    """What `fit_alpha` is given, as a subject.
+
+    Raises:
+        ValueError: for anything that is neither a module nor a function that builds Keras models
+            of one input and one output, a module that is not described as a stack, a function
+            without a width, or a width for a module.
+    """
+    if isinstance(module, Module):
+        return _of_module(module, width)
+    if not callable(module):
+        raise ValueError(
+            f"module: got {module!r}; it must be a ce_keras.geometry.Module, or a function from "
+            "a width to a Keras model"
+        )
+    return _of_function(module, width)
+
+
+def _of_module(module: Module, width: int | None) -> Subject:
+    if width is not None:
+        raise ValueError(f"width: got {width!r}; {module.name!r} has its own: {module.width}")
+    if module.stack is None:
+        raise ValueError(
+            f"module: {module.name!r} is not described as a stack of ReLU layers (`stack`): "
+            "kernels of it cannot be drawn; give a function from a width to a Keras model"
+        )
+    stack = module.stack
+
+    def build(n: int) -> keras.Model:
+        from ce_keras.ntk.algorithm_1 import stack_model
+
+        return stack_model(stack(n))
+
+    base = stack(module.width)
+    shape = (base.positions, base.inputs)
+    return Subject(module.name, module.width, module.inverse_fan_in, shape, build, stack)
+
+
+def _of_function(function: Callable[[int], keras.Model], width: int | None) -> Subject:
+    if width is None:
+        raise ValueError("width: needed with a function: the width of the baseline")
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def build(n: int) -> keras.Model:
+        import keras
+
+        model = function(n)
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"module: {name}({n}) gave {model!r}; it must be a Keras model")
+        if len(model.inputs or ()) != 1 or len(model.outputs or ()) != 1:
+            raise ValueError(
+                f"module: {name}({n}) must be a functional model, or a sequential one with an "
+                "Input, of one input and one output"
+            )
+        return model
+
+    def inverse_fan_in(widths: np.ndarray) -> np.ndarray:
+        from ce_keras.layers import fan_in
+
+        return np.array([fan_in.inverse_fan_in(build(int(n))) for n in widths])
+
+    width = positive_int("width", width)
+    shape = build(width).inputs[0].shape[1:]
+    return Subject(name, width, inverse_fan_in, tuple(shape), build)
+
+
+def inputs_of(subject: Subject, x1: Any, x2: Any, rng: np.random.Generator) -> np.ndarray:
+    """The one or two inputs, shape `(p, ...)`: those given, or a Gaussian one.
+
+    Raises:
+        ValueError: for inputs of another shape, or a shape that is not known.
+    """
+    shape = subject.input_shape
+    if x1 is None and x2 is not None:
+        raise ValueError("x1: needed too, since x2 is given")
+    if x1 is None:
+        if None in shape:
+            raise ValueError(f"x1: needed, since an input of shape {shape} has no fixed size")
+        return rng.standard_normal((1, *shape))
+    given = [np.asarray(x) for x in (x1, x2) if x is not None]
+    for name, x in zip(("x1", "x2"), given, strict=False):
+        # A fully connected stack has one position, which need not be said.
+        allowed = (shape, shape[1:]) if subject.stack and shape[0] == 1 else (shape,)
+        if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:
+            raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")
+    known = shape if None not in shape else given[0].shape
+    return np.stack([x.reshape(known) for x in given])
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size is None or size == own for own, size in zip(shape, wanted, strict=True)
+    )
