@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test lint format wheel lock clean
+.PHONY: demo test peers lint format wheel lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
@@ -14,7 +14,13 @@ demo: $(UV)
 
 test: $(UV)
 	$(UV) sync --quiet --frozen --inexact
+	-$(MAKE) --silent peers
 	.venv/bin/pytest -n 2
+
+# neural-tangents, to compare with: tests that need it are skipped where it does not install.
+peers: $(UV)
+	$(UV) venv --quiet --allow-existing .peers
+	$(UV) pip install --quiet --python .peers -r tests/peers/requirements.txt
 
 lint: $(UV)
 	$(UV) lock --check --quiet
@@ -43,7 +49,7 @@ lock: $(UV)
 	$(UV) lock --upgrade
 
 clean:
-	rm -rf .venv .uv build dist demo
+	rm -rf .venv .peers .uv build dist demo
 
 $(UV):
 	$(PYTHON) -m venv .uv

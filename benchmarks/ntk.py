@@ -54,7 +54,7 @@ CASES = [
     Case("resnext29", 10, 16),
 ]
 #: What the tape finishes in less than a minute.
-BY_TAPE = {Case("dense", 1), Case("dense", 10), Case("block", 1)}
+BY_TAPE = {Case("dense", 1), Case("dense", 10), Case("block", 1), Case("resnext29", 1, 16)}
 
 
 def build(case: Case) -> keras.Model:
@@ -162,8 +162,9 @@ def memories(cases: list[Case], python: str | None) -> list[str]:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         lines.append(f"| {case} | ce_keras | {float(output.split()[-1]):.0f} MiB |")
         if python is not None and case.name != "resnext29":
-            peer = Peer(python)
-            taken = peer.ask(f"memory {case.name} {case.logits}")
+            # Each in a process of its own: what one has taken, the next would find there.
+            question = f"memory {case.name} {case.logits}"
+            taken = min(Peer(python).ask(f"{question} {which}") for which in range(3))
             lines.append(f"| {case} | neural-tangents | {taken:.0f} MiB |")
     return lines
 

@@ -7,8 +7,8 @@ It needs versions of JAX and NumPy that TensorFlow does not run with:
         numpy==1.26.4 scipy==1.14.1
 
 Asked `gram NAME OUTPUTS`, it computes a kernel of 64 inputs by the fastest of its implementations
-and answers the seconds; asked `memory NAME OUTPUTS`, the MiB that takes at its peak, with the
-implementation that takes least; asked `draws WIDTH COUNT`, the seconds for that many networks.
+and answers the seconds; asked `memory NAME OUTPUTS WHICH`, the MiB that one of them takes at its
+peak; asked `draws WIDTH COUNT`, the seconds for that many networks.
 """
 
 import functools
@@ -76,15 +76,13 @@ def fastest(name, outputs):
     return min(timings)[-1]
 
 
-def least_memory(name, outputs):
+def memory(name, outputs, which):
     """MiB at the peak of three kernels, compiling included, above what was held before."""
-    taken = []
-    for run in kernels(name, outputs):
-        before = peak_memory(reset=True)
-        for _ in range(3):
-            run()
-        taken.append(peak_memory() - before)
-    return min(taken)
+    run = list(kernels(name, outputs))[which]
+    before = peak_memory(reset=True)
+    for _ in range(3):
+        run()
+    return peak_memory() - before
 
 
 def peak_memory(reset=False):
@@ -120,7 +118,7 @@ def main():
         elif what == "draws":
             answer = timed(draws(*map(int, arguments)))
         else:
-            answer = least_memory(arguments[0], int(arguments[1]))
+            answer = memory(arguments[0], *map(int, arguments[1:]))
         print(f"answer {answer}", flush=True)
 
 

@@ -94,8 +94,8 @@ def empirical_ntk(
     if axes.same_examples and n1 != n2:
         raise ValueError(f"x2: has {n2} examples where x1 has {n1}; a diagonal needs as many")
     if batch_size is None:
-        # Shares in single precision, and as much again to work in.
-        size = max(1, _MEMORY // (8 * engine_of.numbers_per_example))
+        # In single precision, and half as much again for what the forward pass keeps.
+        size = max(1, _MEMORY // (6 * engine_of.numbers_per_example))
     else:
         size = positive_int("batch_size", batch_size)
     if size >= max(n1, n2) and out is None:

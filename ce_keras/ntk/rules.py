@@ -23,6 +23,9 @@ from ce_keras.layers import CollegialConv2D, CollegialDense, FusedBatchNormaliza
 from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
 from ce_keras.ntk.shares import Gradients, Lookups, Products, Share, wide
 
+# Rows of a matrix that keep a core busy.
+_ENOUGH = 32
+
 Shares = list[tuple[Any, Share]]
 #: Takes a tensor and what turns its signal into shares; gives the tensor, now watched.
 Record = Callable[[Any, Callable[[Any], Shares]], Any]
@@ -55,7 +58,7 @@ def _plain(layer: Any) -> bool:
 
 def _dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     def shares(signal: Any) -> Shares:
-        return [(layer.kernel, Products(_inputs(x), _signals(signal))), *_bias(layer, signal)]
+        return [(layer.kernel, Products([_inputs(x)], _signals(signal))), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)
 
@@ -65,7 +68,7 @@ def _collegial_dense(layer: Any, call: Callable[..., Any], x: Any, record: Recor
 
     def shares(signal: Any) -> Shares:
         a = _inputs(x, groups) * _scale(layer)
-        return [(layer.kernel, Products(a, _signals(signal, groups))), *_bias(layer, signal)]
+        return [(layer.kernel, Products([a], _signals(signal, groups))), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)
 
@@ -81,7 +84,7 @@ def _einsum_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) 
     def shares(signal: Any) -> Shares:
         a = _gathered(wide(x), inputs, [example, positions, groups, summed])
         b = _gathered(signal, "012" + outputs, ["0", "1", "2", example, positions, groups, made])
-        return [(layer.kernel, Products(a, b)), *_bias(layer, signal)]
+        return [(layer.kernel, Products([a], b)), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)
 
@@ -103,9 +106,8 @@ def _gathered(x: Any, labels: str, groups: Sequence[Sequence[str]]) -> Any:
 
 def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     def shares(signal: Any) -> Shares:
-        a = _grouped(_patches(wide(x), layer), layer.groups)
-        if isinstance(layer, CollegialConv2D):
-            a *= _scale(layer)
+        scale = _scale(layer) if isinstance(layer, CollegialConv2D) else 1.0
+        a = _grouped(_patches(scale * wide(x), layer), layer.groups)
         return [(layer.kernel, Products(a, _signals(signal, layer.groups))), *_bias(layer, signal)]
 
     if layer.groups > 1 and layer.rank == 2 and not isinstance(layer, CollegialConv2D):
@@ -151,7 +153,7 @@ def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
         return [(layer.depthwise_kernel, Products(a, _signals(signal, groups)))]
 
     def pointwise_shares(signal: Any) -> Shares:
-        share = Products(_inputs(middle), _signals(signal))
+        share = Products([_inputs(middle)], _signals(signal))
         return [(layer.pointwise_kernel, share), *_bias(layer, signal)]
 
     middle = keras.ops.depthwise_conv(
@@ -172,15 +174,15 @@ def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
 def _transposed(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     def shares(signal: Any) -> Shares:
         # Backwards it is a convolution: every input pixel meets a patch of the signal.
-        seen = _patches(tf.reshape(signal, [-1, *signal.shape[4:]]), layer)
+        seen = tf.stack(_patches(tf.reshape(signal, [-1, *signal.shape[4:]]), layer), axis=2)
         b = tf.reshape(seen, [*signal.shape[:4], seen.shape[1], 1, -1])
-        return [(layer.kernel, Products(_inputs(x), b)), *_bias(layer, signal)]
+        return [(layer.kernel, Products([_inputs(x)], b)), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)
 
 
-def _patches(x: Any, layer: Any) -> Any:
-    """Every patch a kernel sees, `(examples, positions, kernel positions, channels)`."""
+def _patches(x: Any, layer: Any) -> list[Any]:
+    """What each place of a kernel sees, `(examples, positions, channels)`."""
     kernel, strides = tuple(layer.kernel_size), tuple(layer.strides)
     dilation = tuple(layer.dilation_rate)
     pads, outs = [], []
@@ -206,16 +208,18 @@ def _patches(x: Any, layer: Any) -> Any:
             for at, gap, step, out in zip(offset, dilation, strides, outs, strict=True)
         ]
         seen.append(tf.reshape(x[(slice(None), *window)], [-1, math.prod(outs), x.shape[-1]]))
-    return tf.stack(seen, axis=2)
+    return seen
 
 
-def _grouped(patches: Any, groups: int) -> Any:
-    """Patches as `(examples, positions, groups, fan-in)`."""
-    examples, positions, places, channels = patches.shape
-    if groups > 1:
-        patches = tf.reshape(patches, [examples, positions, places, groups, channels // groups])
-        patches = tf.transpose(patches, [0, 1, 3, 2, 4])
-    return tf.reshape(patches, [examples, positions, groups, places * channels // groups])
+def _grouped(places: list[Any], groups: int) -> list[Any]:
+    """What the places of a kernel see, in parts of the fan-in `(examples, positions, groups, f)`.
+
+    A part for every place, where matrix products with so few channels are still efficient.
+    """
+    examples, positions, channels = places[0].shape
+    shape = [examples, positions, groups, channels // groups]
+    parts = [tf.reshape(place, shape) for place in places]
+    return parts if shape[-1] >= _ENOUGH else [tf.concat(parts, axis=-1)]
 
 
 # Normalisation and tables ------------------------------------------------------------------------

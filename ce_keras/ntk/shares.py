@@ -12,7 +12,8 @@ outputs of a group; k: the parameters of a variable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -24,14 +25,16 @@ _MOST_PAIRS = 2**26
 class Share(Protocol):
     """What a variable adds to the kernel: a few tensors."""
 
-    def __iter__(self) -> Iterator[Any]:
-        """The tensors."""
+    @property
+    def held(self) -> int:
+        """How many numbers its signals have: those of all variables are held together."""
+
+    @property
+    def working(self) -> int:
+        """How many more its part of the kernel takes while it is computed."""
 
     def join(self, other: Any) -> Share:
         """The share of a variable that is used in both ways."""
-
-    def cheapest(self) -> Share:
-        """The form that makes for the fewest operations."""
 
     def gram(self, other: Any, same_examples: bool) -> Any:
         """The part of the kernel, traces summed: `(d, r, s, n, m)`.
@@ -47,91 +50,134 @@ class Gradients(NamedTuple):
 
     j: Any
 
+    @property
+    def held(self) -> int:
+        """See `Share`."""
+        return math.prod(self.j.shape)
+
+    @property
+    def working(self) -> int:
+        """See `Share`: none."""
+        return 0
+
     def join(self, other: Gradients) -> Gradients:
         """A variable that is used twice has the sum of both uses."""
         return Gradients(self.j + other.j)
 
-    def gram(self, other: Any, same_examples: bool) -> Any:
+    def gram(self, other: Gradients, same_examples: bool) -> Any:
         """The variable's part of the kernel, see `Share`."""
-        return _inner_products(self.j, other.gradients().j, same_examples)
-
-    def gradients(self) -> Gradients:
-        """Themselves."""
-        return self
-
-    def cheapest(self) -> Gradients:
-        """Themselves."""
-        return self
+        return _inner_products(self.j, other.j, same_examples)
 
 
 class Products(NamedTuple):
     """Sums over positions of outer products: inputs and signals.
 
-    `a` is `(n, p, g, f)`, and `b` is `(t, d, r, n, p, g, c)`.
+    `a` is the inputs, in parts of the fan-in (the places of a convolution's kernel), each of shape
+    `(n, p, g, f)`; `b` is `(t, d, r, n, p, g, c)`.
     """
 
-    a: Any
+    a: Sequence[Any]
     b: Any
+
+    @property
+    def held(self) -> int:
+        """See `Share`."""
+        return math.prod(self.b.shape)
+
+    @property
+    def working(self) -> int:
+        """See `Share`: the inputs, and the gradients of a part of the fan-in."""
+        n, *_, f = self.a[0].shape
+        gradients = math.prod(self.b.shape[:3]) * n * f * math.prod(self.b.shape[-2:])
+        return sum(math.prod(part.shape) for part in self.a) + gradients
 
     def join(self, other: Products) -> Products:
         """A layer that is applied twice is applied at more positions."""
-        return Products(tf.concat([self.a, other.a], 1), tf.concat([self.b, other.b], 4))
+        a = [tf.concat(parts, 1) for parts in zip(self.a, other.a, strict=True)]
+        return Products(a, tf.concat([self.b, other.b], 4))
 
-    def cheapest(self) -> Products | Gradients:
-        """As they are, or as gradients, whichever makes for fewer operations."""
-        n, p, g, f = self.a.shape
+    def gram(self, other: Products, same_examples: bool) -> Any:
+        """The variable's part of the kernel, see `Share`."""
+        if self.a[0].shape[1:3] == other.a[0].shape[1:3] == (1, 1):
+            return self._gram_of_vectors(other, same_examples)
+        if self._fewer_by_position(other):
+            return self._gram_by_position(other, same_examples)
+        mirrored = other is self
+
+        def terms() -> Iterator[Any]:
+            for mine, its in zip(self.a, other.a, strict=True):
+                j = self._gradients(mine)
+                yield _inner_products(j, j if mirrored else other._gradients(its), same_examples)
+
+        return one_by_one(terms())
+
+    def _gram_of_vectors(self, other: Products, same_examples: bool) -> Any:
+        """One position, one group: a dense layer. Plain matrix products."""
+        b1, b2 = (tf.reshape(x.b, [*x.b.shape[:4], x.b.shape[-1]]) for x in (self, other))
+        rows = [
+            [tf.reshape(part, [1, 1, 1, *part.shape[::3]]) for part in x.a] for x in (self, other)
+        ]
+        inputs = tf.add_n(
+            [_inner_products(a1, a2, same_examples) for a1, a2 in zip(*rows, strict=True)]
+        )
+        return inputs * _inner_products(b1, b2, same_examples)
+
+    def _fewer_by_position(self, other: Products) -> bool:
+        """Whether products of all pairs of positions make for fewer operations than gradients."""
+        n, p, g, _ = self.a[0].shape
+        m, q, *_ = other.a[0].shape
         t, d, r, *_, c = self.b.shape
-        pairs = n * n * d * r * r
-        as_products = n * n * p * p * g * f + pairs * t * p * p * g * c
-        as_gradients = n * t * d * r * p * g * f * c + pairs * t * g * f * c
+        f = sum(part.shape[-1] for part in self.a)
+        pairs = n * m * d * r * r
+        by_position = n * m * p * q * g * f + pairs * t * p * q * g * c
+        by_gradient = (n * p + m * q) // 2 * t * d * r * g * f * c + pairs * t * g * f * c
         # Products of all pairs of positions are held at once.
-        if as_products <= as_gradients and n * n * p * p * g * d * r * r <= _MOST_PAIRS:
-            return self
-        return self.gradients()
+        return by_position <= by_gradient and n * m * p * q * g * d * r * r <= _MOST_PAIRS
 
-    def gradients(self) -> Gradients:
-        """The sum over positions carried out."""
+    def _gram_by_position(self, other: Products, same_examples: bool) -> Any:
+        inputs = one_by_one(
+            _einsum("npgf,mqgf->gnpmq", same_examples, *pair)
+            for pair in zip(self.a, other.a, strict=True)
+        )
+        signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same_examples, self.b, other.b)
+        return _einsum("gnpmq,gdrsnpmq->drsnm", same_examples, inputs, signals)
+
+    def _gradients(self, a: Any) -> Any:
+        """The sum over positions carried out, for one part of the fan-in: `(t, d, r, n, k)`."""
         t, d, r, n, _, g, c = self.b.shape
         # Groups before positions: then it is one matrix product for each example and group.
-        a = tf.transpose(self.a, [0, 2, 3, 1]) if g > 1 else self.a[:, :, 0][:, None]
+        a = tf.transpose(a, [0, 2, 3, 1]) if g > 1 else a[:, :, 0][:, None]
         b = (
             tf.transpose(self.b, [0, 1, 2, 3, 5, 4, 6])
             if g > 1
             else self.b[..., 0, :][:, :, :, :, None]
         )
         j = tf.matmul(a, b, transpose_a=g == 1)
-        return Gradients(tf.reshape(j, [t, d, r, n, g * a.shape[-2 if g > 1 else -1] * c]))
-
-    def gram(self, other: Any, same_examples: bool) -> Any:
-        """The variable's part of the kernel, see `Share`."""
-        if isinstance(other, Gradients):
-            return self.gradients().gram(other, same_examples)
-        if self.a.shape[1:3] == other.a.shape[1:3] == (1, 1):
-            # One position, one group: a dense layer. Two plain matrix products.
-            a1, a2 = (
-                tf.reshape(share.a, [1, 1, 1, *share.a.shape[::3]]) for share in (self, other)
-            )
-            b1, b2 = (tf.reshape(x.b, [*x.b.shape[:4], x.b.shape[-1]]) for x in (self, other))
-            inputs = _inner_products(a1, a2, same_examples)
-            return inputs * _inner_products(b1, b2, same_examples)
-        inputs = _einsum("npgf,mqgf->gnpmq", same_examples, self.a, other.a)
-        signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same_examples, self.b, other.b)
-        return _einsum("gnpmq,gdrsnpmq->drsnm", same_examples, inputs, signals)
+        return tf.reshape(j, [t, d, r, n, g * a.shape[-2 if g > 1 else -1] * c])
 
 
 class Lookups(NamedTuple):
-    """As `Products`, where inputs are rows of a table: `ids` `(n, p)`, `b` `(t, d, r, n, p, c)`."""
+    """As `Products`, where inputs are rows of a table: `ids` `(n, p)`, `b` `(t, d, r, n, p, c)`.
+
+    Never as gradients: those have a number for every row of the table.
+    """
 
     ids: Any
     b: Any
 
+    @property
+    def held(self) -> int:
+        """See `Share`."""
+        return math.prod(self.b.shape)
+
+    @property
+    def working(self) -> int:
+        """See `Share`: none."""
+        return 0
+
     def join(self, other: Lookups) -> Lookups:
         """A table that is read twice is read at more positions."""
         return Lookups(tf.concat([self.ids, other.ids], 1), tf.concat([self.b, other.b], 4))
-
-    def cheapest(self) -> Lookups:
-        """Themselves: the gradients have a number for every row of the table."""
-        return self
 
     def gram(self, other: Any, same_examples: bool) -> Any:
         """The variable's part of the kernel, see `Share`."""
@@ -172,6 +218,17 @@ def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:
 
 def _without_repeats(term: str) -> str:
     return "".join(dict.fromkeys(term))
+
+
+def one_by_one(terms: Iterator[Any]) -> Any:
+    """The sum, each term begun when the ones before are done: they need not be held together."""
+    total = next(terms)
+    while True:
+        with tf.control_dependencies([total]):
+            term = next(terms, None)
+        if term is None:
+            return total
+        total = total + term
 
 
 def wide(x: Any) -> Any:

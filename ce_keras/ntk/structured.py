@@ -8,11 +8,12 @@ to the kernel, without forming a jacobian of the model.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -21,10 +22,18 @@ import tensorflow as tf
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.rules import Record, Rule, replaced, rule_of
-from ce_keras.ntk.shares import Share, wide
+from ce_keras.ntk.shares import Share, one_by_one, wide
 from ce_keras.ntk.tape import gradients_by_tape
 
 Arrange = Callable[[Any], Any]
+
+
+class _Record(NamedTuple):
+    """One application of a layer: where its signal is wanted, and what that is turned into."""
+
+    layer: Any
+    point: Any
+    shares: Callable[[Any], list[tuple[Any, Share]]]
 
 
 class StructuredEngine:
@@ -84,18 +93,24 @@ class StructuredEngine:
         return tf.function(compute, autograph=False).get_concrete_function(*specs)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
-        first = self._shares(x1, self.axes.arrange, self.axes.counts, self.by_tape)
-        second = first
-        if x2 is not None:
-            second = self._shares(x2, self.axes.arrange, self.axes.counts, self.by_tape)
         same = self.axes.same_examples
-        terms = [share.gram(second[key], same) for key, share in first.items()]
-        return self.axes.restore(tf.add_n(terms) / self.axes.counts[0])
+        first = self._shares(x1, self.axes.arrange, self.axes.counts, self.by_tape)
+        if x2 is None:
+            pairs = ((share, share) for _, share in first)
+        else:
+            second = self._shares(x2, self.axes.arrange, self.axes.counts, self.by_tape)
+            pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+        kernel = one_by_one(a.gram(b, same) for a, b in pairs)
+        return self.axes.restore(kernel / self.axes.counts[0])
 
     def _shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
-    ) -> dict[int, Share]:
-        """Every variable's share, by the variable's identity."""
+    ) -> Iterator[tuple[int, Share]]:
+        """Every variable's share, by the variable's identity, one after another.
+
+        They are made as they are asked for, and signals dropped as they are used: all of them at
+        once are many times the kernel.
+        """
         # A tape that is read once lets go of what it has read.
         again = bool(by_tape) or math.prod(counts) > 1
         with tf.GradientTape(persistent=again, watch_accessed_variables=False) as tape:
@@ -104,34 +119,43 @@ class StructuredEngine:
             with self._recorded(tape) as records:
                 outputs = wide(arrange(self._model(x, training=False)))
             total = tf.reduce_sum(outputs, axis=0)
-        points = [output for output, _ in records]
-        signals = _signals(tape, total, points, counts)
-        shares: dict[int, Share] = {}
-        for signal, (_, shares_of) in zip(signals, records, strict=True):
-            for variable, share in shares_of(signal):
+        signals = _signals(tape, total, [record.point for record in records], counts)
+        rest = gradients_by_tape(tape, outputs, by_tape, counts) if by_tape else []
+        del tape, total, outputs
+        taped = {id(variable) for variable in by_tape}
+        yield from ((id(v), share) for v, share in zip(by_tape, rest, strict=True))
+
+        uses = collections.Counter(id(v) for record in records for v in record.layer.variables)
+        begun: dict[int, Share] = {}
+        # Backwards: the last layer's signal is the first to be there.
+        while records:
+            record = records.pop()
+            for variable, share in record.shares(signals.pop()):
                 key = id(variable)
-                if key in self._wanted and not any(variable is other for other in by_tape):
-                    shares[key] = shares[key].join(share) if key in shares else share
-        if by_tape:
-            rest = gradients_by_tape(tape, outputs, by_tape, counts)
-            shares.update({id(v): share for v, share in zip(by_tape, rest, strict=True)})
-        return {key: share.cheapest() for key, share in shares.items()}
+                begun[key] = begun[key].join(share) if key in begun else share
+            for key in {id(v) for v in record.layer.variables}:
+                uses[key] -= 1
+                if not uses[key] and key in begun:
+                    share = begun.pop(key)
+                    if key in self._wanted and key not in taped:
+                        yield key, share
 
     @contextlib.contextmanager
-    def _recorded(self, tape: tf.GradientTape) -> Iterator[list[tuple[Any, Any]]]:
+    def _recorded(self, tape: tf.GradientTape) -> Iterator[list[_Record]]:
         """The layers' own `call`s replaced by their rules, which record as they go."""
-        records: list[tuple[Any, Any]] = []
+        records: list[_Record] = []
 
-        def record(output: Any, shares: Any) -> Any:
+        def record(layer: Any, output: Any, shares: Any) -> Any:
             # In at least single precision, whatever the model's: kernels are sums of many products.
             point = wide(tf.convert_to_tensor(output))
             tape.watch(point)
-            records.append((point, shares))
+            records.append(_Record(layer, point, shares))
             return tf.cast(point, output.dtype)
 
         with contextlib.ExitStack() as stack:
             for layer, rule in self._layers:
-                stack.enter_context(replaced(layer, call=_by_rule(layer, rule, record)))
+                by_rule = _by_rule(layer, rule, functools.partial(record, layer))
+                stack.enter_context(replaced(layer, call=by_rule))
             yield records
 
     def _disagreeing(self, examples: Any) -> list[Any]:
@@ -157,11 +181,12 @@ class StructuredEngine:
             [variable.value for variable in variables],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        gradients = [tf.cast(tf.convert_to_tensor(g), tf.float64) for g in gradients]
-        expected = [float(tf.reduce_sum(g**2)) for g in gradients]
-        shares = self._shares(examples, project, (1, 1, 1), [])
-        sizes = [math.prod(part.shape) for share in shares.values() for part in share]
-        self.numbers_per_example = max(1, self.axes.total * sum(sizes) // outputs.shape[0])
+        expected = [2 * float(tf.nn.l2_loss(wide(tf.convert_to_tensor(g)))) for g in gradients]
+        del gradients, tape
+        shares = dict(self._shares(examples, project, (1, 1, 1), []))
+        numbers = sum(share.held for share in shares.values())
+        numbers += max((share.working for share in shares.values()), default=0)
+        self.numbers_per_example = max(1, self.axes.total * numbers // outputs.shape[0])
         found = [
             float(tf.reduce_sum(share.gram(share, False))) if (share := shares.get(id(v))) else 0.0
             for v in variables
