@@ -1,10 +1,6 @@
-r"""neural-tangents, in an environment of its own: answers benchmarks/ntk.py, one line for a line.
+"""neural-tangents, in an environment of its own: answers benchmarks/ntk.py, one line for a line.
 
-It needs versions of JAX and NumPy that TensorFlow does not run with:
-
-    python -m venv peer
-    peer/bin/pip install neural-tangents==0.6.5 jax==0.4.25 jaxlib==0.4.25 \
-        numpy==1.26.4 scipy==1.14.1
+It needs versions of JAX and NumPy that TensorFlow does not run with: `make peers` installs them.
 
 Asked `gram NAME OUTPUTS`, it computes a kernel of 64 inputs by the fastest of its implementations
 and answers the seconds; asked `memory NAME OUTPUTS WHICH`, the MiB that one of them takes at its
