@@ -41,6 +41,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(Path(path).read_text())
+
+
+def plain(content: Any) -> Any:
+    """`content` as it comes back from JSON: tuples are lists there."""
+    return json.loads(json.dumps(content))
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as readable JSON, whole or not at all."""
     with replacing(path) as part:

@@ -66,6 +66,8 @@ _KNOWN: dict[tuple[type, ...], Callable[[Any], list[float]]] = {
 def inverse_fan_in(model: keras.Model) -> float:
     """S of Eq. 9 for a built model: the sum of 1 / fan_in over its linear maps.
 
+    Frozen maps count, since the kernel is made of them too; one that is applied twice counts once.
+
     >>> model = keras.Sequential([keras.Input((4,)), layers.Dense(5), layers.Dense(1)])
     >>> inverse_fan_in(model) == 1 / 4 + 1 / 5
     True

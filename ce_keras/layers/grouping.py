@@ -215,7 +215,10 @@ def _check_channelwise(
 def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
     """Refuse activations, penalties and constraints that see more than one element at a time."""
     activation = config.get("activation", "linear")
-    if not isinstance(activation, str) or activation not in _ELEMENTWISE:
+    known = isinstance(activation, str) and activation in _ELEMENTWISE
+    # A function of one's own can have the name of one of Keras'.
+    its = getattr(layer, "activation", None)
+    if not known or its not in (None, keras.activations.get(activation)):
         raise CannotGroupError(
             f"the activation of layer {layer.name!r} ({activation}) is not known to be elementwise"
         )

@@ -8,7 +8,6 @@ the gradient of every path, and so T kernels.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,8 +25,6 @@ from ce_keras.ntk.initial_values import InitialValues, initial_values
 Build = Callable[[], keras.Model]
 #: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
 Readout = Callable[[Any], Any]
-
-logger = logging.getLogger("ce_keras")
 
 # Weights of an ensemble: 128 megabytes, and as much again for their gradients and products.
 _WEIGHTS = 2**25
@@ -90,12 +87,50 @@ def tape_kernels(
     products, moments = [], []
     for model in _networks(build, draws, rng):
         variables = model.trainable_variables
-        gradients = _gradients(model, variables, x, lambda outputs: readout(outputs)[0])
+        gradients = _gradients(model, variables, x, lambda outputs: _read(readout, outputs)[0])
         pairs = zip(gradients[0], gradients[-1], strict=True)
         products.append([float(tf.reduce_sum(a * b)) for a, b in pairs])
         moments.append([(np.mean(v), np.mean(np.square(v))) for v in variables])
     mean, square = np.mean(moments, axis=0).T
     return np.array(products) @ (square - mean**2 if ntk else np.ones_like(mean))
+
+
+def probe(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
+    """What a network computes with weights that anybody can draw, and how it initialises its own.
+
+    The model's own weights are as they were, afterwards.
+    """
+    config = configuration(model)
+    rng = np.random.default_rng(0)
+    kept = model.get_weights()
+    try:
+        model.set_weights([rng.random(weight.shape).astype(weight.dtype) for weight in kept])
+        outputs = model(tf.constant(x, model.inputs[0].dtype), training=False)
+        read = np.asarray(_read(readout, outputs))
+    finally:
+        model.set_weights(kept)
+    return [[f"{value:.3e}" for value in read], _initializers(config)]
+
+
+def _initializers(config: Any) -> list[Any]:
+    """All parts of a serialised model that are called initialisers."""
+    found: list[Any] = []
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config or ()):
+        if str(key).endswith("_initializer"):
+            found.append(value)
+        elif isinstance(value, dict | list | tuple):
+            found += _initializers(value)
+    return found
+
+
+def why_not_grouped(build: Build) -> str | None:
+    """What keeps the draws of a network from being the paths of one, or `None`."""
+    member = build()
+    try:
+        initial_values(member, side_by_side(member, 2, kernel_initializer="zeros"))
+    except CannotGroupError as error:
+        return str(error)
+    return None
 
 
 def ensemble_kernels(
@@ -108,8 +143,7 @@ def ensemble_kernels(
 ) -> np.ndarray:
     """The same, with as many draws as fit into memory as the paths of one network.
 
-    Where a member's layers cannot be grouped, the ensemble has one path: the draws follow each
-    other through one traced network. Weights are drawn here, by the initialisers' own laws.
+    Weights are drawn here, by the laws of Keras' initialisers.
 
     Args: as in `tape_kernels`.
 
@@ -117,20 +151,16 @@ def ensemble_kernels(
         K(x[0], x[-1]) of each network, shape `(draws,)`.
 
     Raises:
-        ValueError: for a trainable variable whose initialiser is not to be found.
+        CannotGroupError: where a layer has no grouped form, or an initialiser of its own.
     """
     member = build()
     most = max(1, _WEIGHTS // max(1, member.count_params()))
     # As few ensembles as there must be, of as many paths each.
     rounds = -(-draws // most)
     paths = -(-draws // rounds)
-    try:
-        network = side_by_side(member, paths, kernel_initializer="zeros")
-    except CannotGroupError as error:
-        logger.info("one draw at a time: %s", error)
-        network, paths, rounds = member, 1, draws
+    network = side_by_side(member, paths, kernel_initializer="zeros")
     values = initial_values(member, network)
-    counted = [value for value in values if value.variance or not ntk]
+    counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     products = _traced_products(network, counted, paths, x, readout)
     kernels = np.empty((rounds, paths, len(counted)))
     for kernel in kernels:
@@ -154,14 +184,25 @@ def _traced_products(
         by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
         rank = by_member.shape.rank
         by_member = tf.transpose(by_member, [rank - 2, *range(rank - 2), rank - 1])
-        return tf.reduce_sum(readout(by_member))
+        return tf.reduce_sum(_read(readout, by_member))
 
     def products() -> Any:
         gradients = _gradients(network, [value.variable for value in values], x, read)
         pairs = zip(values, gradients[0], gradients[-1], strict=True)
-        return tf.stack([_by_path(a * b, value.path_axis, paths) for value, a, b in pairs], 1)
+        return tf.stack([_by_path(a * b, value.axis, paths) for value, a, b in pairs], 1)
 
     return tf.function(products, autograph=False).get_concrete_function()
+
+
+def _read(readout: Readout, outputs: Any) -> Any:
+    """What is read from the outputs of several networks: a number of each."""
+    read = tf.convert_to_tensor(readout(outputs))
+    if read.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"readout: gave shape {tuple(read.shape)} for outputs {tuple(outputs.shape)}; it must "
+            f"be a number of each network: {tuple(outputs.shape[:1])}"
+        )
+    return read
 
 
 def _by_path(x: Any, axis: int | None, paths: int) -> Any:
@@ -178,13 +219,13 @@ def _gradients(
     for example in x:
         with tf.GradientTape() as tape:
             value = read(model(tf.constant(example[None], model.inputs[0].dtype), training=False))
-        found.append(
-            tape.gradient(
-                value,
-                [variable.value for variable in variables],
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+        gradients = tape.gradient(
+            value,
+            [variable.value for variable in variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        # Those of tables come as rows.
+        found.append([tf.convert_to_tensor(gradient) for gradient in gradients])
     return found
 
 

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ce_keras import closed_form, files
-from ce_keras.checks import Parameterization, checked_parameterization, positive_int
+from ce_keras.checks import (
+    Parameterization,
+    checked_parameterization,
+    checked_seed,
+    positive_int,
+)
 from ce_keras.geometry import Module
 from ce_keras.ntk.samplers import chain_kernels, generator, stack_kernels
 from ce_keras.ntk.subject import Subject, inputs_of, subject_of
@@ -155,11 +160,11 @@ def fit_alpha(
         method: `"closed_form"`: exact, for a diagonal entry of fully connected ReLU modules.
             `"sampler"`: kernels drawn without the networks, for ReLU stacks such as the
             bottleneck block. `"ensemble"`: Keras networks, the draws being the paths of one
-            collegial ensemble; where a layer has no grouped form, one network, drawn anew again
-            and again. `"tape"`: Algorithm 1 as printed, a Keras network built for every draw.
+            collegial ensemble; only where every layer has a grouped form, and an initialiser of
+            Keras' own. `"tape"`: Algorithm 1 as printed, a Keras network built for every draw.
             `"auto"`: the first of these that can.
-        seed: for reproducible draws. By tape, a model that Keras cannot rebuild from its
-            configuration is drawn by its own function, which no seed reaches.
+        seed: for reproducible draws; a checkpoint needs one. By tape, a model that Keras cannot
+            rebuild from its configuration is drawn by its own function, which no seed reaches.
         width: the baseline's width, where `module` is a function.
         parameterization: `"ntk"`: every weight's gradient is multiplied by the standard deviation
             that the weight starts with, which makes it the kernel of the NTK parameterisation
@@ -178,8 +183,14 @@ def fit_alpha(
     """
     subject = subject_of(module, width)
     widths = _checked_widths(subject.width, ratios)
-    draws = positive_int("draws", draws)
+    if positive_int("draws", draws) < 2:
+        raise ValueError(f"draws: got {draws!r}; a variance needs 2 or more")
     checked_parameterization(parameterization)
+    if readout is not None and not callable(readout):
+        raise ValueError(f"readout: got {readout!r}; it must be a function of the outputs")
+    seed = checked_seed(seed)
+    if checkpoint is not None and seed is None:
+        raise ValueError("seed: needed with a checkpoint: the draws must be the same to go on")
     method = _chosen_method(method, subject, x1, x2, readout)
     rngs = generator(seed).spawn(len(widths) + 1)
     x = inputs_of(subject, x1, x2, rngs[-1])
@@ -192,15 +203,16 @@ def fit_alpha(
     if method == "closed_form":
         points, errors, draws = _exact(subject, widths, parameterization), np.zeros(len(s)), 0
     else:
-        key = {
+        key: dict[str, Any] = {
             "module": subject.name,
             "method": method,
             "draws": draws,
             "seed": seed,
             "parameterization": parameterization,
-            "readout": getattr(readout, "__qualname__", None),
             "x": x.tolist(),
+            "networks": _probe(subject, x, readout) if checkpoint is not None else None,
         }
+        key = files.plain(key)  # As it comes back from the file.
         kernels = _kernels(subject, x, draws, method, readout, parameterization)
         points, errors = _measure(kernels, widths, rngs, key, checkpoint)
     alpha, alpha_error, intercept = _line(s, points, errors)
@@ -217,6 +229,15 @@ def fit_alpha(
         log_ratio_error=errors,
         parameterization=parameterization,
     )
+
+
+def _probe(subject: Subject, x: np.ndarray, readout: Callable[[Any], Any] | None) -> Any:
+    """What tells one function of networks from another, whatever both are called."""
+    if subject.stack is not None:
+        return None
+    from ce_keras.ntk.algorithm_1 import middle_unit, probe
+
+    return probe(subject.build(subject.width), x, readout or middle_unit)
 
 
 def _exact(subject: Subject, widths: np.ndarray, parameterization: Parameterization) -> np.ndarray:
@@ -342,9 +363,12 @@ def _resumed(checkpoint: str | Path | None, key: dict[str, Any]) -> dict[str, An
 
 
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
+    if ratios is not None and not np.issubdtype(np.asarray(ratios).dtype, np.number):
+        raise ValueError(f"ratios: got {ratios!r}; they are numbers above 0, and at most 1")
     if ratios is None:
         widths = np.unique(np.rint(np.linspace(1, width, 12)).astype(int))
     else:
+        ratios = np.atleast_1d(ratios).tolist()
         wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
         if wrong:
             raise ValueError(f"ratios: got {wrong[0]}; they are above 0, and at most 1")
@@ -367,8 +391,16 @@ def _chosen_method(method: str, subject: Subject, x1: Any, x2: Any, readout: Any
         raise ValueError("readout: is for Keras models; a module of geometry has one output")
     diagonal = x2 is None or np.array_equal(x1, x2)
     exact = stack is not None and stack.positions == 1 and diagonal
+    why_not = None
+    if stack is None and method in ("auto", "ensemble"):
+        from ce_keras.ntk.algorithm_1 import why_not_grouped
+
+        why_not = why_not_grouped(functools.partial(subject.build, subject.width))
     if method == "auto":
-        return "closed_form" if exact else "ensemble" if stack is None else "sampler"
+        by_networks: Method = "ensemble" if why_not is None else "tape"
+        return "closed_form" if exact else by_networks if stack is None else "sampler"
+    if why_not is not None:
+        raise ValueError(f"method: 'ensemble' cannot be, since {why_not}; use 'tape'")
     if method == "closed_form" and not exact:
         raise ValueError(
             "method: the closed form is for a diagonal entry (x2=None) of fully connected "

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import initializers
 
+from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import reseed
-from ce_keras.layers.fan_in import leaves
-from ce_keras.layers.grouping import path_axis
+from ce_keras.layers.grouping import CannotGroupError, functional, path_axis
 from ce_keras.layers.initializers import CONSTANTS
 
 # Numbers that one generator draws: few enough to stay in a core's cache.
@@ -29,29 +29,39 @@ _CUT_OFF = 0.87962566103423978
 
 
 class InitialValues:
-    """How a variable starts, and that of each path of an ensemble where it holds all of them.
+    """How a variable starts that holds those of all paths of an ensemble.
 
     Args:
         variable: what is drawn into.
-        path_shape: the shape of one network's variable.
-        initializer: by which that one is drawn.
+        path_shape: the shape of what its initialiser draws: of one path's variable.
+        initializer: by which that one is drawn, one of Keras' own.
+        trainable: whether it counts in the kernel.
+        axis: along which axis the paths lie, `None` for one.
 
     Attributes:
-        variable: as given.
-        path_axis: along which axis the paths lie, `None` for one.
-        variance: of each number; 0 for those that start at a constant.
+        variable, trainable, axis: as given.
+        variance: of each number; 0 for those that start at a constant, which they then have.
     """
 
-    def __init__(self, variable: Any, path_shape: Sequence[int], initializer: Any) -> None:
+    def __init__(
+        self,
+        variable: Any,
+        path_shape: Sequence[int],
+        initializer: Any,
+        trainable: bool = True,
+        axis: int | None = None,
+    ) -> None:
         self.variable = variable
-        self.path_axis = path_axis(path_shape, variable.shape)
+        self.trainable = trainable
+        self.axis = axis
         self._path_shape = tuple(path_shape)
         self._initializer = initializer
         self._law = _law(initializer, self._path_shape)
-        if self._law is not None:
-            self.variance = self._law[0] ** 2
-        elif isinstance(initializer, CONSTANTS):
+        if isinstance(initializer, CONSTANTS):
             self.variance = 0.0
+            variable.assign(initializer(tuple(variable.shape), dtype=variable.dtype))
+        elif self._law is not None:
+            self.variance = self._law[0] ** 2
         else:
             # As it is for the orthogonal initialiser, whose numbers know of each other.
             rng = np.random.default_rng(0)
@@ -62,15 +72,16 @@ class InitialValues:
         """Give the variable new values."""
         if not self.variance:
             return
+        whole = tuple(self.variable.shape)
         if self._law is not None:
             deviation, mean, fill = self._law
-            values = np.empty(self.variable.shape, np.float32)
+            values = np.empty(whole, np.float32)
             _in_pieces(values.reshape(-1), rng, deviation, mean, fill)
         else:
-            whole = tuple(self.variable.shape)
             paths = math.prod(whole) // math.prod(self._path_shape)
             join = np.stack if len(whole) > len(self._path_shape) else np.concatenate
-            values = join([self._draw_one(rng) for _ in range(paths)], self.path_axis or 0)
+            axis = path_axis(self._path_shape, whole) or 0
+            values = join([self._draw_one(rng) for _ in range(paths)], axis)
         self.variable.assign(values)
 
     def _draw_one(self, rng: np.random.Generator) -> np.ndarray:
@@ -80,43 +91,42 @@ class InitialValues:
 
 
 def initial_values(member: keras.Model, network: keras.Model) -> list[InitialValues]:
-    """How every trainable variable of `network` starts: `member`, or many of it side by side.
+    """How every variable of `network` starts, which is many of `member` side by side.
 
     Raises:
-        ValueError: for a variable whose initialiser is not an attribute of its layer.
+        CannotGroupError: for an initialiser that is not one of Keras' own.
     """
-    found: list[InitialValues] = []
-    alone = network is member
-    for layer in [member] if alone else member.layers:
-        if not layer.trainable_variables:
-            continue
-        grouped = member if alone else network.get_layer(layer.name)
-        for owner, variable, whole in _matched(layer, grouped):
-            initializer = _initializer_of(owner, variable)
-            if all(other.variable is not whole for other in found):
-                found.append(InitialValues(whole, variable.shape, initializer))
-    return found
+    return [
+        InitialValues(
+            whole,
+            _path_shape(layer, own),
+            _initializer_of(layer, own),
+            own.trainable,
+            path_axis(own.shape, whole.shape),
+        )
+        for layer in functional(member).layers
+        if layer.weights
+        for own, whole in zip(layer.weights, network.get_layer(layer.name).weights, strict=True)
+    ]
 
 
-def _matched(layer: Any, whole: Any) -> list[tuple[Any, Any, Any]]:
-    """The layer's trainable variables: whose each is, one path's, and all paths'."""
-    owners = {
-        id(variable): inner for inner in leaves(layer) for variable in inner._trainable_variables
-    }
-    pairs = zip(layer.trainable_variables, whole.trainable_variables, strict=True)
-    return [(owners[id(own)], own, other) for own, other in pairs]
+def _path_shape(layer: Any, variable: Any) -> tuple[int, ...]:
+    """The shape that the initialiser sees: layers with paths initialise each by itself."""
+    if variable.name == "kernel" and isinstance(layer, CollegialDense):
+        return layer.fan_in, layer.units // layer.cardinality
+    if variable.name == "kernel" and isinstance(layer, CollegialConv2D):
+        return (*variable.shape[:-1], layer.filters // layer.cardinality)
+    return tuple(variable.shape)
 
 
 def _initializer_of(layer: Any, variable: Any) -> Any:
     """Keras' layers keep the initialiser of a variable beside it, under the variable's name."""
-    for name in (variable.name, variable.name.removesuffix("_kernel"), "depthwise"):
-        initializer = getattr(layer, f"{name}_initializer", None)
-        if initializer is not None:
-            return initializer
-    raise ValueError(
-        f"method: {variable.path!r} cannot be drawn anew, because its {type(layer).__name__} has "
-        f"no attribute {variable.name}_initializer; use 'tape'"
-    )
+    initializer = getattr(layer, f"{variable.name}_initializer", None)
+    if getattr(initializers, type(initializer).__name__, None) is not type(initializer):
+        raise CannotGroupError(
+            f"the initialiser of {variable.path!r} is not one of Keras' own ({initializer})"
+        )
+    return initializer
 
 
 # Laws --------------------------------------------------------------------------------------------
@@ -135,7 +145,7 @@ def _law(initializer: Any, shape: Sequence[int]) -> _Law | None:
     if kind is initializers.RandomUniform:
         low, high = initializer.minval, initializer.maxval
         return (high - low) / math.sqrt(12), (low + high) / 2, _uniform
-    if isinstance(initializer, initializers.VarianceScaling) and initializer.input_axes is None:
+    if isinstance(initializer, initializers.VarianceScaling):
         fan_in, fan_out = _fans(shape)
         fan = {"fan_in": fan_in, "fan_out": fan_out}.get(initializer.mode, (fan_in + fan_out) / 2)
         fill = {"truncated_normal": _truncated, "uniform": _uniform}

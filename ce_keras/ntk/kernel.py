@@ -14,6 +14,8 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from ce_keras.checks import positive_int
+from ce_keras.layers.ensemble import configuration
+from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.growing import growing
 from ce_keras.ntk.structured import StructuredEngine
@@ -103,7 +105,8 @@ def empirical_ntk(
     fingerprint = None
     if out is not None:
         chosen = model.trainable_variables if variables is None else variables
-        asked = (axes.key, n1, n2, size, engine, [variable.path for variable in chosen])
+        paths = [variable.path for variable in chosen]
+        asked = (axes.key, n1, n2, size, engine, paths, configuration(model))
         fingerprint = _fingerprint(model, (x1, x2), asked)
     with growing(out, axes.kernel_shape(n1, n2), fingerprint, axes.dtype) as (kernel, done, keep):
         blocks = _blocks(n1, n2, size, x2 is None, axes.same_examples)
@@ -148,14 +151,33 @@ def _engine(
     """The engine for these arguments: made once for a model, and kept with it."""
     if engine not in ("auto", "structured", "tape"):
         raise ValueError(f"engine: got {engine!r}; it must be 'auto', 'structured' or 'tape'")
-    chosen = model.trainable_variables if variables is None else list(variables)
+    chosen = _checked_variables(model, variables)
     kind = "tape" if engine == "tape" else "structured"
     asked = (_sequence(trace_axes), _sequence(diagonal_axes))
-    key = (kind, *asked, tuple(map(id, chosen)), _signature(x))
+    layers = tuple((id(layer), id(getattr(layer, "activation", None))) for layer in leaves(model))
+    key = (kind, *asked, tuple(map(id, chosen)), _signature(x), layers)
     engines = vars(model).setdefault("_ce_keras_kernels", {})
     if key not in engines:
         engines[key] = _made(model, x, kind, *asked, chosen)
     return engines[key]
+
+
+def _checked_variables(model: keras.Model, variables: Any) -> list[Any]:
+    if variables is None:
+        if not model.trainable_variables:
+            raise ValueError(f"variables: {model.name!r} has no trainable variables")
+        return list(model.trainable_variables)
+    if not isinstance(variables, list | tuple) or not variables:
+        raise ValueError(
+            f"variables: got {variables!r}; it must be a list of the model's variables"
+        )
+    own = {id(variable) for variable in model.variables}
+    strangers = [getattr(v, "path", v) for v in variables if id(v) not in own]
+    if strangers:
+        raise ValueError(f"variables: {strangers} are not variables of {model.name!r}")
+    if len({*map(id, variables)}) < len(variables):
+        raise ValueError("variables: one is named twice")
+    return list(variables)
 
 
 def _made(
@@ -166,13 +188,6 @@ def _made(
     diagonal_axes: tuple[int, ...],
     variables: list[Any],
 ) -> Any:
-    strangers = [v.path for v in variables if not any(v is own for own in model.variables)]
-    if strangers or not variables:
-        raise ValueError(
-            f"variables: {strangers} are not variables of {model.name!r}"
-            if strangers
-            else f"variables: {model.name!r} has no trainable variables"
-        )
     example = _part(x, slice(0, 1))
     outputs = model(example, training=False)
     if not tf.is_tensor(outputs):

@@ -181,12 +181,21 @@ class Lookups(NamedTuple):
 
     def gram(self, other: Any, same_examples: bool) -> Any:
         """The variable's part of the kernel, see `Share`."""
-        equal = self.ids[:, :, None, None] == other.ids[None, None]
+        (n, p), (m, q) = self.ids.shape, other.ids.shape
         if same_examples:
-            equal = self.ids[:, :, None] == other.ids[:, None]
-        inputs = tf.cast(equal, self.b.dtype)
-        signals = _einsum("tdrnpc,tdsmqc->drsnpmq", same_examples, self.b, other.b)
-        return _einsum("npmq,drsnpmq->drsnm", same_examples, inputs, signals)
+            equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], self.b.dtype)
+            signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, self.b, other.b)
+            return _einsum("npmq,drsnpmq->drsnm", True, equal, signals)
+        # All pairs of positions are held at once, of a few examples at a time.
+        size = max(1, _MOST_PAIRS // (p * m * q * math.prod(self.b.shape[1:3]) * self.b.shape[2]))
+        parts: list[Any] = []
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            with tf.control_dependencies(parts[-1:]):
+                equal = tf.cast(self.ids[rows, :, None, None] == other.ids, self.b.dtype)
+                signals = tf.einsum("tdrnpc,tdsmqc->drsnpmq", self.b[:, :, :, rows], other.b)
+                parts.append(tf.einsum("npmq,drsnpmq->drsnm", equal, signals))
+        return tf.concat(parts, axis=-2)
 
 
 def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
@@ -220,9 +229,14 @@ def _without_repeats(term: str) -> str:
     return "".join(dict.fromkeys(term))
 
 
-def one_by_one(terms: Iterator[Any]) -> Any:
-    """The sum, each term begun when the ones before are done: they need not be held together."""
-    total = next(terms)
+def one_by_one(terms: Iterator[Any]) -> Any | None:
+    """The sum, each term begun when the ones before are done: they need not be held together.
+
+    `None` if there is no term.
+    """
+    total = next(terms, None)
+    if total is None:
+        return None
     while True:
         with tf.control_dependencies([total]):
             term = next(terms, None)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +28,11 @@ from ce_keras.ntk.shares import Share, one_by_one, wide
 from ce_keras.ntk.tape import gradients_by_tape
 
 Arrange = Callable[[Any], Any]
+
+# Graphs that an engine keeps, each for one number of examples.
+_MOST_TRACED = 8
+
+_LOCK = threading.RLock()
 
 
 class _Record(NamedTuple):
@@ -62,7 +69,9 @@ class StructuredEngine:
             for layer in leaves(model)
             if (rule := rule_of(layer)) and any(id(v) in self._wanted for v in layer.variables)
         ]
-        self.by_tape = self._disagreeing(examples)
+        # A gate that starts at zero hides what is behind it: weights a little off their own.
+        with keras.StatelessScope(state_mapping=_perturbed(model)):
+            self.by_tape = self._disagreeing(examples)
         self._traced: dict[Any, Any] = {}
         self._fresh = True
 
@@ -76,9 +85,12 @@ class StructuredEngine:
             return self._kernel(x1, x2)
         flat = tf.nest.flatten((x1, x2))
         key = tuple((None if x is None else (x.dtype, *x.shape)) for x in flat)
-        if key not in self._traced:
-            self._traced[key] = self._trace((x1, x2))
-        return self._traced[key](*[x for x in flat if x is not None])
+        # Oldest first: of many sizes only the last few are kept.
+        traced = self._traced.pop(key, None) or self._trace((x1, x2))
+        self._traced[key] = traced
+        if len(self._traced) > _MOST_TRACED:
+            del self._traced[next(iter(self._traced))]
+        return traced(*[x for x in flat if x is not None])
 
     def _trace(self, inputs: Any) -> Any:
         """The kernel for inputs of these shapes as a graph, of the inputs that are not `None`."""
@@ -101,6 +113,9 @@ class StructuredEngine:
             second = self._shares(x2, self.axes.arrange, self.axes.counts, self.by_tape)
             pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
         kernel = one_by_one(a.gram(b, same) for a, b in pairs)
+        if kernel is None:  # The model does not use these variables.
+            n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
+            return tf.zeros(self.axes.kernel_shape(n1, n2), self.axes.dtype)
         return self.axes.restore(kernel / self.axes.counts[0])
 
     def _shares(
@@ -116,7 +131,7 @@ class StructuredEngine:
         with tf.GradientTape(persistent=again, watch_accessed_variables=False) as tape:
             for variable in by_tape:
                 tape.watch(variable.value)
-            with self._recorded(tape) as records:
+            with self._recorded(tape, tf.nest.flatten(x)[0].shape[0]) as records:
                 outputs = wide(arrange(self._model(x, training=False)))
             total = tf.reduce_sum(outputs, axis=0)
         signals = _signals(tape, total, [record.point for record in records], counts)
@@ -141,18 +156,24 @@ class StructuredEngine:
                         yield key, share
 
     @contextlib.contextmanager
-    def _recorded(self, tape: tf.GradientTape) -> Iterator[list[_Record]]:
+    def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[_Record]]:
         """The layers' own `call`s replaced by their rules, which record as they go."""
         records: list[_Record] = []
+        outer = tf.compat.v1.get_default_graph()
 
         def record(layer: Any, output: Any, shares: Any) -> Any:
+            inside = tf.compat.v1.get_default_graph() is not outer
+            if inside or output.shape[0] != examples:
+                # In a loop, whose tensors nobody outside can have, or not example by example.
+                return output
             # In at least single precision, whatever the model's: kernels are sums of many products.
             point = wide(tf.convert_to_tensor(output))
             tape.watch(point)
             records.append(_Record(layer, point, shares))
             return tf.cast(point, output.dtype)
 
-        with contextlib.ExitStack() as stack:
+        # One model at a time: another thread must not meet its layers while they record.
+        with contextlib.ExitStack() as stack, _LOCK:
             for layer, rule in self._layers:
                 by_rule = _by_rule(layer, rule, functools.partial(record, layer))
                 stack.enter_context(replaced(layer, call=by_rule))
@@ -166,7 +187,10 @@ class StructuredEngine:
         compared is the squared length of the gradient of a random combination of all outputs: by
         the tape, and as the sum of all entries of a kernel.
         """
-        with tf.GradientTape() as tape:
+        variables = list(self._wanted.values())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable.value)
             outputs = self._model(examples, training=False)
             weights = np.random.default_rng(0).normal(size=outputs.shape).astype("float32")
             value = tf.tensordot(tf.cast(outputs, tf.float32), weights, outputs.shape.rank)
@@ -175,7 +199,6 @@ class StructuredEngine:
             flat = tf.reshape(tf.cast(outputs, tf.float32) * weights, [outputs.shape[0], -1])
             return tf.reduce_sum(flat, axis=1, keepdims=True)
 
-        variables = list(self._wanted.values())
         gradients = tape.gradient(
             value,
             [variable.value for variable in variables],
@@ -200,10 +223,28 @@ class StructuredEngine:
         ]
 
 
+def _perturbed(model: keras.Model) -> list[tuple[Any, Any]]:
+    """The trainable variables, each with values a little off its own."""
+    rng = np.random.default_rng(0)
+    mapping = []
+    for variable in model.trainable_variables:
+        values = np.asarray(variable.value, dtype="float64")
+        off = 0.1 * np.sqrt((values**2).mean()) + 0.1
+        noisy = values + off * rng.standard_normal(values.shape)
+        mapping.append((variable, tf.cast(noisy, variable.dtype)))
+    return mapping
+
+
 def _by_rule(layer: Any, rule: Rule, record: Record) -> Callable[..., Any]:
     own = layer.call
+    name = next(iter(inspect.signature(own).parameters))
 
-    def call(x: Any, *arguments: Any, **options: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        # The input has a name of its own in every layer.
+        x, arguments = (
+            (options.pop(name), arguments) if name in options else (arguments[0], arguments[1:])
+        )
+
         def plain(x: Any) -> Any:
             return own(x, *arguments, **options)
 

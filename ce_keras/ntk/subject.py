@@ -119,6 +119,8 @@ def inputs_of(subject: Subject, x1: Any, x2: Any, rng: np.random.Generator) -> n
     for name, x in zip(("x1", "x2"), given, strict=False):
         # A fully connected stack has one position, which need not be said.
         allowed = (shape, shape[1:]) if subject.stack and shape[0] == 1 else (shape,)
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name}: has values that are not finite")
         if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:
             raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")
     known = shape if None not in shape else given[0].shape

@@ -197,6 +197,14 @@ def lambda_activation_member():
     return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=lambda x: x**2)])
 
 
+def gelu(x):
+    return keras.ops.square(x)
+
+
+def namesake_activation_member():
+    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=gelu)])
+
+
 def activation_object_member():
     return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=layers.LeakyReLU())])
 
@@ -284,6 +292,7 @@ def sized_member():
         (mixing_member, "mixes the input with members' values"),
         (operation_member, r"no grouped form of layer 'sin.*' \(Sin\)"),
         (lambda_activation_member, "activation of layer 'dense.*not known to be elementwise"),
+        (namesake_activation_member, "activation of layer 'dense.*not known to be elementwise"),
         (activation_object_member, "activation of layer 'dense.*not known to be elementwise"),
         (several_paths_member, "several paths on one input"),
         (gated_member, "merges different numbers of channels"),

@@ -1,5 +1,7 @@
 """Networks by the thousand: as printed, and as the paths of one ensemble."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras import initializers, layers
 
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
+from ce_keras.layers.grouping import CannotGroupError
 from ce_keras.ntk import algorithm_1, stack_kernels
 from ce_keras.ntk.algorithm_1 import ensemble_kernels, middle_unit, stack_model, tape_kernels
 from ce_keras.ntk.initial_values import InitialValues, initial_values
@@ -40,15 +43,32 @@ def residual():
     return keras.Model(image, layers.Add()([layers.Conv2D(3, 3, padding="same")(x), image]))
 
 
-def ungrouped():
-    """Layers without a grouped form."""
-    image = keras.Input((6, 6, 3))
-    x = layers.DepthwiseConv2D(3, activation="relu")(image)
-    x = layers.LayerNormalization()(layers.SeparableConv2D(4, 3, activation="relu")(x))
-    return keras.Model(image, layers.EinsumDense("bhwc,cd->bhwd", (None, None, 2))(x))
+def frozen_and_constant():
+    image = keras.Input((6,))
+    x = layers.Dense(6, "relu", trainable=False)(image)
+    x = layers.Add()([layers.Dense(6)(x), layers.Dense(6, kernel_initializer="ones")(image)])
+    return keras.Model(image, layers.Dense(1, bias_initializer="random_normal")(x))
 
 
-MEMBERS = {"perceptron": perceptron, "convolutional": convolutional, "residual": residual}
+def several_paths():
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, "tanh"),
+            CollegialDense(8, cardinality=4, activation="tanh"),
+            CollegialDense(8, cardinality=2, activation="tanh", kernel_initializer="orthogonal"),
+            layers.Dense(1),
+        ]
+    )
+
+
+MEMBERS = {
+    "perceptron": perceptron,
+    "convolutional": convolutional,
+    "residual": residual,
+    "frozen_and_constant": frozen_and_constant,
+    "several_paths": several_paths,
+}
 
 
 def inputs(build, rng, count=2):
@@ -63,7 +83,8 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     values = initial_values(template, ensemble.paths)
     for value in values:
         value.draw(rng)
-    products = algorithm_1._traced_products(ensemble.paths, values, 3, x, middle_unit)()
+    counted = [value for value in values if value.trainable]
+    products = algorithm_1._traced_products(ensemble.paths, counted, 3, x, middle_unit)()
     for path in range(3):
         member = ensemble.get_member(path)
         gradients = []
@@ -88,7 +109,7 @@ def test_stacks_have_the_samplers_kernels(kernels_of, ntk, rng):
     assert_same_means(kernels**2, sampled**2)
 
 
-@pytest.mark.parametrize("build", [convolutional, ungrouped])
+@pytest.mark.parametrize("build", [convolutional, frozen_and_constant, several_paths])
 def test_both_draw_the_same_kernels_of_any_model(build, rng):
     x = inputs(build, rng)
 
@@ -156,20 +177,47 @@ def test_values_follow_the_initialisers_law(initializer, rng):
     assert drawn.max() <= 1.05 * expected.max()
 
 
-def test_a_variable_without_its_initialiser_is_named():
-    class Scale(layers.Layer):
-        def build(self, input_shape):
-            self.scale = self.add_weight(name="scale", shape=input_shape[1:], initializer="normal")
+class Tenfold(initializers.HeNormal):
+    def __call__(self, shape, dtype=None):
+        return 10 * super().__call__(shape, dtype)
 
-        def call(self, x):
-            return x * self.scale
 
+def ones(shape, dtype=None):
+    return np.ones(shape)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (layers.Dense(3, kernel_initializer=Tenfold()), "initialiser of .*kernel' is not one of"),
+        (layers.Dense(3, kernel_initializer=ones), "not one of"),
+        (layers.EinsumDense("ab,bc->ac", (3,)), "no grouped form of layer 'einsum_dense"),
+    ],
+)
+def test_what_has_no_known_law_is_left_to_the_tape(layer, message):
     def build():
-        return keras.Sequential([keras.Input((3,)), Scale(), layers.Dense(2)])
+        return keras.Sequential([keras.Input((3,)), layer, layers.Dense(2)])
 
-    with pytest.raises(ValueError, match=r"scale' cannot be drawn anew.*use 'tape'"):
+    assert re.search(message, algorithm_1.why_not_grouped(build))
+    with pytest.raises(CannotGroupError, match=message):
         ensemble_kernels(build, np.ones((1, 3)), 5, np.random.default_rng(0))
-    assert tape_kernels(build, np.ones((1, 3)), 2, np.random.default_rng(0)).shape == (2,)
+
+
+def test_tables_have_kernels_too():
+    def build():
+        ids = keras.Input((4,), dtype="int32")
+        x = layers.GlobalAveragePooling1D()(layers.Embedding(5, 3)(ids))
+        return keras.Model(ids, layers.Dense(1)(x))
+
+    kernels = tape_kernels(build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
+    assert (kernels > 0).all()
+
+
+@pytest.mark.parametrize("readout", [lambda y: y[0, 0], lambda y: y, tf.reduce_sum])
+@pytest.mark.parametrize("kernels_of", [tape_kernels, ensemble_kernels])
+def test_a_readout_is_a_number_of_each_network(readout, kernels_of):
+    with pytest.raises(ValueError, match="readout: gave shape"):
+        kernels_of(perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
 
 
 def test_stacks_are_networks_of_collegial_layers():

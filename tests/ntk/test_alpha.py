@@ -1,3 +1,4 @@
+import functools
 import json
 
 import keras
@@ -122,13 +123,52 @@ def test_a_keras_function_has_a_readout():
     assert (abs(one - mean) > 1e-3).all()
 
 
+def normalised(width):
+    stack = [layers.Dense(width), layers.LayerNormalization(), layers.Dense(1)]
+    return keras.Sequential([keras.Input((4,)), *stack])
+
+
 def test_a_width_that_nothing_passes_is_refused():
-    def normalised(width):
-        stack = [layers.Dense(width), layers.LayerNormalization(), layers.Dense(1)]
+    with pytest.raises(ValueError, match="ratios: at width 1 the kernel is 0"):
+        fit_alpha(normalised, [0.1, 1.0], 20, width=10)
+
+
+def test_what_cannot_be_grouped_is_drawn_one_by_one():
+    assert fit_alpha(normalised, [0.5, 1.0], 5, width=8, seed=0).method == "tape"
+    with pytest.raises(ValueError, match=r"'ensemble' cannot be.*layer_normalization.*use 'tape'"):
+        fit_alpha(normalised, [0.5, 1.0], 5, width=8, method="ensemble")
+
+
+def perceptron(activation):
+    def build(width):
+        stack = [layers.Dense(width, activation), layers.Dense(1)]
         return keras.Sequential([keras.Input((4,)), *stack])
 
-    with pytest.raises(ValueError, match="ratios: at width 1 the kernel is 0"):
-        fit_alpha(normalised, [0.1, 1.0], 20, width=10, method="ensemble", readout=None)
+    return build
+
+
+def test_a_checkpoint_knows_its_networks(tmp_path):
+    path = tmp_path / "fit.json"
+    how = {"ratios": [0.5, 1.0], "draws": 20, "width": 8, "seed": 0, "checkpoint": path}
+    first = fit_alpha(perceptron("relu"), **how)
+    assert fit_alpha(perceptron("relu"), **how).alpha == first.alpha
+    for other in (
+        {"module": perceptron("tanh")},
+        {"readout": lambda y: keras.ops.square(y[:, 0])},
+        {"readout": functools.partial(lambda scale, y: scale * y[:, 0], 2.0)},
+    ):
+        with pytest.raises(ValueError, match="of another fit"):
+            fit_alpha(**{"module": perceptron("relu"), **how, **other})
+
+
+def test_the_users_model_is_left_alone(tmp_path):
+    models = {n: perceptron("relu")(n) for n in (4, 8)}
+    before = [weight.copy() for weight in models[8].get_weights()]
+    for method in ("ensemble", "tape"):
+        how = {"method": method, "seed": 0, "checkpoint": tmp_path / f"{method}.json"}
+        fit_alpha(models.__getitem__, [0.5, 1.0], 5, width=8, **how)
+    for weight, other in zip(models[8].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
 
 
 def test_a_fit_and_its_table_go_into_a_search():
@@ -201,6 +241,11 @@ def any_size(width):
         ({"ratios": [0.5, 1.5]}, "ratios: got 1.5"),
         ({"ratios": [1.0]}, "two widths or more"),
         ({"draws": 0}, "draws: got 0"),
+        ({"draws": 1}, "draws: got 1; a variance needs 2"),
+        ({"ratios": ["a", "b"]}, "ratios: got"),
+        ({"readout": 3}, "readout: got 3"),
+        ({"checkpoint": "fit.json"}, "seed: needed with a checkpoint"),
+        ({"x1": np.full((9, 256), np.nan)}, "x1: has values that are not finite"),
         ({"method": "magic"}, "method: got 'magic'"),
         ({"method": "closed_form"}, "closed form is for"),
         ({"method": "sampler", "module": block, "width": 8}, "sampler is for the modules"),

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -440,10 +442,110 @@ def test_bad_arguments(rng):
         ({"trace_axes": (1, -1)}, "an axis is named twice"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"variables": other.trainable_variables}, "are not variables of"),
-        ({"variables": []}, "has no trainable variables"),
+        ({"variables": []}, "it must be a list of the model's"),
+        ({"variables": 2 * model.trainable_variables}, "one is named twice"),
+        ({"variables": [3]}, "are not variables of"),
         ({"x2": x[:3], "diagonal_axes": (0,)}, "x2: has 3 examples where x1 has 4"),
         ({"x1": x[:0]}, "x1: has .* examples"),
         ({"model": two}, "several outputs"),
     ):
         with pytest.raises(ValueError, match=message):
             empirical_ntk(**{"model": model, "x1": x, **arguments})
+
+
+def agree(model, x, **options):
+    kernels = [empirical_ntk(model, x, engine=engine, **options) for engine in ("auto", "tape")]
+    np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-5 * abs(kernels[1]).max())
+
+
+def test_variables_that_are_not_trained_count_where_they_are_asked_for(rng):
+    norm = layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(5), norm, layers.Dense(2)])
+    x = rng.normal(size=(5, 4)).astype("float32")
+    agree(model, x, variables=[norm.moving_mean, norm.gamma])
+    agree(model, x, variables=[norm.moving_mean])
+
+
+def test_variables_that_are_not_used_have_a_kernel_of_zeros(rng):
+    spare = layers.Dense(3)
+    spare.build((None, 2))
+
+    class Idle(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one, self.spare = layers.Dense(2), spare
+
+        def call(self, x):
+            return self.one(inputs=x)
+
+    model, x = Idle(), rng.normal(size=(3, 4)).astype("float32")
+    model(x)
+    agree(model, x)
+    assert not empirical_ntk(model, x, variables=[spare.kernel]).any()
+
+
+def test_a_gate_that_starts_at_zero_hides_nothing(rng):
+    class Gated(layers.Layer):
+        def __init__(self, dense):
+            super().__init__()
+            self.dense = dense
+
+        def build(self, shape):
+            self.gate = self.add_weight(shape=(), initializer="zeros", name="gate")
+
+        def call(self, x):
+            return self.dense(x) + self.gate * keras.ops.matmul(x, self.dense.kernel) ** 2
+
+    model = keras.Sequential([keras.Input((4,)), Gated(layers.Dense(5)), layers.Dense(2)])
+    x = rng.normal(size=(5, 4)).astype("float32")
+    agree(model, x)
+    model.layers[0].gate.assign(1.0)
+    agree(model, x)
+
+
+def test_a_model_that_was_changed_is_met_anew(rng):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(5), layers.Dense(2)])
+    x = rng.normal(size=(5, 4)).astype("float32")
+    agree(model, x)
+    model.layers[0].activation = keras.activations.tanh
+    agree(model, x)
+    model.add(layers.Reshape((1, 2)))
+    assert empirical_ntk(model, x).shape == (5, 5, 1, 1)
+
+
+def test_layers_inside_loops_are_left_to_the_tape(rng):
+    class Mapped(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return keras.ops.sum(keras.ops.map(self.dense, x), axis=1)
+
+    model, x = Mapped(), rng.normal(size=(4, 2, 5)).astype("float32")
+    model.dense.build((2, 5))
+    model(x)
+    agree(model, x)
+
+
+def test_long_texts_are_compared_a_few_at_a_time(rng, monkeypatch):
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(9, 4)(ids))
+    model = keras.Model(ids, layers.Dense(3)(x))
+    x1, x2 = (rng.integers(0, 9, (n, 6)) for n in (5, 4))
+    whole = empirical_ntk(model, x1, x2, trace_axes=())
+    monkeypatch.setattr("ce_keras.ntk.shares._MOST_PAIRS", 2 * 6 * 4 * 6 * 9)
+    again = keras.models.clone_model(model)
+    again.set_weights(model.get_weights())
+    np.testing.assert_allclose(empirical_ntk(again, x1, x2, trace_axes=()), whole, rtol=1e-5)
+
+
+def test_threads_share_a_model(rng):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(2)])
+    sizes = range(2, 10)
+    x = rng.normal(size=(10, 4)).astype("float32")
+    with ThreadPoolExecutor(4) as pool:
+        kernels = list(pool.map(lambda n: empirical_ntk(model, x[:n]), sizes))
+    whole = empirical_ntk(model, x, engine="tape")
+    for n, kernel in zip(sizes, kernels, strict=True):
+        np.testing.assert_allclose(kernel, whole[:n, :n], rtol=1e-4, atol=1e-5)
