@@ -43,6 +43,7 @@ wheel: $(UV)
 	cd build && clean/bin/ce-keras search resnext29 --mode dual
 	cd build && clean/bin/ce-keras demo --epochs 1 --images 200 --out demo
 	cd build && clean/bin/ce-keras build resnext11 --mode dual --save model.keras
+	cd build && clean/bin/ce-keras train cifar10 --mode dual --dry-run
 	cd build && clean/bin/python -c "import ce_keras, keras; keras.models.load_model('model.keras').summary()"
 
 lock: $(UV)

@@ -196,6 +196,67 @@ def _demo(options: argparse.Namespace) -> None:
     _print(options, results, _comparison(options, rows))
 
 
+def _train(options: argparse.Namespace) -> None:
+    from ce_keras.training.recipe import read_recipe
+
+    changes = dict(_assignment(text) for text in options.set or ())
+    if options.mode:
+        changes["model.mode"] = options.mode
+    recipe = read_recipe(options.recipe, changes)
+    job = _load_job()
+    planned = job.plan(recipe)
+    if options.dry_run:
+        _print(options, planned, _plan_text(planned))
+        return
+    out = options.out or Path("runs") / f"{Path(options.recipe).stem}-{planned['model']}"
+    if not options.json:
+        print(f"{_plan_text(planned)}\nin {out}", flush=True)
+    results = job.train(
+        recipe, out, seed=options.seed, runs=options.runs, save_every=options.save_every
+    )
+    expected = planned["expected_error"]
+    paper = "" if expected is None else f"; the paper: {expected} % ({recipe.expected.source})"
+    spread = results.get("standard_error")
+    error = f"{results['error']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    _print(options, results, f"test error {error} %{paper}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set: got {text!r}; write KEY=VALUE, like optimizer.rate=0.05")
+    return key, value
+
+
+def _plan_text(planned: dict[str, Any]) -> str:
+    flops = "" if planned["flops"] is None else f", {planned['flops']:,} FLOPs an image"
+    return (
+        f"{planned['model']}: {planned['parameters']:,} parameters{flops}\n"
+        f"{planned['train_images']:,} training and {planned['test_images']:,} test images; "
+        f"{planned['steps']:,} steps, {planned['steps_per_epoch']:,} an epoch\n"
+        f"about {planned['memory'] / 2**20:,.0f} MiB for weights and activations"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    errors = _load_job().evaluate(options.run_folder)
+    text = f"test error {errors['error']:.2f} %, top-5 {errors['top5_error']:.2f} %"
+    _print(options, errors, text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    path = _load_job().export(options.run_folder, options.format, options.to)
+    _print(options, {"path": str(path)}, f"written to {path}")
+
+
+def _load_job() -> Any:
+    """What trains, once TensorFlow is there."""
+    _load_zoo()
+    from ce_keras.training import job
+
+    return job
+
+
 def _derivation(options: argparse.Namespace, solutions: Iterable[Any]) -> str:
     return "\n\n".join(
         [
@@ -295,6 +356,13 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    _theory(command)
+    _models(command)
+    return parser
+
+
+def _theory(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What derives designs."""
     add = command(
         "search",
         _search,
@@ -345,6 +413,9 @@ def _parser() -> argparse.ArgumentParser:
     ).add_argument
     add("--built", action="store_true", help="count in Keras models that are built for it")
 
+
+def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What builds and trains networks."""
     add = command(
         "build",
         _build,
@@ -360,6 +431,36 @@ def _parser() -> argparse.ArgumentParser:
     add("--save", type=Path, metavar="FILE.keras", help="where to save the model")
 
     add = command(
+        "train",
+        _train,
+        "train a network by a recipe, and go on where a run was stopped",
+        "ce-keras train fashion_mnist --mode dual --out run",
+    ).add_argument
+    add("recipe", help="a TOML file, or the name of one that comes with the package")
+    add("--mode", choices=MODES, help="the design, instead of the recipe's")
+    add("--set", action="append", metavar="KEY=VALUE", help="like optimizer.rate=0.05; repeatable")
+    add("--out", type=Path, help="folder of the run (runs/RECIPE-MODEL)")
+    add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
+    add("--runs", type=int, default=1, help="repeated runs, each with a seed (%(default)s)")
+    add("--save-every", type=int, metavar="N", help="steps between checkpoints within an epoch")
+    add("--dry-run", action="store_true", help="say what would be trained, and stop")
+
+    add = command(
+        "evaluate", _evaluate, "test a finished run's model again", "ce-keras evaluate run"
+    ).add_argument
+    add("run_folder", metavar="RUN", type=Path, help="the run's folder")
+
+    add = command(
+        "export",
+        _export,
+        "write a finished run's model for use elsewhere",
+        "ce-keras export run --format saved_model",
+    ).add_argument
+    add("run_folder", metavar="RUN", type=Path, help="the run's folder")
+    add("--format", choices=("keras", "saved_model", "litert", "onnx"), default="keras")
+    add("--to", type=Path, metavar="PATH", help="where to; beside the run's model if not given")
+
+    add = command(
         "demo",
         _demo,
         "derive designs, then train them beside their baseline (a few minutes)",
@@ -371,7 +472,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
     add("--source", default="embedded", help="'embedded', 'tfds' or a folder of IDX files")
     add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
-    return parser
 
 
 _MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"

@@ -366,6 +366,7 @@ class ResNeXt(NamedTuple):
 RESNEXTS = {
     "resnext11": ResNeXt((1, 1, 1), 64, 32, 128, 3, 2, True, (28, 28, 1), 10),
     "resnext29": ResNeXt((3, 3, 3), 128, 64, 256, 3, 1, False, (32, 32, 3), 10),
+    "resnext38": ResNeXt((3, 3, 3, 3), 128, 64, 256, 3, 1, False, (64, 64, 3), 1000),
     "resnext50": ResNeXt((3, 4, 6, 3), 64),
     "resnext101": ResNeXt((3, 4, 23, 3), 64),
 }

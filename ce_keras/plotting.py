@@ -120,3 +120,26 @@ def save_curves(drawn: Sequence[Solution | AlphaFit], path: str | Path) -> None:
         each.plot(ax)
     with replacing(path) as part:
         figure.savefig(part)
+
+
+def save_learning_curves(history: Sequence[dict[str, float]], path: str | Path) -> None:
+    """Draw the loss and the test error of a run by epoch, into a file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for ax, names, label in zip(
+        figure.subplots(1, 2),
+        [["loss"], ["error", "top5_error"]],
+        ["training loss (smoothed)", "test error in %"],
+        strict=True,
+    ):
+        for name in names:
+            ax.plot(epochs, [row[name] for row in history], marker=".", label=name)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+        ax.set_ylim(bottom=0)
+    figure.axes[1].legend(["top-1", "top-5"], frameon=False)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150)

@@ -50,7 +50,13 @@ def test_the_demonstrations_table_has_todays_designs_and_counts():
 def test_make_targets_and_files_that_are_named_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"^make (\w+)$|`make (\w+)`", TEXT, re.MULTILINE)
-    assert {first or second for first, second in named} == {"demo", "test", "lint", "wheel"}
+    assert {first or second for first, second in named} == {
+        "demo",
+        "test",
+        "lint",
+        "wheel",
+        "peers",
+    }
     assert {first or second for first, second in named} <= set(targets)
     for path in re.findall(r"\]\((?!http)(.*?)\)", TEXT):
         assert (ROOT / path).exists(), path

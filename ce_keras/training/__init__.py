@@ -1,6 +1,6 @@
-"""Training: real images, the input pipeline, and the loop around `fit`.
+"""Training: recipes, real images, and runs that go on where they were stopped.
 
-Reading images needs only NumPy; the loop loads Keras the first time it is used.
+Recipes and images in memory need only NumPy; what trains loads TensorFlow when it is used.
 """
 
 from __future__ import annotations
@@ -18,25 +18,52 @@ from ce_keras.training.data import (
     shift_and_flip,
     write_idx,
 )
+from ce_keras.training.recipe import Recipe, read_recipe
 
 if TYPE_CHECKING:
+    from ce_keras.training.job import evaluate, export, plan, train
     from ce_keras.training.loop import ProgressBar, StepTimer
+    from ce_keras.training.optimizer import CoupledSGD, StepSchedule
+    from ce_keras.training.run import DivergedError, Preempted
 
 __all__ = [
     "FASHION_CLASSES",
+    "CoupledSGD",
+    "DivergedError",
     "Images",
+    "Preempted",
     "ProgressBar",
+    "Recipe",
+    "StepSchedule",
     "StepTimer",
     "balanced",
+    "evaluate",
+    "export",
     "load_fashion_mnist",
     "pipeline",
+    "plan",
     "read_idx",
+    "read_recipe",
     "shift_and_flip",
+    "train",
     "write_idx",
 ]
 
+_LAZY = {
+    "CoupledSGD": "optimizer",
+    "DivergedError": "run",
+    "Preempted": "run",
+    "ProgressBar": "loop",
+    "StepSchedule": "optimizer",
+    "StepTimer": "loop",
+    "evaluate": "job",
+    "export": "job",
+    "plan": "job",
+    "train": "job",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("ProgressBar", "StepTimer"):
-        return getattr(importlib.import_module("ce_keras.training.loop"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -65,10 +65,18 @@ def load_fashion_mnist(source: str | Path = "embedded") -> tuple[Images, Images]
     """
     if source == "tfds":
         return _from_tfds("fashion_mnist")
-    folder = EMBEDDED if source == "embedded" else Path(source)
+    return load_idx(EMBEDDED if source == "embedded" else Path(source))
+
+
+def load_idx(folder: Path) -> tuple[Images, Images]:
+    """Training and test images from a folder of IDX files, named as MNIST's are.
+
+    Raises:
+        ValueError: for a folder that does not exist, or files that are not what they should be.
+    """
     if not folder.is_dir():
         raise ValueError(
-            f"source: got {str(source)!r}; it must be 'embedded', 'tfds', or a folder of IDX "
+            f"source: got {str(folder)!r}; it must be 'embedded', 'tfds', or a folder of IDX "
             "files, such as /usr/share/datasets/fashion-mnist after "
             "'apt-get install dataset-fashion-mnist' on Debian"
         )

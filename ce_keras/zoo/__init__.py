@@ -6,11 +6,13 @@ Every function has the arguments of `keras.applications`, in their order.
 """
 
 from ce_keras.designs import PUBLISHED, Published, choose_design, published
+from ce_keras.zoo.perceptron import fully_connected
 from ce_keras.zoo.resnext import (
     Constructor,
     build_resnext,
     resnext11,
     resnext29,
+    resnext38,
     resnext50,
     resnext101,
     trained_parameters,
@@ -20,6 +22,7 @@ from ce_keras.zoo.resnext import (
 NETWORKS: dict[str, Constructor] = {
     "resnext11": resnext11,
     "resnext29": resnext29,
+    "resnext38": resnext38,
     "resnext50": resnext50,
     "resnext101": resnext101,
 }
@@ -30,9 +33,11 @@ __all__ = [
     "Published",
     "build_resnext",
     "choose_design",
+    "fully_connected",
     "published",
     "resnext11",
     "resnext29",
+    "resnext38",
     "resnext50",
     "resnext101",
     "trained_parameters",

@@ -222,6 +222,9 @@ resnext11 = _constructor(
     "resnext11", "A small ResNeXt for 28x28 images, that two cores can train", _DERIVED
 )
 resnext29 = _constructor("resnext29", "ResNeXt-29 for CIFAR")
+resnext38 = _constructor(
+    "resnext38", "ResNeXt-29 with a fourth stage, for ImageNet at 64x64 pixels", _DERIVED
+)
 resnext50 = _constructor("resnext50", "ResNeXt-50 for ImageNet")
 resnext101 = _constructor("resnext101", "ResNeXt-101 for ImageNet")
 

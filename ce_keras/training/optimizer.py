@@ -1,0 +1,123 @@
+"""The paper's optimiser: momentum and a coupled L2 penalty, in steps of the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from ce_keras.layers.collegial import register
+
+
+@register
+class CoupledSGD(keras.optimizers.Optimizer):
+    """SGD with momentum, and an L2 penalty in the gradient of every variable.
+
+    The update is PyTorch's: `v <- momentum v + g + decay w`, then `w <- w - rate v`. It differs
+    from `keras.optimizers.SGD(weight_decay=...)` twice: that one shrinks the weights beside the
+    momentum, not through it, and its momentum remembers the rates of earlier steps, so that a
+    step of the schedule acts late.
+
+    Args:
+        learning_rate: the rate, or a schedule of it.
+        momentum: how much of the last update is kept.
+        decay: the L2 penalty's coefficient (PyTorch's `weight_decay`).
+        name: of the optimiser.
+        options: of every Keras optimiser, such as `global_clipnorm`. `weight_decay` is refused.
+
+    Raises:
+        ValueError: for a momentum that is not in [0, 1), a negative decay, or `weight_decay`.
+
+    >>> weight = keras.Variable([1.0])
+    >>> optimizer = CoupledSGD(0.1, momentum=0.9, decay=0.5)
+    >>> optimizer.apply([ops.array([1.0])], [weight])
+    >>> round(float(weight[0]), 6)  # 1 - 0.1 (1 + 0.5)
+    0.85
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.1,
+        momentum: float = 0.9,
+        decay: float = 0.0,
+        name: str = "coupled_sgd",
+        **options: Any,
+    ) -> None:
+        if options.pop("weight_decay", None) is not None:
+            raise ValueError("weight_decay: Keras' kind is decoupled; give `decay`")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: got {momentum!r}; it must be at least 0, and below 1")
+        if decay < 0:
+            raise ValueError(f"decay: got {decay!r}; it must be 0 or more")
+        super().__init__(learning_rate=learning_rate, name=name, **options)
+        self.momentum = momentum
+        self.decay = decay
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make a velocity for every variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """One variable's update."""
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype)
+        velocity = self.velocities[self._get_variable_index(variable)]
+        pull = ops.add(gradient, ops.multiply(variable, self.decay)) if self.decay else gradient
+        new = ops.add(ops.multiply(velocity, self.momentum), pull)
+        self.assign(velocity, new)
+        self.assign_sub(variable, ops.multiply(new, rate))
+
+    def get_config(self) -> dict[str, Any]:
+        """What the optimiser can be rebuilt from."""
+        config = super().get_config()
+        config.pop("weight_decay", None)
+        return {**config, "momentum": self.momentum, "decay": self.decay}
+
+
+@register
+class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that is divided at given steps, after an optional linear warm-up.
+
+    Args:
+        rate: the rate at the start, or at the warm-up's end.
+        boundaries: the steps from which on it is divided once more.
+        divide_by: by what.
+        warmup: steps in which the rate grows linearly, from `rate / warmup`.
+
+    >>> schedule = StepSchedule(0.1, [100, 200], divide_by=10)
+    >>> [round(float(schedule(step)), 6) for step in (0, 99, 100, 200)]
+    [0.1, 0.1, 0.01, 0.001]
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        boundaries: Sequence[int] = (),
+        divide_by: float = 10.0,
+        warmup: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rate = rate
+        self.boundaries = list(boundaries)
+        self.divide_by = divide_by
+        self.warmup = warmup
+
+    def __call__(self, step: Any) -> Any:
+        """The rate of a step, counted from 0."""
+        step = ops.cast(step, "float32")
+        rate = ops.convert_to_tensor(self.rate, "float32")
+        for boundary in self.boundaries:
+            rate = ops.where(step >= boundary, rate / self.divide_by, rate)
+        if self.warmup:
+            rate = rate * ops.minimum((step + 1) / self.warmup, 1.0)
+        return rate
+
+    def get_config(self) -> dict[str, Any]:
+        """What the schedule can be rebuilt from."""
+        names = ("rate", "boundaries", "divide_by", "warmup")
+        return {name: getattr(self, name) for name in names}

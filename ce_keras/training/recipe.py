@@ -1,0 +1,293 @@
+"""Recipes: everything a training run is made of, in one short TOML file.
+
+>>> recipe = read_recipe("cifar10", {"optimizer.rate": "0.05"})
+>>> recipe.model.name, recipe.optimizer.rate, recipe.schedule.divide_at
+('resnext29', 0.05, (150, 225))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ce_keras.designs import MODES
+from ce_keras.geometry import RESNEXTS
+
+#: Where recipes are found by name: beside the package in a clone, inside it when installed.
+FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parent / "recipes")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """What is trained.
+
+    Attributes:
+        name: a network of the zoo, or `"fully_connected"`.
+        mode: which design: `"primal"`, `"dual"`, `"baseline"` or `"resnext"`.
+        cardinality: with `width`, any other design.
+        width: path width in the first stage.
+        depth: of fully connected networks: weight matrices.
+        base: of fully connected networks: the baseline's width.
+    """
+
+    name: str
+    mode: str = "primal"
+    cardinality: int | None = None
+    width: int | None = None
+    depth: int = 6
+    base: int = 200
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which images.
+
+    Attributes:
+        name: of the set.
+        source: `"tfds"`, `"embedded"`, or a folder of IDX files or of images.
+        augment: what is done to training images: any of `"crop"` (pad by `pad`, crop at random),
+            `"flip"`, `"resized_crop"` (an area of 8 to 100% of the image, aspect 3/4 to 4/3) and
+            `"jitter"` (brightness, contrast and saturation by up to `jitter`, in random order).
+        pad: pixels on each side that `"crop"` pads by.
+        jitter: how far `"jitter"` goes.
+        normalize: `"channel"` (mean and deviation of every channel), `"mean_image"` (the mean
+            image subtracted, and one deviation), or `"global"` (one mean and deviation).
+        limit: only so many training images, equally many of each class.
+    """
+
+    name: str
+    source: str = "tfds"
+    augment: tuple[str, ...] = ()
+    pad: int = 4
+    jitter: float = 0.4
+    normalize: str = "channel"
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """How weights are changed.
+
+    Attributes:
+        name: `"sgd"` (`CoupledSGD`) or `"adam"`.
+        rate: learning rate.
+        momentum: of SGD.
+        decay: coefficient of the coupled L2 penalty.
+        clip: largest norm of all gradients together; 0 for none.
+        precision: `"float32"`, `"mixed_float16"` or `"mixed_bfloat16"`.
+        smoothing: of the labels.
+    """
+
+    rate: float
+    name: str = "sgd"
+    momentum: float = 0.9
+    decay: float = 0.0
+    clip: float = 0.0
+    precision: str = "float32"
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """How long, and in what steps.
+
+    Attributes:
+        epochs: passes through the images.
+        batch: images in a step, over all devices.
+        divide_at: epochs at whose start the rate is divided.
+        divide_by: by what.
+        warmup: epochs in which the rate grows from nothing.
+        rate_for: the batch that the rate is for: with another one it is scaled in proportion; 0
+            for no scaling.
+    """
+
+    epochs: int
+    batch: int
+    divide_at: tuple[int, ...] = ()
+    divide_by: float = 10.0
+    warmup: int = 0
+    rate_for: int = 0
+
+
+@dataclass(frozen=True)
+class ExpectedRecipe:
+    """What the paper reports.
+
+    Attributes:
+        source: its table or figure; or what else was measured.
+        error: test error in percent, by design.
+    """
+
+    source: str = ""
+    error: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run. The sections have classes of their own."""
+
+    model: ModelRecipe
+    data: DataRecipe
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe
+    expected: ExpectedRecipe = field(default_factory=ExpectedRecipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The effective recipe, as plain values."""
+        return dataclasses.asdict(self)
+
+
+def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a TOML file, or the name of a recipe that comes with the package.
+        changes: values to replace, as text, by dotted key: `{"optimizer.rate": "0.05"}`.
+
+    Raises:
+        ValueError: for a file that is not there, a key that does not exist, a value of the wrong
+            type or out of range, or a missing one; the message names the file, the key and, for a
+            mistyped key, the nearest right one.
+    """
+    file = _find(path)
+    try:
+        content = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: is not TOML: {error}") from None
+    for key, text in (changes or {}).items():
+        _set(content, key, text)
+    return recipe_of(content, str(file))
+
+
+def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain values, checked as `read_recipe` does; `where` begins its messages."""
+    recipe = _filled(Recipe, content, where, "")
+    for key, good, what in _rules(recipe):
+        if not good:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(recipe, section), name)
+            raise ValueError(f"{where}: {key}: got {value!r}; it must be {what}")
+    return recipe
+
+
+def _find(path: str | Path) -> Path:
+    candidates = [Path(path), *(folder / f"{path}.toml" for folder in FOLDERS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = sorted({file.stem for folder in FOLDERS for file in folder.glob("*.toml")})
+    raise ValueError(f"recipe: there is no file {path}; those by name are {', '.join(names)}")
+
+
+def _set(content: dict[str, Any], key: str, text: str) -> None:
+    """Replace one value; text that is not TOML is taken as a string."""
+    *sections, name = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"--set {key}: {section} is a value, not a section")
+    try:
+        content[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        content[name] = text
+
+
+def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
+    """An instance of a dataclass from plain values; every key and type is checked."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: {prefix.rstrip('.')}: got {content!r}; it must be a section")
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, 1, cutoff=0)
+            raise ValueError(
+                f"{where}: there is no key {prefix + key}; did you mean {prefix + close[0]}?"
+            )
+    values = {}
+    for name, each in fields.items():
+        if name in content:
+            values[name] = _typed(hints[name], content[name], where, prefix + name)
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: {prefix + name} is missing")
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _filled(hint, value, where, key + ".")
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(typing.get_args(hint)[0], item, where, key) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        kind = typing.get_args(hint)[1]
+        return {name: _typed(kind, item, where, f"{key}.{name}") for name, item in value.items()}
+    kinds = typing.get_args(hint) if origin is types.UnionType else (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    for kind in kinds:
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
+            return value
+    names = {float: "a number", int: "a whole number", str: "text", tuple: "a list"}
+    wanted = names.get(origin or kinds[0], "a section")
+    raise ValueError(f"{where}: {key}: got {value!r}; it must be {wanted}")
+
+
+_AUGMENTATIONS = ("crop", "flip", "resized_crop", "jitter")
+_NETWORKS = (*RESNEXTS, "fully_connected")
+
+
+def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
+    """Key, whether its value is good, and what would be."""
+    model, data = recipe.model, recipe.data
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    precisions = ("float32", "mixed_float16", "mixed_bfloat16")
+    increasing = list(schedule.divide_at) == sorted({*schedule.divide_at})
+    return [
+        ("model.name", model.name in _NETWORKS, f"one of {', '.join(_NETWORKS)}"),
+        ("model.mode", model.mode in MODES, f"one of {', '.join(MODES)}"),
+        ("model.depth", model.depth >= 2, "2 or more"),
+        ("model.base", model.base >= 1, "1 or more"),
+        ("model.cardinality", model.cardinality is None or model.cardinality > 0, "1 or more"),
+        ("model.width", model.width is None or model.width > 0, "1 or more"),
+        (
+            "model.width",
+            (model.width is None) == (model.cardinality is None),
+            "given with model.cardinality",
+        ),
+        (
+            "data.augment",
+            set(data.augment) <= set(_AUGMENTATIONS),
+            f"a list of {', '.join(_AUGMENTATIONS)}",
+        ),
+        ("data.pad", data.pad >= 0, "0 or more"),
+        ("data.jitter", 0 <= data.jitter <= 1, "from 0 to 1"),
+        (
+            "data.normalize",
+            data.normalize in ("channel", "mean_image", "global"),
+            "channel, mean_image or global",
+        ),
+        ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
+        ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),
+        ("optimizer.rate", optimizer.rate > 0, "above 0"),
+        ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0, and below 1"),
+        ("optimizer.decay", optimizer.decay >= 0, "0 or more"),
+        ("optimizer.clip", optimizer.clip >= 0, "0 or more"),
+        ("optimizer.precision", optimizer.precision in precisions, f"one of {precisions}"),
+        ("optimizer.smoothing", 0 <= optimizer.smoothing < 1, "at least 0, and below 1"),
+        ("schedule.epochs", schedule.epochs >= 1, "1 or more"),
+        ("schedule.batch", schedule.batch >= 1, "1 or more"),
+        ("schedule.divide_at", increasing, "epochs in increasing order"),
+        ("schedule.divide_by", schedule.divide_by > 0, "above 0"),
+        ("schedule.warmup", schedule.warmup >= 0, "0 or more"),
+        ("schedule.rate_for", schedule.rate_for >= 0, "0 or more"),
+    ]

@@ -1,0 +1,112 @@
+"""The fully connected collegial ensemble of the paper's ablation (Sec. 4.1)."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+from keras import layers
+
+from ce_keras import geometry
+from ce_keras.checks import checked_seed, positive_int
+from ce_keras.geometry import Design
+from ce_keras.layers.collegial import Aggregate, CollegialDense
+from ce_keras.layers.initializers import kernel_initializer
+from ce_keras.optimum import search
+
+
+def fully_connected(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    classes: int = 10,
+    classifier_activation: str | None = "softmax",
+    name: str | None = None,
+    *,
+    depth: int = 6,
+    base: int = 200,
+    mode: str | None = None,
+    cardinality: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+) -> keras.Model:
+    """Fully connected ReLU networks side by side, their outputs summed as in Eq. 4.
+
+    Args:
+        input_shape: of one example, flattened.
+        classes: outputs.
+        classifier_activation: `"softmax"`, or `None` for logits.
+        name: of the model.
+        depth: weight matrices of each path (L): `depth - 1` hidden layers.
+        base: width of the baseline's hidden layers.
+        mode: `"primal"` or `"dual"`: the search's design, by the closed form; `"baseline"`: one
+            path, `base` wide.
+        cardinality: number of paths; with `width`, instead of `mode`.
+        width: width of every path.
+        seed: for reproducible weights.
+
+    Raises:
+        ValueError: for arguments that contradict each other, or sizes that are not positive.
+
+    >>> fully_connected(mode="baseline").name
+    'fully_connected_1x200d'
+    """
+    positive_int("classes", classes)
+    positive_int("base", base)
+    if positive_int("depth", depth) < 2:
+        raise ValueError(f"depth: got {depth}; it must be 2 or more: there is a hidden layer")
+    design = connected_design(input_shape, classes, depth, base, mode, cardinality, width)
+    seeds: list[int | None] = [None] * depth
+    if checked_seed(seed) is not None:
+        seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
+    m, n = design
+    image = keras.Input(input_shape)
+    x = layers.Flatten()(image)
+    for layer in range(depth - 1):
+        x = CollegialDense(
+            m * n,
+            m,
+            activation="relu",
+            shared_input=layer == 0,
+            kernel_initializer=kernel_initializer(seed=seeds[layer]),
+            name=f"hidden{layer + 1}",
+        )(x)
+    last = kernel_initializer(gain=1.0, seed=seeds[-1])
+    x = CollegialDense(m * classes, m, kernel_initializer=last, name="outputs")(x)
+    x = Aggregate(m, name="sum")(x)
+    if classifier_activation is not None:
+        # Under a mixed policy the probabilities stay in full precision.
+        dtype = keras.config.dtype_policy().variable_dtype
+        x = layers.Activation(classifier_activation, dtype=dtype, name="predictions")(x)
+    return keras.Model(image, x, name=name or f"fully_connected_{design}")
+
+
+def connected_design(
+    input_shape: tuple[int, ...],
+    classes: int,
+    depth: int,
+    base: int,
+    mode: str | None,
+    cardinality: int | None,
+    width: int | None,
+) -> Design:
+    """The design that the arguments of `fully_connected` ask for."""
+    if (cardinality is None) != (width is None):
+        raise ValueError("cardinality, width: give both, or a mode")
+    if cardinality is not None and width is not None:
+        if mode is not None:
+            raise ValueError(f"mode: got {mode!r}; leave it out where a design is given")
+        return Design(positive_int("cardinality", cardinality), positive_int("width", width))
+    if mode == "baseline":
+        return Design(1, base)
+    if mode not in (None, "primal", "dual"):
+        raise ValueError(f"mode: got {mode!r}; it must be 'primal', 'dual' or 'baseline'")
+    module = connected_geometry(input_shape, classes, depth, base)
+    return search(module, "dual" if mode == "dual" else "primal", alpha="closed_form").design
+
+
+def connected_geometry(
+    input_shape: tuple[int, ...], classes: int, depth: int, base: int
+) -> geometry.Module:
+    """The baseline as the search sees it."""
+    inputs = math.prod(input_shape)
+    return geometry.fully_connected(inputs, [base] * (depth - 1), classes)

@@ -1,0 +1,315 @@
+"""Runs: they learn, they go on where they were killed, and they say what is wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ce_keras.cli import main
+from ce_keras.geometry import resnext
+from ce_keras.training import job
+from ce_keras.training.checkpoints import Checkpoints
+from ce_keras.training.recipe import read_recipe
+from ce_keras.training.run import DivergedError, Feed, Trainer
+from ce_keras.training.sources import KNOWN, Arrays, source_of
+
+SMALL = {
+    "data.limit": "100",
+    "model.cardinality": "2",
+    "model.width": "3",
+    "schedule.batch": "32",
+    "schedule.epochs": "2",
+    "schedule.divide_at": "[1]",
+    "schedule.warmup": "0",
+}
+
+
+def small(**changes):
+    return read_recipe("fashion_mnist", {**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def source():
+    return source_of(small().data)
+
+
+def weights(folder):
+    return keras.models.load_model(folder / "model.keras").get_weights()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, source):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, Trainer(small(), source, folder, seed=3).run()
+
+
+def test_a_run_leaves_what_it_did(finished):
+    folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["recipe"]["schedule"]["batch"] == 32
+    assert results["design"] == "resnext11_2x3d"
+    assert len(results["history"]) == 2
+    assert results["averaged_over_epochs"] == 1
+    assert results["error"] == results["history"][-1]["error"]
+    assert [row["rate"] for row in results["history"]] == pytest.approx([0.01, 0.01])
+    lines = (folder / "history.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,rate,error,top5_error"
+    assert len(lines) == 3
+    assert (folder / "curves.png").stat().st_size > 5000
+    errors = job.evaluate(folder)
+    assert errors["error"] == results["history"][-1]["error"]
+    assert 0 <= errors["top5_error"] <= errors["error"]
+
+
+def test_the_same_seed_ends_with_the_same_weights(finished, source, tmp_path):
+    Trainer(small(), source, tmp_path / "again", seed=3).run()
+    for one, other in zip(weights(finished[0]), weights(tmp_path / "again"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+SCRIPT = """
+import os, signal, sys
+from ce_keras.training import run
+from ce_keras.training.recipe import recipe_of
+from ce_keras.training.sources import source_of
+import json
+recipe = recipe_of(json.loads(sys.argv[2]))
+trainer = run.Trainer(recipe, source_of(recipe.data), sys.argv[1], 3, save_every=2)
+check, seen = trainer._check, []
+def counted(*arguments):
+    check(*arguments)
+    seen.append(1)
+    if len(seen) == int(sys.argv[3]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+trainer._check = counted
+trainer.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "step", "code"), [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 6, 75)]
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
+    recipe = json.dumps(small().to_dict())
+    command = [sys.executable, "-c", SCRIPT, tmp_path, recipe, str(step), which]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == code, ended.stderr
+    files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    # After SIGKILL, the last of every second step; after SIGTERM, the very one.
+    assert files[-1] == f"step-{2 if which == 'SIGKILL' else 6:09d}.npz"
+    assert not (tmp_path / "results.json").exists()
+    results = Trainer(small(), source, tmp_path, seed=3).run()
+    for one, other in zip(weights(finished[0]), weights(tmp_path), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert results["history"] == finished[1]["history"]
+
+
+def test_a_folder_is_of_one_run(finished, source):
+    with pytest.raises(ValueError, match=r"out: .* holds a run of another recipe or seed"):
+        Trainer(small(), source, finished[0], seed=4)
+    with pytest.raises(ValueError, match=r"out: .* holds a run of another recipe or seed"):
+        Trainer(small(**{"optimizer.rate": "0.2"}), source, finished[0], seed=3)
+
+
+def test_damaged_checkpoints_are_skipped(tmp_path, caplog):
+    variables = [keras.Variable([1.0, 2.0])]
+    checkpoints = Checkpoints(tmp_path, variables, keep=2)
+    for step in range(4):
+        variables[0].assign([float(step), 0.0])
+        assert checkpoints.save(step, {"step": step})
+    assert len(list(tmp_path.iterdir())) == 2
+    last = tmp_path / "step-000000003.npz"
+    whole = last.read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:80] + b"\xff\xff" + whole[82:], b""):
+        last.write_bytes(damage)
+        assert checkpoints.restore() == {"step": 2}
+        assert variables[0].numpy().tolist() == [2.0, 0.0]
+        assert "step-000000003.npz is damaged" in caplog.text
+        caplog.clear()
+    with pytest.raises(ValueError, match="is of another model"):
+        Checkpoints(tmp_path, [keras.Variable([1.0])]).restore()
+
+
+def test_a_full_disk_loses_nothing(tmp_path, caplog, monkeypatch):
+    variables = [keras.Variable([1.0])]
+    checkpoints = Checkpoints(tmp_path, variables, keep=1)
+    checkpoints.save(1, {"step": 1})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert not checkpoints.save(2, {"step": 2})
+    assert "step 2: no checkpoint" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.npz"]
+    assert checkpoints.restore() == {"step": 1}
+
+
+@pytest.mark.parametrize("rate", ["1e30", "1e4"])
+def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
+    recipe = small(**{"optimizer.rate": rate, "schedule.epochs": "30", "schedule.divide_at": "[]"})
+    with pytest.raises(DivergedError, match=r"the loss is .* at epoch \d+, step \d+, rate .* try"):
+        Trainer(recipe, source, tmp_path).run()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(precision, source, tmp_path):
+    policy = keras.config.dtype_policy()
+    recipe = small(**{"optimizer.precision": precision, "optimizer.clip": "1.0"})
+    trainer = Trainer(recipe, source, tmp_path)
+    assert keras.config.dtype_policy() is policy
+    assert trainer.model.get_layer("conv1_conv").compute_dtype == precision[6:]
+    assert np.isfinite(trainer.run()["history"][-1]["loss"])
+
+
+def test_labels_can_be_smoothed(source, tmp_path):
+    trainer = Trainer(small(**{"optimizer.smoothing": "0.1"}), source, tmp_path)
+    logits, labels = np.array([[2.0, 0.0, -1.0]], "float32"), np.array([0])
+    wanted = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    expected = wanted(np.eye(3)[labels], logits)
+    np.testing.assert_allclose(trainer._losses(logits, labels)[0], expected, rtol=1e-6)
+
+
+def test_an_epoch_goes_on_from_any_step(source):
+    feed = Feed(small(), source, seed=1)
+    whole = [(x.numpy(), y.numpy()) for x, y in feed.train(epoch=1)]
+    rest = [(x.numpy(), y.numpy()) for x, y in feed.train(epoch=1, step=2)]
+    assert [len(y) for _, y in whole] == [32, 32, 32, 4]
+    for one, other in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    other = [y.numpy() for _, y in feed.train(epoch=2)]
+    assert (other[0] != whole[0][1]).any()
+    assert sorted(np.concatenate(other)) == sorted(np.concatenate([y for _, y in whole]))
+
+
+def test_images_are_normalised_by_the_training_images(source):
+    train = source.images[0].images.astype(float)
+    for kind, axes in {"global": None, "channel": (0, 1, 2), "mean_image": 0}.items():
+        feed = Feed(small(**{"data.normalize": kind}), source, seed=0)
+        images = np.concatenate([x for x, _ in feed.test()])
+        scale = train.std() if kind == "mean_image" else train.std(axis=axes)
+        expected = (source.images[1].images - train.mean(axis=axes)) / scale
+        np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-4)
+
+
+# Every recipe ------------------------------------------------------------------------------------
+
+FEW = {"schedule.epochs": "1", "schedule.divide_at": "[]"}
+RECIPES = {
+    "cifar10": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
+    "cifar100": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
+    "imagenet": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "2"},
+    "imagenet32": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
+    "imagenet64": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "2"},
+    "mnist": {"schedule.batch": "4"},
+    "fashion_mnist": {"data.limit": "30", "schedule.batch": "10"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_three_steps(name, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    recipe = read_recipe(name, {**FEW, **RECIPES[name]})
+    count = 3 * recipe.schedule.batch
+    monkeypatch.setattr("ce_keras.training.sources._SHUFFLED", 4)
+    with tfds.testing.mock_data(num_examples=count):
+        monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
+        trainer = Trainer(recipe, source_of(recipe.data), tmp_path)
+        if name != "fashion_mnist":
+            trainer.steps, trainer._counts = 3, (count, count)
+        results = trainer.run()
+    assert int(trainer.optimizer.iterations) == 3
+    assert 0 <= results["top5_error"] <= results["error"] <= 100
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_plan(name, capsys):
+    assert main(["train", name, "--mode", "dual", "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    recipe = read_recipe(name)
+    assert planned["steps"] == planned["steps_per_epoch"] * recipe.schedule.epochs
+    if name == "cifar10":
+        assert planned["model"] == "resnext29_10x10d"
+        assert planned["parameters"] == resnext("resnext29").params(10, 10)
+        assert planned["expected_error"] == 4.21
+
+
+def test_missing_images_are_said_with_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name, what in {"cifar10": "run: tfds build cifar10", "imagenet": "ILSVRC2012"}.items():
+        assert main(["train", name, "--out", str(tmp_path / name)]) == 2
+        assert what in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
+def test_known_sets_are_what_tensorflow_datasets_says():
+    import tensorflow_datasets as tfds
+
+    for name, known in KNOWN.items():
+        features = tfds.builder(name).info.features
+        assert features["label"].num_classes == known.classes
+        shape = features["image"].shape
+        assert None in shape or shape == known.shape
+
+
+# From the shell ----------------------------------------------------------------------------------
+
+
+def test_train_evaluate_and_export_from_the_shell(tmp_path, capsys):
+    sets = [f"{key}={value}" for key, value in SMALL.items()]
+    arguments = [part for each in sets for part in ("--set", each)]
+    out = tmp_path / "runs"
+    assert main(["train", "fashion_mnist", *arguments, "--runs", "2", "--out", str(out)]) == 0
+    assert " ± " in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["runs"] == 2
+    assert summary["standard_error"] == pytest.approx(abs(np.diff(summary["errors"])[0]) / 2)
+    begun = time.perf_counter()
+    # Done already: nothing is trained again.
+    assert main(["train", "fashion_mnist", *arguments, "--runs", "2", "--out", str(out)]) == 0
+    assert time.perf_counter() - begun < 60
+    run = str(out / "run-1")
+    capsys.readouterr()
+    assert main(["evaluate", run, "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out)
+    assert main(["export", run, "--format", "saved_model"]) == 0
+    exported = tf.saved_model.load(out / "run-1/model")
+    model = keras.models.load_model(out / "run-1/model.keras")
+    x = np.random.default_rng(0).normal(size=(3, 28, 28, 1)).astype("float32")
+    np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-4, atol=1e-5)
+    assert 0 <= errors["error"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "fashion_mnist", "--set", "rate"], "--set: got 'rate'; write KEY=VALUE"),
+        (["train", "nowhere"], "there is no file nowhere"),
+        (["train", "fashion_mnist", "--runs", "0", "--out", "x"], "runs: got 0"),
+        (["evaluate", "nowhere"], "run: nowhere has no recipe.json"),
+        (["export", "nowhere"], "run: nowhere has no recipe.json"),
+    ],
+)
+def test_bad_commands(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_know_their_counts(source):
+    assert isinstance(source, Arrays)
+    assert source.counts == (100, 2000)
+    assert source.shape == (28, 28, 1)
