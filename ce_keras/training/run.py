@@ -82,16 +82,21 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int)
     return zoo.NETWORKS[model.name](**options)
 
 
-def build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """The recipe's optimiser and schedule, for epochs of so many steps."""
-    optimizer, schedule = recipe.optimizer, recipe.schedule
+def build_schedule(recipe: Recipe, steps: int) -> StepSchedule:
+    """The recipe's learning rate, for epochs of so many steps."""
+    schedule = recipe.schedule
     scale = schedule.batch / schedule.rate_for if schedule.rate_for else 1.0
-    rate = StepSchedule(
-        optimizer.rate * scale,
+    return StepSchedule(
+        recipe.optimizer.rate * scale,
         [epoch * steps for epoch in schedule.divide_at],
         schedule.divide_by,
         schedule.warmup * steps,
     )
+
+
+def build_optimizer(recipe: Recipe, rate: StepSchedule) -> keras.optimizers.Optimizer:
+    """The recipe's optimiser, with a schedule."""
+    optimizer = recipe.optimizer
     clip = optimizer.clip or None
     if optimizer.name == "adam":
         return keras.optimizers.Adam(rate, global_clipnorm=clip)
@@ -242,7 +247,8 @@ class Trainer:
         finally:
             keras.config.set_dtype_policy(policy)
         self.steps = math.ceil(source.counts[0] / recipe.schedule.batch)
-        self.optimizer = build_optimizer(recipe, self.steps)
+        self._rate = build_schedule(recipe, self.steps)
+        self.optimizer = build_optimizer(recipe, self._rate)
         if recipe.optimizer.precision == "mixed_float16":
             self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(self.model.trainable_variables)
@@ -306,7 +312,7 @@ class Trainer:
                 if due and state["step"] < self.steps:
                     self._save(state)
         errors = error_of(self.model, self.feed.test())
-        rate = float(self.optimizer.learning_rate)
+        rate = float(self._rate(epoch * self.steps + state["step"] - 1))  # The last step's.
         state["history"].append({"epoch": epoch + 1, "loss": state["loss"], "rate": rate, **errors})
         state.update(epoch=epoch + 1, step=0)
         self._save(state)
@@ -334,7 +340,7 @@ class Trainer:
 
     def _check(self, loss: float, epoch: int, step: int) -> None:
         if not loss < _EXPLODED:
-            rate = float(self.optimizer.learning_rate)
+            rate = float(self._rate(epoch * self.steps + step))
             raise DivergedError(
                 f"the loss is {loss} at epoch {epoch + 1}, step {step}, rate {rate:.3g}; try a "
                 "lower rate (--set optimizer.rate=...), a warm-up (--set schedule.warmup=5) or "

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_did(finished):
     assert len(results["history"]) == 2
     assert results["averaged_over_epochs"] == 1
     assert results["error"] == results["history"][-1]["error"]
-    assert [row["rate"] for row in results["history"]] == pytest.approx([0.01, 0.01])
+    assert [row["rate"] for row in results["history"]] == pytest.approx([0.1, 0.01])
     lines = (folder / "history.csv").read_text().splitlines()
     assert lines[0] == "epoch,loss,rate,error,top5_error"
     assert len(lines) == 3
