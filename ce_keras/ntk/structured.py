@@ -228,10 +228,12 @@ def _perturbed(model: keras.Model) -> list[tuple[Any, Any]]:
     rng = np.random.default_rng(0)
     mapping = []
     for variable in model.trainable_variables:
-        values = np.asarray(variable.value, dtype="float64")
-        off = 0.1 * np.sqrt((values**2).mean()) + 0.1
-        noisy = values + off * rng.standard_normal(values.shape)
-        mapping.append((variable, tf.cast(noisy, variable.dtype)))
+        values = wide(tf.convert_to_tensor(variable.value))
+        off = 0.1 * tf.sqrt(tf.reduce_mean(values**2)) + 0.1
+        noise = rng.standard_normal(values.shape, dtype=np.float32)
+        mapping.append(
+            (variable, tf.cast(values + off * tf.cast(noise, off.dtype), variable.dtype))
+        )
     return mapping
 
 
