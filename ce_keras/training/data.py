@@ -6,7 +6,7 @@ import gzip
 import lzma
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,15 +166,18 @@ def _from_tfds(name: str) -> tuple[Images, Images]:
             "source: 'tfds' needs tensorflow_datasets; run: pip install 'ce-keras[tfds]'"
         ) from None
 
-    def gather(split: str) -> Images:
+    def load(split: str) -> Images:
         # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
-        batches = list(tfds.as_numpy(tfds.load(name, split=split, batch_size=1000)))
-        images, labels = (
-            np.concatenate([batch[key] for batch in batches]) for key in ("image", "label")
-        )
-        return Images(images, labels.astype(np.uint8))
+        return gathered(tfds.as_numpy(tfds.load(name, split=split, batch_size=1000)))
 
-    return gather("train"), gather("test")
+    return load("train"), load("test")
+
+
+def gathered(batches: Iterable[dict[str, np.ndarray]]) -> Images:
+    """All batches of a set of tensorflow_datasets."""
+    found = list(batches)
+    images, labels = (np.concatenate([each[key] for each in found]) for key in ("image", "label"))
+    return Images(images, labels.astype(np.uint8 if labels.max() < 256 else np.int32))
 
 
 def pipeline(
@@ -200,9 +203,7 @@ def pipeline(
     def normalise(images: Any, labels: Any) -> tuple[Any, Any]:
         return (tf.cast(images, tf.float32) - mean) / deviation, labels
 
-    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).with_options(
-        _options()
-    )
+    dataset = tf.data.Dataset.from_tensor_slices((data.images, data.labels)).with_options(steady())
     if seed is None:
         return dataset.batch(batch_size).map(normalise).prefetch(_AHEAD)
 
@@ -216,12 +217,16 @@ def pipeline(
     return tf.data.Dataset.zip(draws, batches).map(augment).prefetch(_AHEAD)
 
 
-def _options() -> tf.data.Options:
-    """No autotuning: its thread holds up every iterator that is taken down, by seconds an epoch."""
+def steady() -> tf.data.Options:
+    """Elements in order, and no autotuning.
+
+    Its thread holds up every iterator that is taken down, by seconds an epoch.
+    """
     import tensorflow as tf
 
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.deterministic = True
     return options
 
 

@@ -27,6 +27,7 @@ from ce_keras import files, plotting, zoo
 from ce_keras.checks import checked_seed
 from ce_keras.training import augment
 from ce_keras.training.checkpoints import Checkpoints
+from ce_keras.training.data import steady
 from ce_keras.training.optimizer import CoupledSGD, StepSchedule
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.sources import Arrays, Stream
@@ -138,7 +139,7 @@ class Feed:
             seed = tf.random.fold_in(seeds[1], tf.cast(index, tf.int32))
             return self._normalised(self._augmented(batch[0], seed)), batch[1]
 
-        return batches.map(augmented).prefetch(_AHEAD).with_options(_options())
+        return batches.map(augmented).prefetch(_AHEAD).with_options(steady())
 
     def test(self) -> Any:
         """(images, labels) of the test images."""
@@ -146,7 +147,7 @@ class Feed:
         if self._boxes:
             images = images.map(lambda x, label: (augment.central_crop(x, self._size), label))
         batches = images.batch(self._batch).map(lambda x, label: (self._normalised(x), label))
-        return batches.prefetch(_AHEAD).with_options(_options())
+        return batches.prefetch(_AHEAD).with_options(steady())
 
     def _box(self, image: Any, seed: Any, index: Any) -> Any:
         seed = tf.random.fold_in(seed, tf.cast(index, tf.int32))
@@ -198,14 +199,6 @@ def _streamed_statistics(source: Stream, axes: Any) -> tuple[np.ndarray, np.ndar
         return mean, np.sqrt(square.mean() - mean.mean() ** 2)
     kept = (0, 1) if axes is not None else None
     return mean.mean(axis=kept), np.sqrt(square.mean(axis=kept) - mean.mean(axis=kept) ** 2)
-
-
-def _options() -> Any:
-    """No autotuning: its thread holds up every iterator that is taken down, by seconds an epoch."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.deterministic = True
-    return options
 
 
 # The loop ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.training.data import Images, balanced, load_fashion_mnist, load_idx
+from ce_keras.training.data import Images, balanced, gathered, load_fashion_mnist, load_idx
 from ce_keras.training.recipe import DataRecipe
 
 
@@ -148,7 +148,7 @@ def source_of(recipe: DataRecipe) -> Arrays | Stream:
     builder = _prepared(recipe.name)
     if known.large:
         return Stream(builder, known)
-    train, test = (_gathered(builder, split) for split in known.splits)
+    train, test = (_read(builder, split) for split in known.splits)
     return _limited(train, test, recipe, known.classes)
 
 
@@ -185,12 +185,8 @@ def _there(builder: Any) -> bool:
     return builder.data_path.exists()
 
 
-def _gathered(builder: Any, split: str) -> Images:
+def _read(builder: Any, split: str) -> Images:
     import tensorflow_datasets as tfds
 
     # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
-    batches = list(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
-    images, labels = (
-        np.concatenate([batch[key] for batch in batches]) for key in ("image", "label")
-    )
-    return Images(images, labels.astype(np.uint8 if labels.max() < 256 else np.int32))
+    return gathered(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
