@@ -14,7 +14,7 @@ import keras
 from ce_keras import files, geometry, zoo
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.training.recipe import Recipe, recipe_of
-from ce_keras.training.run import Feed, Trainer, build_model, error_of
+from ce_keras.training.run import Feed, Trainer, build_model, claim, error_of
 from ce_keras.training.sources import source_of, what_of
 
 
@@ -97,12 +97,17 @@ def train(
         positive_int("save_every", save_every)
     source = source_of(recipe.data)
     out = Path(out)
+    folders = [out / f"run-{index + 1}" for index in range(runs)] if runs > 1 else [out]
+    for index, folder in enumerate(folders):
+        claim(folder, recipe, seed + index)
     results = []
-    for index in range(runs):
-        folder = out / f"run-{index + 1}" if runs > 1 else out
+    for index, folder in enumerate(folders):
         done = folder / "results.json"
-        trainer = Trainer(recipe, source, folder, seed + index, save_every)
-        results.append(files.read_json(done) if done.exists() else trainer.run())
+        results.append(
+            files.read_json(done)
+            if done.exists()
+            else Trainer(recipe, source, folder, seed + index, save_every).run()
+        )
     if runs == 1:
         return results[0]
     errors = [result["error"] for result in results]

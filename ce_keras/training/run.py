@@ -204,6 +204,22 @@ def _streamed_statistics(source: Stream, axes: Any) -> tuple[np.ndarray, np.ndar
 # The loop ----------------------------------------------------------------------------------------
 
 
+def claim(folder: Path, recipe: Recipe, seed: int) -> None:
+    """Make a folder a run's own, or find that it is.
+
+    Raises:
+        ValueError: if it holds a run of another recipe or seed.
+    """
+    path = folder / "recipe.json"
+    own = {"recipe": recipe.to_dict(), "seed": seed}
+    # As JSON has it: tuples are lists there.
+    if path.exists() and files.read_json(path) != files.plain(own):
+        raise ValueError(
+            f"out: {folder} holds a run of another recipe or seed; name another folder"
+        )
+    files.write_json(path, own)
+
+
 class Trainer:
     """One run of a recipe, in a folder.
 
@@ -232,7 +248,7 @@ class Trainer:
         self.folder = Path(folder)
         self.seed = seed
         self._save_every = save_every
-        self._claim_folder()
+        claim(self.folder, recipe, seed)
         policy = keras.config.dtype_policy()
         keras.config.set_dtype_policy(recipe.optimizer.precision)
         try:
@@ -251,16 +267,6 @@ class Trainer:
             self.folder / "checkpoints", [*self.model.variables, *self.optimizer.variables]
         )
         self._step = tf.function(self._train_step, autograph=False, reduce_retracing=True)
-
-    def _claim_folder(self) -> None:
-        path = self.folder / "recipe.json"
-        own = {"recipe": self.recipe.to_dict(), "seed": self.seed}
-        # As JSON has it: tuples are lists there.
-        if path.exists() and files.read_json(path) != files.plain(own):
-            raise ValueError(
-                f"out: {self.folder} holds a run of another recipe or seed; name another folder"
-            )
-        files.write_json(path, own)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint if there is one.
