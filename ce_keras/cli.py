@@ -204,6 +204,7 @@ def _train(options: argparse.Namespace) -> None:
         changes["model.mode"] = options.mode
     recipe = read_recipe(options.recipe, changes)
     job = _load_job()
+    devices = job.find_devices(options.devices)  # First: several machines insist.
     planned = job.plan(recipe)
     if options.dry_run:
         _print(options, planned, _plan_text(planned))
@@ -212,7 +213,12 @@ def _train(options: argparse.Namespace) -> None:
     if not options.json:
         print(f"{_plan_text(planned)}\nin {out}", flush=True)
     results = job.train(
-        recipe, out, seed=options.seed, runs=options.runs, save_every=options.save_every
+        recipe,
+        out,
+        seed=options.seed,
+        runs=options.runs,
+        save_every=options.save_every,
+        devices=devices,
     )
     expected = planned["expected_error"]
     paper = "" if expected is None else f"; the paper: {expected} % ({recipe.expected.source})"
@@ -443,6 +449,7 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
     add("--runs", type=int, default=1, help="repeated runs, each with a seed (%(default)s)")
     add("--save-every", type=int, metavar="N", help="steps between checkpoints within an epoch")
+    add("--devices", nargs="+", default=(), metavar="NAME", help="like gpu:0 gpu:1 (all GPUs)")
     add("--dry-run", action="store_true", help="say what would be trained, and stop")
 
     add = command(

@@ -14,12 +14,14 @@ SMALL = {
     "benchmarks/grouped_conv.py": ["--small", "--rounds", "2", "--batch", "1", "--out", "."],
     "benchmarks/search.py": ["--rounds", "2", "--out", "."],
     "benchmarks/ntk.py": ["--small", "--rounds", "2", "--out", "."],
+    "benchmarks/pipeline.py": ["--small", "--rounds", "2", "--out", "."],
 }
 WRITES = {
     "examples/quickstart.py": ["curve.png"],
     "benchmarks/grouped_conv.py": ["grouped_conv.json", "grouped_conv.md"],
     "benchmarks/search.py": ["search.md"],
     "benchmarks/ntk.py": ["ntk.md"],
+    "benchmarks/pipeline.py": ["pipeline.md"],
 }
 
 

@@ -11,11 +11,23 @@ from typing import Any
 
 import tensorflow as tf
 
+#: Of the whole batch that images are a part of: the first row that is theirs, and its size.
+Rows = tuple[Any, Any]
+
 # Luminance of red, green and blue (ITU-R 601), as torchvision's.
 _GREY = (0.2989, 0.587, 0.114)
 
 
-def crop(images: Any, seed: Any, pad: int = 4) -> Any:
+def _draws(
+    kinds: int, images: Any, seed: Any, rows: Rows | None, limits: tuple[Any, ...] = ()
+) -> Any:
+    """Uniform numbers, `(kinds, count)`: those of the whole batch, of which the rows' are taken."""
+    count = tf.shape(images)[0]
+    first, whole = rows or (0, count)
+    return tf.random.stateless_uniform((kinds, whole), seed, *limits)[:, first : first + count]
+
+
+def crop(images: Any, seed: Any, pad: int = 4, rows: Rows | None = None) -> Any:
     """Pad by zeros and crop at random to the size they had, each image by itself.
 
     Rows are gathered, and then columns.
@@ -24,21 +36,22 @@ def crop(images: Any, seed: Any, pad: int = 4) -> Any:
         images: `(batch, height, width, channels)`.
         seed: two integers.
         pad: pixels on each side.
+        rows: of the batch that the images are a part of, so that each is changed as it would be
+            in the whole; all of it if not given.
     """
-    count, height, width = tf.unstack(tf.shape(images)[:3])
+    height, width = tf.unstack(tf.shape(images)[1:3])
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    top, left = tf.unstack(
-        tf.random.stateless_uniform((2, count, 1), seed, 0, 2 * pad + 1, tf.int32)
-    )
-    rows = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
-    columns = tf.gather(rows, left + tf.range(width), axis=2, batch_dims=1)
+    draws = _draws(2, images, seed, rows, (0, 2 * pad + 1, tf.int32))
+    top, left = tf.unstack(draws[:, :, None])
+    high = tf.gather(padded, top + tf.range(height), axis=1, batch_dims=1)
+    columns = tf.gather(high, left + tf.range(width), axis=2, batch_dims=1)
     return tf.ensure_shape(columns, images.shape)
 
 
-def flip(images: Any, seed: Any) -> Any:
+def flip(images: Any, seed: Any, rows: Rows | None = None) -> Any:
     """Mirror half of the images. Arguments as in `crop`."""
-    mirrored = tf.random.stateless_uniform((tf.shape(images)[0], 1, 1, 1), seed) < 0.5
-    return tf.where(mirrored, images[:, :, ::-1], images)
+    mirrored = _draws(1, images, seed, rows)[0] < 0.5
+    return tf.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def crop_box(height: Any, width: Any, seed: Any) -> Any:
@@ -95,7 +108,7 @@ def central_crop(image: Any, size: tuple[int, int], larger: float = 256 / 224) -
     return tf.image.resize_with_crop_or_pad(resized, *size)
 
 
-def jitter(images: Any, seed: Any, strength: float = 0.4) -> Any:
+def jitter(images: Any, seed: Any, strength: float = 0.4, rows: Rows | None = None) -> Any:
     """Brightness, contrast and saturation changed by up to `strength`, in random order.
 
     Each by a factor of its own for every image, uniform in `1 - strength` to `1 + strength`;
@@ -105,9 +118,10 @@ def jitter(images: Any, seed: Any, strength: float = 0.4) -> Any:
         images: `(batch, height, width, 3)`, values 0 to 255.
         seed: two integers.
         strength: at most 1.
+        rows: as in `crop`.
     """
     count = tf.shape(images)[0]
-    draws = tf.random.stateless_uniform((6, count), seed)
+    draws = _draws(6, images, seed, rows)
     factors = tf.reshape(1 + strength * (2 * draws[:3] - 1), [3, count, 1, 1, 1])
     order = tf.argsort(draws[3:], axis=0)
     images = tf.cast(images, tf.float32)

@@ -13,8 +13,10 @@ import keras
 
 from ce_keras import files, geometry, zoo
 from ce_keras.checks import checked_seed, positive_int
+from ce_keras.training.devices import Devices, find_devices
+from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import Recipe, recipe_of
-from ce_keras.training.run import Feed, Trainer, build_model, claim, error_of
+from ce_keras.training.run import Trainer, build_model, claim, error_of
 from ce_keras.training.sources import source_of, what_of
 
 
@@ -72,6 +74,7 @@ def train(
     seed: int = 0,
     runs: int = 1,
     save_every: int | None = None,
+    devices: Devices | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, once or several times, in a folder.
 
@@ -82,6 +85,8 @@ def train(
         seed: of the first run; the next has the next.
         runs: how many.
         save_every: steps between checkpoints, beside the one after every epoch.
+        devices: what trains; those of `find_devices` if not given. Of several machines only the
+            chief writes.
 
     Returns:
         The results of one run, as in its `results.json`; of several, their number, mean error and
@@ -95,18 +100,18 @@ def train(
     positive_int("runs", runs)
     if save_every is not None:
         positive_int("save_every", save_every)
+    devices = devices or find_devices()
     source = source_of(recipe.data)
     out = Path(out)
     folders = [out / f"run-{index + 1}" for index in range(runs)] if runs > 1 else [out]
-    for index, folder in enumerate(folders):
-        claim(folder, recipe, seed + index)
+    if devices.chief:
+        for index, folder in enumerate(folders):
+            claim(folder, recipe, seed + index)
     results = []
     for index, folder in enumerate(folders):
-        done = folder / "results.json"
+        done, _ = devices.chiefs(_results(folder))
         results.append(
-            files.read_json(done)
-            if done.exists()
-            else Trainer(recipe, source, folder, seed + index, save_every).run()
+            done or Trainer(recipe, source, folder, seed + index, save_every, devices).run()
         )
     if runs == 1:
         return results[0]
@@ -117,8 +122,14 @@ def train(
         "standard_error": statistics.stdev(errors) / math.sqrt(runs),
         "errors": errors,
     }
-    files.write_json(out / "summary.json", summary)
+    if devices.chief:
+        files.write_json(out / "summary.json", summary)
     return summary
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    path = folder / "results.json"
+    return files.read_json(path) if path.exists() else None
 
 
 def evaluate(folder: str | Path) -> dict[str, float]:
@@ -127,9 +138,11 @@ def evaluate(folder: str | Path) -> dict[str, float]:
     Raises:
         ValueError: for a folder without a finished run.
     """
-    recipe, model = _finished(folder)
-    feed = Feed(recipe, source_of(recipe.data), seed=0)
-    return error_of(model, feed.test())
+    devices = find_devices()
+    with devices.scope():
+        recipe, model = _finished(folder)
+    feed = Feed(recipe, source_of(recipe.data), 0, devices.part)
+    return error_of(devices.tester(model), devices.batches(feed.test))
 
 
 def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
@@ -154,6 +167,8 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
     to = Path(to) if to is not None else Path(folder) / f"model{suffix}"
     part = to.with_name(f".{to.name}")
     part.parent.mkdir(parents=True, exist_ok=True)
+    # Keras exports what has been called, and loading is not enough.
+    model(keras.ops.zeros((1, *model.input_shape[1:])))
     # The suffix is how Keras knows the format.
     part = part if part.suffix == suffix else part.with_name(part.name + suffix)
     try:

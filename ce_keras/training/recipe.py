@@ -51,7 +51,8 @@ class DataRecipe:
 
     Attributes:
         name: of the set.
-        source: `"tfds"`, `"embedded"`, or a folder of IDX files or of images.
+        source: `"tfds"`, `"embedded"`, or a folder: of IDX files, or with `train/CLASS/` and
+            `test/CLASS/` (or `val`, `validation`) of image files.
         augment: what is done to training images: any of `"crop"` (pad by `pad`, crop at random),
             `"flip"`, `"resized_crop"` (an area of 8 to 100% of the image, aspect 3/4 to 4/3) and
             `"jitter"` (brightness, contrast and saturation by up to `jitter`, in random order).
@@ -59,7 +60,9 @@ class DataRecipe:
         jitter: how far `"jitter"` goes.
         normalize: `"channel"` (mean and deviation of every channel), `"mean_image"` (the mean
             image subtracted, and one deviation), or `"global"` (one mean and deviation).
-        limit: only so many training images, equally many of each class.
+        size: with `"resized_crop"`, the side of what the network sees; the set's own, or 224, if
+            not given.
+        limit: of images in memory, only so many for training, equally many of each class.
     """
 
     name: str
@@ -68,6 +71,7 @@ class DataRecipe:
     pad: int = 4
     jitter: float = 0.4
     normalize: str = "channel"
+    size: int | None = None
     limit: int | None = None
 
 
@@ -275,6 +279,11 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
             "data.normalize",
             data.normalize in ("channel", "mean_image", "global"),
             "channel, mean_image or global",
+        ),
+        (
+            "data.size",
+            data.size is None or (data.size > 0 and "resized_crop" in data.augment),
+            "1 or more, with resized_crop among data.augment",
         ),
         ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
         ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),

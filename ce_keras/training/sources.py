@@ -5,8 +5,9 @@ The order of an epoch depends on the seed and the epoch alone, so a run can go o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Known(NamedTuple):
         large: whether it is read from disk while training.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     counts: tuple[int, int]
     splits: tuple[str, str] = ("train", "test")
@@ -43,12 +44,47 @@ KNOWN = {
     "imagenet_resized/64x64": Known((64, 64, 3), 1000, _IMAGENET, ("train", "validation"), True),
 }
 
+# What a network of unknown images sees of them.
+_USUAL = (224, 224, 3)
+
 # Images that a stream is shuffled among, after its files have been.
 _SHUFFLED = 10_000
 
 
+class Examples(NamedTuple):
+    """A half of a set, in an order.
+
+    Attributes:
+        order: a `tf.data.Dataset` of examples.
+        read: the image and label of an example.
+    """
+
+    order: Any
+    read: Callable[[Any], tuple[Any, Any]]
+
+
+class Source(Protocol):
+    """Images, examples of which are cheap to put in order before they are read.
+
+    Attributes:
+        shape: of an image as the network sees it.
+        classes: how many there are.
+        counts: training and test images.
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    counts: tuple[int, int]
+
+    def examples(self, seed: int, epoch: int) -> Examples:
+        """The training examples, in the order of an epoch."""
+
+    def tests(self) -> Examples:
+        """The test examples, in their own order."""
+
+
 class Arrays:
-    """Images held in memory.
+    """Images held in memory: an example is an index, and a batch of them can be read at once.
 
     Args:
         train: the training images.
@@ -62,26 +98,28 @@ class Arrays:
         self.shape = train.images.shape[1:]
         self.counts = len(train.labels), len(test.labels)
 
-    def train(self, seed: int, epoch: int, first: int) -> Any:
-        """(image, label) in the order of an epoch, from the image `first` on."""
+    def examples(self, seed: int, epoch: int) -> Examples:
+        """Training examples in the order of an epoch."""
         order = np.random.default_rng((seed, epoch)).permutation(self.counts[0])
-        return self._dataset(self.images[0], order[first:])
+        return _indexed(self.images[0], order)
 
-    def test(self) -> Any:
-        """(image, label) of the test images, in order."""
-        return self._dataset(self.images[1], np.arange(self.counts[1]))
+    def tests(self) -> Examples:
+        """Test examples in order."""
+        return _indexed(self.images[1], np.arange(self.counts[1]))
 
-    def _dataset(self, data: Images, order: np.ndarray) -> Any:
-        import tensorflow as tf
 
-        images, labels = tf.constant(data.images), tf.constant(data.labels.astype(np.int32))
-        return tf.data.Dataset.from_tensor_slices(order).map(
-            lambda index: (tf.gather(images, index), tf.gather(labels, index))
-        )
+def _indexed(data: Images, order: np.ndarray) -> Examples:
+    import tensorflow as tf
+
+    images, labels = tf.constant(data.images), tf.constant(data.labels.astype(np.int32))
+    return Examples(
+        tf.data.Dataset.from_tensor_slices(order),
+        lambda index: (tf.gather(images, index), tf.gather(labels, index)),
+    )
 
 
 class Stream:
-    """A prepared set of tensorflow_datasets, read while training.
+    """A prepared set of tensorflow_datasets, read while training: an example is not yet decoded.
 
     Args:
         builder: of the set.
@@ -92,27 +130,119 @@ class Stream:
         self._builder = builder
         self._splits = known.splits
         self.classes = known.classes
-        self.shape = known.shape
+        self.shape: tuple[int, ...] = known.shape
         found = builder.info.splits
         self.counts = known.counts
         if found:  # What is there counts: it may be a part.
             train, test = (found[split].num_examples for split in known.splits)
             self.counts = train, test
 
-    def train(self, seed: int, epoch: int, first: int) -> Any:
-        """(image, label) in the order of an epoch, from the image `first` on."""
+    def examples(self, seed: int, epoch: int) -> Examples:
+        """Training examples in the order of an epoch: files shuffled, then examples in reach."""
         import tensorflow_datasets as tfds
 
         draw = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
         config = tfds.ReadConfig(shuffle_seed=draw, interleave_cycle_length=16)
-        images = self._builder.as_dataset(
-            split=self._splits[0], shuffle_files=True, read_config=config, as_supervised=True
-        )
-        return images.shuffle(_SHUFFLED, seed=draw, reshuffle_each_iteration=False).skip(first)
+        order = self._encoded(0, shuffle_files=True, read_config=config)
+        order = order.shuffle(_SHUFFLED, seed=draw, reshuffle_each_iteration=False)
+        return Examples(order, self._read)
 
-    def test(self) -> Any:
-        """(image, label) of the test images, in order."""
-        return self._builder.as_dataset(split=self._splits[1], as_supervised=True)
+    def tests(self) -> Examples:
+        """Test examples in order."""
+        return Examples(self._encoded(1), self._read)
+
+    def _encoded(self, which: int, **options: Any) -> Any:
+        import tensorflow_datasets as tfds
+
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        split = self._splits[which]
+        return self._builder.as_dataset(
+            split=split, decoders=decoders, as_supervised=True, **options
+        )
+
+    def _read(self, example: Any) -> tuple[Any, Any]:
+        encoded, label = example
+        return self._builder.info.features["image"].decode_example(encoded), label
+
+
+class Folder:
+    """Images in folders, read while training: an example is the name of its file.
+
+    Args:
+        folder: with `train`, and `test`, `val` or `validation`, in each of which every class has
+            a folder of its images (JPEG, PNG, BMP or GIF).
+        shape: of an image as the network sees it; that of the first file if not given.
+
+    Raises:
+        ValueError: where folders, or images in them, are missing.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...] | None = None) -> None:
+        halves = [_half(folder, "train"), _half(folder, "test", "val", "validation")]
+        names = [sorted(path.name for path in half.iterdir() if path.is_dir()) for half in halves]
+        if names[0] != names[1] or not names[0]:
+            raise ValueError(
+                f"data.source: {halves[0]} and {halves[1]} must have the same folders, one for "
+                f"each class; only one of them has {sorted(set(names[0]) ^ set(names[1]))}"
+            )
+        self._files = [_labelled(half, names[0]) for half in halves]
+        self.counts = len(self._files[0]), len(self._files[1])
+        self.classes = len(names[0])
+        self._ragged = shape is not None
+        self.shape = shape or _image_shape(self._files[0][0][0])
+
+    def examples(self, seed: int, epoch: int) -> Examples:
+        """Training examples in the order of an epoch."""
+        order = np.random.default_rng((seed, epoch)).permutation(self.counts[0])
+        return self._named(0, order)
+
+    def tests(self) -> Examples:
+        """Test examples in order."""
+        return self._named(1, np.arange(self.counts[1]))
+
+    def _named(self, which: int, order: np.ndarray) -> Examples:
+        import tensorflow as tf
+
+        names, labels = zip(*(self._files[which][index] for index in order), strict=True)
+        dataset = tf.data.Dataset.from_tensor_slices((list(names), np.array(labels, np.int32)))
+        return Examples(dataset, self._read)
+
+    def _read(self, example: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        name, label = example
+        image = tf.io.decode_image(tf.io.read_file(name), self.shape[-1], expand_animations=False)
+        shape = (None, None, self.shape[-1]) if self._ragged else self.shape
+        return tf.ensure_shape(image, shape), label
+
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def _half(folder: Path, *names: str) -> Path:
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise ValueError(
+        f"data.source: {folder} has no IDX files (train-images-idx3-ubyte and so on), and no "
+        f"folder {' or '.join(names)} of images either"
+    )
+
+
+def _labelled(half: Path, classes: list[str]) -> list[tuple[str, int]]:
+    found = []
+    for label, name in enumerate(classes):
+        paths = sorted(p for p in (half / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not paths:
+            raise ValueError(f"data.source: {half / name} has no images ({', '.join(_SUFFIXES)})")
+        found += [(str(path), label) for path in paths]
+    return found
+
+
+def _image_shape(name: str) -> tuple[int, ...]:
+    import tensorflow as tf
+
+    return tuple(tf.io.decode_image(tf.io.read_file(name), expand_animations=False).shape)
 
 
 def what_of(recipe: DataRecipe) -> Known:
@@ -122,12 +252,14 @@ def what_of(recipe: DataRecipe) -> Known:
         ValueError: for a set that is not known.
     """
     if recipe.source == "tfds" and recipe.name in KNOWN:
-        return KNOWN[recipe.name]
+        known = KNOWN[recipe.name]
+        side = recipe.size
+        return known if side is None else known._replace(shape=(side, side, known.shape[-1]))
     source = source_of(recipe)
     return Known(source.shape, source.classes, source.counts)
 
 
-def source_of(recipe: DataRecipe) -> Arrays | Stream:
+def source_of(recipe: DataRecipe) -> Source:
     """The images of a recipe, ready to be read.
 
     Raises:
@@ -140,14 +272,20 @@ def source_of(recipe: DataRecipe) -> Arrays | Stream:
             )
         return _limited(*load_fashion_mnist(), recipe, 10)
     known = KNOWN.get(recipe.name)
+    shape = known.shape if known else _USUAL
+    if recipe.size is not None:
+        shape = (recipe.size, recipe.size, shape[-1])
     if recipe.source != "tfds":
-        train, test = load_idx(Path(recipe.source))
+        folder = Path(recipe.source)
+        if folder.is_dir() and not list(folder.glob("*-ubyte*")):
+            return Folder(folder, shape if "resized_crop" in recipe.augment else None)
+        train, test = load_idx(folder)
         return _limited(train, test, recipe, 1 + int(max(train.labels.max(), test.labels.max())))
     if known is None:
         raise ValueError(f"data.name: got {recipe.name!r}; known are {', '.join(KNOWN)}")
     builder = _prepared(recipe.name)
     if known.large:
-        return Stream(builder, known)
+        return Stream(builder, known._replace(shape=shape))
     train, test = (_read(builder, split) for split in known.splits)
     return _limited(train, test, recipe, known.classes)
 

@@ -14,6 +14,9 @@ from ce_keras.training import (
     shift_and_flip,
     write_idx,
 )
+from ce_keras.training.feed import Feed
+from ce_keras.training.recipe import read_recipe
+from ce_keras.training.sources import Folder, source_of
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +173,94 @@ def test_pipeline_works_with_any_shape():
     images, labels = next(iter(pipeline(data, 4, seed=0)))
     assert images.shape == (4, 12, 10, 3)
     assert labels.shape == (4,)
+
+
+# Sets that are read while training ---------------------------------------------------------------
+
+
+def write_folder(folder, rng, halves=("train", "val"), sizes=((9, 12), (20, 10))):
+    for half in halves:
+        for name in ("cat", "dog"):
+            (folder / half / name).mkdir(parents=True)
+            for index, size in enumerate(sizes):
+                image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+                encode = tf.io.encode_png if index % 2 else tf.io.encode_jpeg
+                suffix = "png" if index % 2 else "JPG"
+                tf.io.write_file(str(folder / half / name / f"{index}.{suffix}"), encode(image))
+
+
+def test_image_folders(rng, tmp_path):
+    write_folder(tmp_path, rng)
+    changes = {
+        "data.source": str(tmp_path),
+        "data.name": "pets",
+        "data.augment": '["resized_crop", "flip"]',
+        "schedule.batch": "3",
+    }
+    source = source_of(read_recipe("fashion_mnist", {**changes, "data.size": "8"}).data)
+    assert isinstance(source, Folder)
+    assert (source.shape, source.classes, source.counts) == ((8, 8, 3), 2, (4, 4))
+    recipe = read_recipe("fashion_mnist", {**changes, "data.size": "8"})
+    feed = Feed(recipe, source, seed=1)
+    batches = [(x.numpy(), y.numpy()) for x, y in feed.train(0)]
+    assert [x.shape for x, _ in batches] == [(3, 8, 8, 3), (1, 8, 8, 3)]
+    assert sorted(np.concatenate([y for _, y in batches])) == [0, 0, 1, 1]
+    rest = [x.numpy() for x, _ in feed.train(0, step=1)]
+    np.testing.assert_array_equal(rest[0], batches[1][0])
+    assert np.concatenate([y for _, y in feed.test()]).tolist() == [0, 0, 1, 1]
+    assert source_of(read_recipe("fashion_mnist", changes).data).shape == (224, 224, 3)
+
+
+def test_image_folders_of_one_size_need_no_crop(rng, tmp_path):
+    write_folder(tmp_path, rng, ("train", "test"), ((6, 5), (6, 5)))
+    recipe = read_recipe(
+        "fashion_mnist",
+        {"data.source": str(tmp_path), "data.name": "pets", "data.augment": "[]"},
+    )
+    source = source_of(recipe.data)
+    assert source.shape == (6, 5, 3)
+    images = np.concatenate([x for x, _ in Feed(recipe, source, 0).test()])
+    files = sorted((tmp_path / "test").rglob("*.*"))
+    expected = np.stack([tf.io.decode_image(path.read_bytes()) for path in files]).astype(float)
+    train = np.stack(
+        [tf.io.decode_image(p.read_bytes()) for p in (tmp_path / "train").rglob("*.*")]
+    )
+    np.testing.assert_allclose(
+        images, (expected - train.mean()) / train.std(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_folders_that_are_no_sets(rng, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has no IDX files .* and no folder train of images"):
+        Folder(tmp_path / "empty")
+    write_folder(tmp_path / "one", rng, ("train",))
+    with pytest.raises(ValueError, match="no folder test or val or validation"):
+        Folder(tmp_path / "one")
+    write_folder(tmp_path / "odd", rng)
+    (tmp_path / "odd/val/cow").mkdir()
+    with pytest.raises(ValueError, match=r"the same folders.*only one of them has \['cow'\]"):
+        Folder(tmp_path / "odd")
+    (tmp_path / "odd/train/cow").mkdir()
+    with pytest.raises(ValueError, match="cow has no images"):
+        Folder(tmp_path / "odd")
+
+
+def test_a_stream_goes_on_from_any_step(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
+    monkeypatch.setattr("ce_keras.training.sources._SHUFFLED", 8)
+    recipe = read_recipe("imagenet", {"schedule.batch": "4", "data.size": "32"})
+    with tfds.testing.mock_data(num_examples=11):
+        source = source_of(recipe.data)
+        feed = Feed(recipe, source, seed=1)
+        whole = [(x.numpy(), y.numpy()) for x, y in feed.train(2)]
+        rest = [(x.numpy(), y.numpy()) for x, y in feed.train(2, step=1)]
+        other = [y.numpy() for _, y in feed.train(3)]
+    assert [x.shape for x, _ in whole] == [(4, 32, 32, 3), (4, 32, 32, 3), (3, 32, 32, 3)]
+    for one, again in zip(whole[1:], rest, strict=True):
+        np.testing.assert_array_equal(one[0], again[0])
+        np.testing.assert_array_equal(one[1], again[1])
+    assert sorted(np.concatenate(other)) == sorted(np.concatenate([y for _, y in whole]))
+    assert any((one != y).any() for one, (_, y) in zip(other, whole, strict=True))

@@ -17,8 +17,9 @@ from ce_keras.cli import main
 from ce_keras.geometry import resnext
 from ce_keras.training import job
 from ce_keras.training.checkpoints import Checkpoints
+from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import read_recipe
-from ce_keras.training.run import DivergedError, Feed, Trainer
+from ce_keras.training.run import DivergedError, Trainer
 from ce_keras.training.sources import KNOWN, Arrays, source_of
 
 SMALL = {
@@ -65,6 +66,11 @@ def test_a_run_leaves_what_it_did(finished):
     assert lines[0] == "epoch,loss,rate,error,top5_error"
     assert len(lines) == 3
     assert (folder / "curves.png").stat().st_size > 5000
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert results["versions"]["keras"] == keras.__version__
+    git = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    assert (results["revision"] or "").removesuffix("-dirty") == head
     errors = job.evaluate(folder)
     assert errors["error"] == results["history"][-1]["error"]
     assert 0 <= errors["top5_error"] <= errors["error"]
@@ -96,7 +102,7 @@ trainer.run()
 
 
 @pytest.mark.parametrize(
-    ("which", "step", "code"), [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 6, 75)]
+    ("which", "step", "code"), [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 5, 75)]
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
     recipe = json.dumps(small().to_dict())
@@ -104,7 +110,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, so
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == code, ended.stderr
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    # After SIGKILL, the last of every second step; after SIGTERM, the very one.
+    # After SIGKILL, the last of every second step; after SIGTERM, the next one.
     assert files[-1] == f"step-{2 if which == 'SIGKILL' else 6:09d}.npz"
     assert not (tmp_path / "results.json").exists()
     results = Trainer(small(), source, tmp_path, seed=3).run()
@@ -289,6 +295,9 @@ def test_train_evaluate_and_export_from_the_shell(tmp_path, capsys):
     model = keras.models.load_model(out / "run-1/model.keras")
     x = np.random.default_rng(0).normal(size=(3, 28, 28, 1)).astype("float32")
     np.testing.assert_allclose(exported.serve(x), model(x), rtol=1e-4, atol=1e-5)
+    for form, suffix in {"onnx": ".onnx", "litert": ".tflite"}.items():
+        assert main(["export", run, "--format", form]) == 0
+        assert (out / f"run-1/model{suffix}").stat().st_size > 1000
     assert 0 <= errors["error"] <= 100
 
 

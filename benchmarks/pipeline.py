@@ -1,0 +1,130 @@
+"""Does each recipe's input pipeline keep up with its model? Images a second of both.
+
+The pipeline is measured alone, reading, augmenting and normalising images of the recipe's size.
+Images of noise stand in for sets that may not be here: JPEG files of 500 by 375 pixels for
+`imagenet`, images in memory for the others. The model takes training steps on a ready batch.
+
+    python benchmarks/pipeline.py [--rounds 5] [--small] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from timing import Timing, interleaved
+
+from ce_keras import files
+from ce_keras.training.data import Images
+from ce_keras.training.devices import find_devices
+from ce_keras.training.feed import Feed
+from ce_keras.training.recipe import Recipe, read_recipe
+from ce_keras.training.run import build_model, build_optimizer, build_schedule
+from ce_keras.training.sources import KNOWN, Arrays, Folder, Source
+
+RECIPES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet32", "imagenet64", "imagenet")
+
+# Images of a model's step: a processor takes minutes for the whole batch of some recipes.
+_STEP = 16
+
+_BATCHES = 4
+
+
+def stand_in(recipe: Recipe, folder: Path) -> Source:
+    """Noise of the recipe's kind, for a few batches."""
+    known = KNOWN[recipe.data.name]
+    rng = np.random.default_rng(0)
+    if "resized_crop" in recipe.data.augment:
+        for half in ("train", "test"):
+            (folder / half / "noise").mkdir(parents=True)
+        for index in range(_BATCHES * recipe.schedule.batch):
+            # Coarse noise: a JPEG file of fine noise is larger than one of a photograph.
+            image = tf.image.resize(rng.integers(0, 256, (24, 32, 3)), (375, 500))
+            encoded = tf.io.encode_jpeg(tf.cast(image, tf.uint8), quality=95)
+            half = "test" if index == 0 else "train"
+            tf.io.write_file(str(folder / half / "noise" / f"{index}.jpg"), encoded)
+        return Folder(folder, known.shape)
+    count = _BATCHES * recipe.schedule.batch
+    images = rng.integers(0, 256, (count, *known.shape)).astype(np.uint8)
+    data = Images(images, rng.integers(0, known.classes, count))
+    return Arrays(data, data, known.classes)
+
+
+def training_step(recipe: Recipe, count: int) -> Callable[[], object]:
+    """A step of the recipe's model on `count` images that are there."""
+    known = KNOWN[recipe.data.name]
+    model = build_model(recipe, known.shape, known.classes, seed=0)
+    optimizer = build_optimizer(recipe, build_schedule(recipe, 100))
+    optimizer.build(model.trainable_variables)
+
+    def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+    step = find_devices().trainer(model, optimizer, losses)
+    batch = tf.random.normal((count, *known.shape)), tf.zeros(count, tf.int32)
+    return lambda: step(batch, False)
+
+
+def measured(name: str, folder: Path, rounds: int, small: bool) -> str:
+    """A row of the table."""
+    changes = {"schedule.batch": "4"} if small else {}
+    recipe = read_recipe(name, changes)
+    source = stand_in(recipe, folder / name)
+    feed = Feed(recipe, source, seed=0)
+    step = 2 if small else _STEP
+    times = interleaved(
+        {
+            "pipeline": lambda: [len(labels) for _, labels in feed.train(0)],
+            "step": training_step(recipe, step),
+        },
+        rounds,
+    )
+    fed = _rates(times["pipeline"], source.counts[0])
+    trained = _rates(times["step"], step)
+    return (
+        f"| {name} | {' + '.join(recipe.data.augment) or 'none'} | {fed} | {trained} "
+        f"| {source.counts[0] / times['pipeline'].median / (step / times['step'].median):.1f} |"
+    )
+
+
+def _rates(timing: Timing, count: int) -> str:
+    low, middle, high = (f"{count / seconds:,.0f}" for seconds in sorted(timing, reverse=True))
+    return f"{middle} ({low}-{high})"
+
+
+def main() -> None:
+    """Measure, print and write `pipeline.md`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="two recipes, few images: a trial")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    names = ("mnist", "imagenet") if options.small else RECIPES
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measured(name, Path(folder), options.rounds, options.small) for name in names]
+    lines = [
+        "# Input pipelines beside their models",
+        "",
+        f"Images a second: medians (quartiles) of {options.rounds} rounds, interleaved; "
+        f"{os.cpu_count()} cores, {platform.machine()}. An epoch of the pipeline is {_BATCHES} "
+        "batches, its start included; noise stands in for the sets. The last column is how many "
+        "times faster the pipeline is than the model's training steps.",
+        "",
+        "| recipe | augmentation | pipeline | model | ratio |",
+        "|---|---|---:|---:|---:|",
+        *rows,
+    ]
+    text = "\n".join(lines) + "\n"
+    with files.replacing(options.out / "pipeline.md") as part:
+        part.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

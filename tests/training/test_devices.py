@@ -1,0 +1,179 @@
+"""Several devices, and several machines, do what one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ce_keras.training.devices import find_devices, right
+from ce_keras.training.feed import NOTHING, Feed, Part
+from ce_keras.training.recipe import read_recipe
+from ce_keras.training.run import Trainer
+from ce_keras.training.sources import source_of
+
+SMALL = {
+    "data.limit": "70",
+    "model.cardinality": "2",
+    "model.width": "3",
+    "schedule.batch": "33",  # Of 16 and 17 rows, twice; then 4 images are left.
+    "schedule.epochs": "1",
+    "schedule.divide_at": "[]",
+    "schedule.warmup": "0",
+    "optimizer.rate": "0.01",
+}
+
+
+def small(**changes):
+    return read_recipe("fashion_mnist", {**SMALL, **changes})
+
+
+def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, **changes):
+    asked = {"recipe": recipe.to_dict(), "devices": list(devices), "save_every": None}
+    asked |= {"kill_at": None, **changes}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if workers:
+        cluster = {"cluster": {"worker": list(workers)}}
+        task = {"task": {"type": "worker", "index": index}}
+        environment["TF_CONFIG"] = json.dumps(cluster | task)
+    if backend == "jax":
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={len(devices) or 1}"
+    command = [sys.executable, Path(__file__).with_name("replicas.py"), folder, json.dumps(asked)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def done(folder, *processes, who="chief"):
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    return np.load(folder / f"losses-{who}.npz")
+
+
+def assert_same(found, expected):
+    """The same steps: sums over the batch are in another order, which float32 rounds otherwise."""
+    np.testing.assert_array_equal(found["counts"], expected["counts"])
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+    for name in expected.files:
+        if name.startswith("weight_"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one device does."""
+    folder = tmp_path_factory.mktemp("one")
+    return done(folder, ask(small(), folder))
+
+
+@pytest.mark.parametrize("clip", ["0", "0.5"])
+def test_two_devices_are_as_one(clip, one, tmp_path):
+    recipe = small(**{"optimizer.clip": clip})
+    if clip != "0":  # Clipped: the norm is that of the whole gradient.
+        (tmp_path / "one").mkdir()
+        one = done(tmp_path / "one", ask(recipe, tmp_path / "one"))
+    found = done(tmp_path, ask(recipe, tmp_path, ["cpu:0", "cpu:1"]))
+    assert len(found["losses"]) == 3
+    assert_same(found, one)
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert not model.get_layer("conv1_bn").synchronized, "what is saved is a network of its own"
+
+
+def test_two_devices_are_as_one_on_jax(tmp_path):
+    pytest.importorskip("jax")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    processes = []
+    for folder, devices in zip(folders, (["cpu:0"], ["cpu:0", "cpu:1"]), strict=True):
+        folder.mkdir()
+        processes.append(ask(small(), folder, devices, "jax"))
+    assert_same(*(done(*each) for each in zip(folders, processes, strict=True)))
+
+
+def _free():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def _workers(recipe, folder, **changes):
+    addresses = [_free(), _free()]
+    # A worker has a folder of its own, as on a machine of its own.
+    folders = [folder / "chief", folder / "worker"]
+    for each in folders:
+        each.mkdir(exist_ok=True)
+    return [
+        ask(recipe, each, workers=addresses, index=index, **changes)
+        for index, each in enumerate(folders)
+    ]
+
+
+def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path):
+    processes = _workers(small(), tmp_path, save_every=1, kill_at=2)
+    for process in processes:
+        process.communicate(timeout=300)
+        assert process.returncode == 9
+    assert not list((tmp_path / "worker").iterdir()), "only the chief writes"
+    done(tmp_path / "chief", *(_workers(small(), tmp_path, save_every=1)))
+    chief, worker = (np.load(tmp_path / who / f"losses-{who}.npz") for who in ("chief", "worker"))
+    assert len(chief["losses"]) == 2, "the step before the kill was saved, and not done again"
+    np.testing.assert_array_equal(chief["losses"], worker["losses"])
+    np.testing.assert_allclose(chief["losses"], one["losses"][1:], rtol=1e-5)
+    np.testing.assert_array_equal(chief["history"], worker["history"])
+    for name in one.files:
+        if name.startswith("weight_"):
+            np.testing.assert_allclose(chief[name], one[name], rtol=1e-3, atol=1e-3)
+            np.testing.assert_array_equal(chief[name], worker[name])
+
+
+@pytest.mark.parametrize("of", [2, 3])
+def test_parts_are_the_rows_of_the_whole(of):
+    recipe = small(**{"data.limit": "40", "schedule.batch": "19"})  # 19, 19, and 2 images.
+    source = source_of(recipe.data)
+    whole = [(x.numpy(), y.numpy()) for x, y in Feed(recipe, source, 1).train(epoch=1)]
+    for parts in ([Part(k, k + 1, of) for k in range(of)], [Part(0, of, of)]):
+        feeds = [Feed(recipe, source, 1, part).train(1) for part in parts]
+        pieces = [[(x.numpy(), y.numpy()) for x, y in feed] for feed in feeds]
+        if len(parts) == 1:
+            pieces = [pieces[0][k::of] for k in range(of)]
+        for batch, (images, labels) in enumerate(whole):
+            own = [piece[batch] for piece in pieces]
+            found = np.concatenate([y for _, y in own])
+            seen = found != NOTHING
+            assert (seen.sum() < len(seen)) == (len(labels) < of)
+            np.testing.assert_array_equal(found[seen], labels)
+            np.testing.assert_array_equal(np.concatenate([x for x, _ in own])[seen], images)
+
+
+def test_right_answers_are_those_that_tensorflow_counts(rng):
+    logits = rng.integers(0, 6, (400, 10)).astype("float32")  # With ties.
+    logits[7, 3] = np.nan
+    labels = rng.integers(0, 10, 400).astype("int32")
+    labels[7] = 3
+    expected = [
+        tf.reduce_sum(tf.cast(tf.math.in_top_k(labels, logits, k), tf.int32)) for k in (1, 5)
+    ]
+    assert right(logits, labels).numpy().tolist() == [400, *map(int, expected)]
+    labels[:100] = NOTHING
+    assert right(logits, labels).numpy()[0] == 300
+
+
+def test_devices_that_are_not_there():
+    with pytest.raises(ValueError, match=r"devices: got \['gpu:7'\]; there are cpu:0"):
+        find_devices(["gpu:7"])
+    assert find_devices() is find_devices()
+
+
+def test_batches_too_small_to_be_shared(tmp_path):
+    recipe = small(**{"schedule.batch": "23"})  # The last has one image.
+    two = SimpleNamespace(replicas=2)
+    with pytest.raises(ValueError, match="70 images in batches of 23 leave one of 1 for 2 devices"):
+        Trainer(recipe, source_of(recipe.data), tmp_path, devices=two)
+    assert not list(tmp_path.iterdir())
