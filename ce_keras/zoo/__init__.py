@@ -1,44 +1,63 @@
-"""The zoo: ResNeXt-29, -50 and -101, with the paper's designs ready made and any other on request.
+"""The zoo: ResNeXts with the paper's designs ready made and any other on request.
 
     model = ce_keras.zoo.resnext50(mode="dual")
+    model = ce_keras.zoo.create("resnext50_12x10d")
 
-Every function has the arguments of `keras.applications`, in their order.
+The ResNeXts' functions have the arguments of `keras.applications`, in their order.
 """
 
 from ce_keras.designs import PUBLISHED, Published, choose_design, published
+from ce_keras.zoo.catalogue import NETWORKS, Entry, create, entries, list_models
+from ce_keras.zoo.convert import from_applications, from_torch, to_torch
+from ce_keras.zoo.images import decode_predictions, preprocess_input
 from ce_keras.zoo.perceptron import fully_connected
 from ce_keras.zoo.resnext import (
     Constructor,
     build_resnext,
+    resnet50,
+    resnet101,
+    resnet152,
     resnext11,
     resnext29,
     resnext38,
     resnext50,
     resnext101,
+    resnext152,
     trained_parameters,
 )
-
-#: Every network of the zoo by name.
-NETWORKS: dict[str, Constructor] = {
-    "resnext11": resnext11,
-    "resnext29": resnext29,
-    "resnext38": resnext38,
-    "resnext50": resnext50,
-    "resnext101": resnext101,
-}
+from ce_keras.zoo.weights import load_weights, published_weights, save_weights
+from ce_keras.zoo.wide_resnet import wide_resnet
 
 __all__ = [
     "NETWORKS",
     "PUBLISHED",
+    "Constructor",
+    "Entry",
     "Published",
     "build_resnext",
     "choose_design",
+    "create",
+    "decode_predictions",
+    "entries",
+    "from_applications",
+    "from_torch",
     "fully_connected",
+    "list_models",
+    "load_weights",
+    "preprocess_input",
     "published",
+    "published_weights",
+    "resnet50",
+    "resnet101",
+    "resnet152",
     "resnext11",
     "resnext29",
     "resnext38",
     "resnext50",
     "resnext101",
+    "resnext152",
+    "save_weights",
+    "to_torch",
     "trained_parameters",
+    "wide_resnet",
 ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,12 +17,15 @@ from ce_keras.geometry import Design
 from ce_keras.layers.collegial import Aggregate, CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
 from ce_keras.optimum import search
+from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.weights import find_weights, load_weights
 
 
 def fully_connected(
     input_shape: tuple[int, ...] = (28, 28, 1),
     classes: int = 10,
     classifier_activation: str | None = "softmax",
+    weights: str | Path | None = None,
     name: str | None = None,
     *,
     depth: int = 6,
@@ -28,6 +34,7 @@ def fully_connected(
     cardinality: int | None = None,
     width: int | None = None,
     seed: int | None = None,
+    dtype: Any = None,
 ) -> keras.Model:
     """Fully connected ReLU networks side by side, their outputs summed as in Eq. 4.
 
@@ -35,6 +42,8 @@ def fully_connected(
         input_shape: of one example, flattened.
         classes: outputs.
         classifier_activation: `"softmax"`, or `None` for logits.
+        weights: a `.weights.h5` or `.safetensors` file, or the name of the data that published
+            weights are of; `None` for random ones.
         name: of the model.
         depth: weight matrices of each path (L): `depth - 1` hidden layers.
         base: width of the baseline's hidden layers.
@@ -43,6 +52,7 @@ def fully_connected(
         cardinality: number of paths; with `width`, instead of `mode`.
         width: width of every path.
         seed: for reproducible weights.
+        dtype: of the layers, or a policy's name; Keras' default if not given.
 
     Raises:
         ValueError: for arguments that contradict each other, or sizes that are not positive.
@@ -58,8 +68,27 @@ def fully_connected(
     seeds: list[int | None] = [None] * depth
     if checked_seed(seed) is not None:
         seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
+    name = name or f"fully_connected_{design}"
+    source = find_weights(weights, name)
+    with defaults(dtype):
+        image = keras.Input(input_shape)
+        outputs = _paths(image, design, depth, classes, seeds)
+        if classifier_activation is not None:
+            # Under a mixed policy the probabilities stay in full precision.
+            whole = keras.config.dtype_policy().variable_dtype
+            outputs = layers.Activation(classifier_activation, dtype=whole, name="predictions")(
+                outputs
+            )
+        model = keras.Model(image, outputs, name=name)
+    if source is not None:
+        load_weights(model, source)
+    return model
+
+
+def _paths(
+    image: Any, design: Design, depth: int, classes: int, seeds: Sequence[int | None]
+) -> Any:
     m, n = design
-    image = keras.Input(input_shape)
     x = layers.Flatten()(image)
     for layer in range(depth - 1):
         x = CollegialDense(
@@ -72,12 +101,7 @@ def fully_connected(
         )(x)
     last = kernel_initializer(gain=1.0, seed=seeds[-1])
     x = CollegialDense(m * classes, m, kernel_initializer=last, name="outputs")(x)
-    x = Aggregate(m, name="sum")(x)
-    if classifier_activation is not None:
-        # Under a mixed policy the probabilities stay in full precision.
-        dtype = keras.config.dtype_policy().variable_dtype
-        x = layers.Activation(classifier_activation, dtype=dtype, name="predictions")(x)
-    return keras.Model(image, x, name=name or f"fully_connected_{design}")
+    return Aggregate(m, name="sum")(x)
 
 
 def connected_design(

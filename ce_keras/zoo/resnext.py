@@ -1,9 +1,10 @@
-"""ResNeXt-29, -50 and -101 with any design: one builder, one block, a table of shapes."""
+"""ResNeXts of any depth and design: one builder, one block, a table of shapes."""
 
 from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import keras
@@ -15,6 +16,8 @@ from ce_keras.designs import Mode, choose_design
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
 from ce_keras.layers.initializers import kernel_initializer
+from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.weights import find_weights, load_weights
 
 
 def build_resnext(
@@ -30,6 +33,9 @@ def build_resnext(
     classifier_activation: str | None = "softmax",
     seed: int | None = None,
     name: str = "resnext",
+    features_only: bool = False,
+    dtype: Any = None,
+    data_format: str | None = None,
 ) -> keras.Model:
     """A ResNeXt of any shape and design, as a functional Keras model.
 
@@ -37,7 +43,8 @@ def build_resnext(
         shape: stages, stem and channels; `ce_keras.geometry.RESNEXTS` has the paper's.
         design: cardinality, and width of a path in the first stage; it doubles with each stage.
         include_top: whether to end in a classifier.
-        weights: a `.weights.h5` file to load; `None` for random weights.
+        weights: a `.weights.h5` or `.safetensors` file, or the name of published weights; `None`
+            for random ones.
         input_tensor: a Keras tensor to build on.
         input_shape: of the images; the shape's with the classifier, any size without it.
         pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
@@ -45,14 +52,45 @@ def build_resnext(
         classifier_activation: `"softmax"`, or `None` for logits.
         seed: for reproducible initial weights; Keras' global generator if not given.
         name: of the model.
+        features_only: end in the feature maps of all stages, by level: `"P3"` is at an eighth of
+            the image's size.
+        dtype: of the layers, or a policy's name; Keras' default if not given.
+        data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
 
     Raises:
         ValueError: for arguments that do not fit; before anything is built.
     """
-    classes = shape.classes if classes is None else classes
-    _check(weights, pooling, classes)
-    seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
-    image = _image_input(shape, input_tensor, input_shape, include_top)
+    with defaults(dtype, data_format):
+        classes = shape.classes if classes is None else classes
+        _check(pooling, classes, features_only)
+        source = find_weights(weights, name)
+        top = include_top and not features_only
+        seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
+        image = _image_input(shape, input_tensor, input_shape, top)
+        levels = _stages(image, shape, design, seeds)
+        x: Any = list(levels.values())[-1]
+        if features_only:
+            x = levels
+        elif include_top:
+            x = _classifier(x, classes, classifier_activation, next(seeds))
+        elif pooling == "avg":
+            x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        elif pooling == "max":
+            x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+
+        sources = keras.utils.get_source_inputs(image)
+        model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
+    if source is not None:
+        load_weights(model, source, partial=not top)
+    return model
+
+
+def _stages(
+    image: Any, shape: ResNeXt, design: Design, seeds: Iterator[int | None]
+) -> dict[str, Any]:
+    """The feature map of every stage, by its level."""
+    level = int(math.log2(shape.stem_strides)) + shape.pool
+    levels = {}
     x = _stem(image, shape, next(seeds))
     for stage, blocks in enumerate(shape.blocks):
         for block in range(blocks):
@@ -65,18 +103,8 @@ def build_resnext(
                 seed=next(seeds),
                 name=f"conv{stage + 2}_block{block + 1}",
             )
-    if include_top:
-        x = _classifier(x, classes, classifier_activation, next(seeds))
-    elif pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    elif pooling == "max":
-        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
-
-    sources = keras.utils.get_source_inputs(image)
-    model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
-    if weights is not None:
-        model.load_weights(weights)
-    return model
+        levels[f"P{level + stage}"] = x
+    return levels
 
 
 def _stem(x: Any, shape: ResNeXt, seed: int | None) -> Any:
@@ -138,6 +166,9 @@ class Constructor(Protocol):
         cardinality: int | None = ...,
         width: int | None = ...,
         seed: int | None = ...,
+        features_only: bool = ...,
+        dtype: Any = ...,
+        data_format: str | None = ...,
     ) -> keras.Model:
         """Build the network; `help(ce_keras.zoo.resnext50)` describes the arguments."""
 
@@ -149,7 +180,8 @@ _DOCSTRING = """{what}, as a collegial ensemble of any design.
 
 Args:
     include_top: whether to end in a classifier.
-    weights: a `.weights.h5` file to load; `None` for random weights.
+    weights: a `.weights.h5` or `.safetensors` file, or the name of the data that published
+        weights are of (`ce_keras.zoo.published_weights`); `None` for random ones.
     input_tensor: a Keras tensor to build on.
     input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
     pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
@@ -158,14 +190,18 @@ Args:
     name: of the model; `{family}_` and the design if not given.
     mode: a ready design: `"primal"` (smoothest at the baseline's size), `"dual"` (smallest
         at the baseline's smoothness), `"baseline"` (a single path), or `"resnext"` (found by grid
-        search, where somebody has). `"primal"` if neither this nor a design is given.
+        search, where somebody has). `"{usual}"` if neither this nor a design is given.
     cardinality: number of paths; with `width`, instead of `mode`. With `mode`, it chooses among
         that mode's designs.
     width: channels of a path in the first stage.
     seed: for reproducible weights.
+    features_only: end in the feature maps of all stages, by level: `"P3"` is at an eighth of the
+        image's size.
+    dtype: of the layers, or a policy's name; Keras' default if not given.
+    data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
 
 Returns:
-    A functional `keras.Model`.
+    A functional `keras.Model`; its output is a dictionary for `features_only`.
 
 Raises:
     ValueError: for arguments that contradict each other or do not fit.
@@ -174,8 +210,12 @@ Designs: {source}.
 """
 
 
-def _constructor(family: str, what: str, source: str = _PUBLISHED) -> Constructor:
+def _constructor(
+    family: str, what: str, source: str = _PUBLISHED, name: str | None = None
+) -> Constructor:
     shape = RESNEXTS[family]
+    prefix = name or family
+    usual: Mode = "primal" if prefix == family else "baseline"
 
     def construct(
         include_top: bool = True,
@@ -191,7 +231,12 @@ def _constructor(family: str, what: str, source: str = _PUBLISHED) -> Constructo
         cardinality: int | None = None,
         width: int | None = None,
         seed: int | None = None,
+        features_only: bool = False,
+        dtype: Any = None,
+        data_format: str | None = None,
     ) -> keras.Model:
+        if mode is None and cardinality is None and width is None:
+            mode = usual
         design = choose_design(family, mode, cardinality, width)
         return build_resnext(
             shape,
@@ -204,13 +249,17 @@ def _constructor(family: str, what: str, source: str = _PUBLISHED) -> Constructo
             classes=classes,
             classifier_activation=classifier_activation,
             seed=seed,
-            name=name or f"{family}_{design}",
+            name=name or f"{prefix}_{design}",
+            features_only=features_only,
+            dtype=dtype,
+            data_format=data_format,
         )
 
-    construct.__name__ = construct.__qualname__ = family
+    construct.__name__ = construct.__qualname__ = prefix
     construct.__doc__ = _DOCSTRING.format(
         what=what,
-        family=family,
+        family=prefix,
+        usual=usual,
         shape=shape.input_shape,
         classes=shape.classes,
         source=source,
@@ -227,16 +276,21 @@ resnext38 = _constructor(
 )
 resnext50 = _constructor("resnext50", "ResNeXt-50 for ImageNet")
 resnext101 = _constructor("resnext101", "ResNeXt-101 for ImageNet")
+resnext152 = _constructor("resnext152", "ResNeXt-152 for ImageNet", _DERIVED)
 
 
-def _check(weights: Any, pooling: Any, classes: int) -> None:
-    if weights is not None and not pathlib.Path(weights).is_file():
-        raise ValueError(
-            f"weights: got {weights!r}; it must be None or a .weights.h5 file that exists "
-            "(no published weights are available)"
-        )
+# The baselines by the names that everybody knows.
+resnet50, resnet101, resnet152 = (
+    _constructor(f"resnext{depth}", f"ResNet-{depth} for ImageNet", name=f"resnet{depth}")
+    for depth in (50, 101, 152)
+)
+
+
+def _check(pooling: Any, classes: int, features_only: bool) -> None:
     if pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling: got {pooling!r}; it must be None, 'avg' or 'max'")
+    if pooling is not None and features_only:
+        raise ValueError(f"pooling: got {pooling!r}; there is none of feature maps")
     positive_int("classes", classes)
 
 

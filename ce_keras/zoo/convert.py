@@ -1,0 +1,176 @@
+"""Weights of ResNets and ResNeXts to and from PyTorch, and from `keras.applications`.
+
+torchvision, timm and most others name the parts of a ResNet alike: `layer2.0.conv3.weight`,
+`layer2.0.downsample.1.running_var`, `fc.bias`. The networks are the same as ours: strides in the
+3x3 convolution, padding all round, 1e-5 in the normalisation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ce_keras.zoo.weights import assign, named
+
+_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"} | {
+    "moving_variance": "running_var"
+}
+
+# Parts of other networks' state that ours have none of.
+_OTHER_STEM = re.compile(r"conv1\.\d|.*\.(se|attn|downsample\.2|aa)\b")
+
+
+def from_torch(
+    model: keras.Model, state: Mapping[str, Any] | str | Path, partial: bool = False
+) -> None:
+    """Give one of our networks the weights of a PyTorch ResNet or ResNeXt of the same design.
+
+    Args:
+        model: as built by `ce_keras.zoo`: `resnext50(mode="resnext")` for `resnext50_32x4d`.
+        state: a state dictionary of arrays or tensors, or a file: `.safetensors`, or `.pth` or
+            `.pt`, which need PyTorch and are read with `weights_only=True`.
+        partial: whether the state may have more, as of a classifier that the model lacks.
+
+    Raises:
+        ValueError: for weights that are missing, too many, of other shapes, or of a variant with
+            another stem or other blocks.
+        ImportError: for a file of PyTorch's where it is not installed.
+    """
+    where = "state"
+    if isinstance(state, str | Path):
+        where, state = str(state), _read(Path(state))
+    variants = sorted(name for name in state if _OTHER_STEM.match(name))
+    if variants:
+        raise ValueError(
+            f"{where}: {variants[0]} is of a variant (a deep stem, squeeze-and-excite, pooled "
+            "shortcuts): only the plain ResNet and ResNeXt are known"
+        )
+    wanted = {_torch_name(name): name for name in named(model)}
+    arrays = {
+        wanted.get(name, name): _ours(_array(value))
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assign(model, arrays, where, partial)
+
+
+def to_torch(model: keras.Model) -> dict[str, np.ndarray]:
+    """The state dictionary of one of our networks, as PyTorch's ResNets have it, of arrays.
+
+    For `module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)`:
+    PyTorch's count of batches is not in it.
+
+    >>> from ce_keras import zoo
+    >>> state = to_torch(zoo.create("resnext50_2x3d", classes=5))
+    >>> state["layer3.0.conv2.weight"].shape  # 2 paths, each 4 times 3 wide.
+    (24, 12, 3, 3)
+    """
+    arrays = {}
+    for name, variable in named(model).items():
+        value = np.asarray(variable)
+        if value.ndim == 4:
+            value = value.transpose(3, 2, 0, 1)
+        elif value.ndim == 2:
+            value = value.T
+        arrays[_torch_name(name)] = np.ascontiguousarray(value)
+    return arrays
+
+
+def _torch_name(name: str) -> str:
+    """PyTorch's name for one of our variables: `conv3_block1_0_bn/gamma` and so on.
+
+    Raises:
+        ValueError: for a variable that no ResNet has.
+    """
+    layer, _, weight = name.rpartition("/")
+    kind = _NORM.get(weight, {"kernel": "weight"}.get(weight, weight))
+    if layer == "predictions":
+        return f"fc.{kind}"
+    if layer in ("conv1_conv", "conv1_bn"):
+        return f"{'conv1' if layer == 'conv1_conv' else 'bn1'}.{kind}"
+    match = re.fullmatch(r"conv(\d+)_block(\d+)_(\d)_(conv|bn)", layer)
+    if match is None:
+        raise ValueError(f"model: {name} has no counterpart in PyTorch's ResNets")
+    stage, block, step = (int(match[i]) for i in (1, 2, 3))
+    if step == 0:
+        part = "downsample.0" if match[4] == "conv" else "downsample.1"
+    else:
+        part = f"{match[4]}{step}"
+    return f"layer{stage - 1}.{block - 1}.{part}.{kind}"
+
+
+def _ours(value: np.ndarray) -> np.ndarray:
+    if value.ndim == 4:  # (outputs, inputs of a group, height, width)
+        return value.transpose(2, 3, 1, 0)
+    return value.T if value.ndim == 2 else value
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"state: there is no file {path}")
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    if path.suffix not in (".pth", ".pt"):
+        raise ValueError(f"state: got {path}; it must be .safetensors, .pth or .pt")
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(f"state: {path} needs PyTorch to be read: pip install torch") from None
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    return found.get("state_dict", found)
+
+
+def from_applications(model: keras.Model, source: keras.Model) -> None:
+    """Give our `resnet50`, or one like it, the weights of a ResNet of `keras.applications`.
+
+    The bias that its convolutions have before normalisation goes into the moving mean.
+
+    Args:
+        model: of `ce_keras.zoo`, with one path.
+        source: with the same names of layers.
+
+    Raises:
+        ValueError: where the networks differ, as `keras.applications.ResNet50` does: its strides
+            are in the first 1x1 convolution of a block, ours in the 3x3, so that the same weights
+            would not be the same function.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    theirs = {layer.name: layer for layer in source.layers}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        other = theirs.get(layer.name)
+        if other is None:
+            raise ValueError(f"source: {source.name} has no layer {layer.name}")
+        _compare(layer, other)
+        arrays |= {f"{layer.name}/{w.name}": np.asarray(w) for w in other.weights}
+    for name in [name for name in arrays if name.endswith("_conv/bias")]:
+        norm = name.replace("_conv/bias", "_bn/moving_mean")
+        arrays[norm] = arrays[norm] - arrays.pop(name)
+    assign(model, arrays, f"source: {source.name}")
+
+
+def _compare(ours: Any, theirs: Any) -> None:
+    for attribute in ("strides", "groups", "epsilon"):
+        one, other = getattr(ours, attribute, None), getattr(theirs, attribute, None)
+        if attribute == "epsilon" and one is not None:
+            # The published networks' 1.001e-5 is 1e-5 as far as float32 outputs go.
+            same = other is not None and abs(one - other) <= 1e-7
+        else:
+            same = one == other
+        if not same:
+            raise ValueError(
+                f"source: {theirs.name} has {attribute} {other}, ours {one}: the same weights "
+                "would not be the same function"
+            )

@@ -1,0 +1,82 @@
+"""From images to what networks see, and from what they say to names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ce_keras.zoo.weights import published_weights
+
+# The usual mean and deviation of ImageNet's red, green and blue.
+_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | None = None) -> Any:
+    """Normalise images as the networks' training does.
+
+    Args:
+        x: images, values 0 to 255.
+        data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
+        weights: published weights, `"resnext11_7x7d/fashion_mnist"`; without them, by ImageNet's
+            mean and deviation of each colour.
+
+    Raises:
+        ValueError: for weights that are not published, or images that are not of three channels
+            where ImageNet's constants are for three.
+
+    >>> preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0]
+    0.0
+    """
+    if weights is not None:
+        known = _published(weights)
+        mean, deviation = (np.array(known[key], "float32") for key in ("mean", "deviation"))
+        return (x - mean) / deviation
+    axis = -1 if (data_format or keras.config.image_data_format()) == "channels_last" else -3
+    if x.shape[axis] != 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}; its axis {axis} must have 3 channels")
+    mean, deviation = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in _IMAGENET)
+    if isinstance(x, np.ndarray):
+        return (x - mean) / deviation
+    return ops.divide(ops.subtract(x, ops.cast(mean, x.dtype)), ops.cast(deviation, x.dtype))
+
+
+def decode_predictions(
+    predictions: Any, top: int = 5, *, weights: str | None = None
+) -> list[list[tuple[str, str, float]]]:
+    """The likeliest classes of each image: (identifier, name, probability).
+
+    Args:
+        predictions: probabilities, `(batch, classes)`.
+        top: how many.
+        weights: published weights, whose classes they are; without them, ImageNet's thousand,
+            whose names Keras downloads.
+
+    Raises:
+        ValueError: for weights that are not published, or predictions of another shape.
+
+    >>> decode_predictions(np.eye(10)[:1], top=1, weights="resnext11_7x7d/fashion_mnist")
+    [[('0', 'T-shirt/top', 1.0)]]
+    """
+    predictions = np.asarray(predictions)
+    if weights is None:
+        return keras.applications.imagenet_utils.decode_predictions(predictions, top)
+    names = _published(weights)["classes"]
+    if predictions.ndim != 2 or predictions.shape[1] != len(names):
+        raise ValueError(
+            f"predictions: got shape {predictions.shape}; it must be (batch, {len(names)})"
+        )
+    best = np.argsort(-predictions, axis=1)[:, :top]
+    return [
+        [(str(index), names[index], float(row[index])) for index in order]
+        for row, order in zip(predictions, best, strict=True)
+    ]
+
+
+def _published(weights: str) -> dict[str, Any]:
+    known = published_weights()
+    if weights not in known:
+        raise ValueError(f"weights: got {weights!r}; published are {', '.join(known)}")
+    return known[weights]

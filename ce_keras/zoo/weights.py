@@ -1,0 +1,149 @@
+"""Weights of networks: files of ours, published ones, and what keeps them apart.
+
+A `.safetensors` file of ours has Keras' names: `conv1_conv/kernel`. Nothing here reads a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ce_keras import files
+
+#: Published weights: files beside their index.
+FOLDER = Path(__file__).parent / "trained"
+
+_SUFFIXES = (".weights.h5", ".safetensors")
+
+
+def published_weights(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Published weights, by model and the data they were trained on.
+
+    Args:
+        name: of a model; all of them if not given.
+
+    Returns:
+        By `"model/data"`: file, its SHA-256, names of classes, mean and deviation that images are
+        normalised by, test error in percent, and the recipe and seed that made them.
+
+    >>> sorted(published_weights("resnext11_7x7d"))
+    ['resnext11_7x7d/fashion_mnist']
+    """
+    index = files.read_json(FOLDER / "index.json")
+    return {key: value for key, value in index.items() if name in (None, key.partition("/")[0])}
+
+
+def find_weights(weights: str | Path | None, name: str) -> Path | None:
+    """The file that a network's argument `weights` asks for.
+
+    Args:
+        weights: a path, the name of the data that published weights are of, or `None`.
+        name: of the model.
+
+    Raises:
+        ValueError: if there is no such file, or it is not what was published.
+    """
+    if weights is None:
+        return None
+    own = published_weights(name)
+    entry = own.get(f"{name}/{weights}")
+    if entry is not None:
+        return _fetched(entry)
+    path = Path(weights)
+    if not path.is_file() or not path.name.endswith(_SUFFIXES):
+        names = [key.partition("/")[2] for key in own]
+        raise ValueError(
+            f"weights: got {str(weights)!r}; it must be None, a file that exists "
+            f"({' or '.join(_SUFFIXES)}), or a name of published weights: {name} has "
+            f"{', '.join(names) or 'none'}"
+        )
+    return path
+
+
+def _fetched(entry: Mapping[str, Any]) -> Path:
+    """A published file: of the package, or downloaded once; and its hash is right."""
+    if "url" in entry:
+        options = {"file_hash": entry["sha256"], "hash_algorithm": "sha256"}
+        return Path(keras.utils.get_file(entry["file"], entry["url"], **options))
+    path = FOLDER / entry["file"]
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != entry["sha256"]:
+        raise ValueError(
+            f"weights: {path} has the SHA-256 {found}, but was published with {entry['sha256']}; "
+            "install the package again"
+        )
+    return path
+
+
+def load_weights(model: keras.Model, path: str | Path, partial: bool = False) -> None:
+    """Give a model the weights of a file.
+
+    Args:
+        model: built.
+        path: a `.weights.h5` or `.safetensors` file.
+        partial: whether the file may have more, as of a classifier that the model lacks.
+
+    Raises:
+        ValueError: for weights that are missing, or of other shapes.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        model.load_weights(path, skip_mismatch=partial)
+        return
+    from safetensors.numpy import load_file
+
+    assign(model, load_file(path), str(path), partial)
+
+
+def save_weights(model: keras.Model, path: str | Path) -> None:
+    """Write a model's weights as `.safetensors`.
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="one")])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights(model, Path(folder) / "a.safetensors")
+    ...     load_weights(model, Path(folder) / "a.safetensors")
+    """
+    from safetensors.numpy import save_file
+
+    with files.replacing(Path(path)) as part:
+        save_file({name: np.asarray(value) for name, value in named(model).items()}, part)
+
+
+def named(model: keras.Model) -> dict[str, Any]:
+    """A model's variables, by the names that files have for them."""
+    return {variable.path: variable for variable in model.weights}
+
+
+def assign(
+    model: keras.Model, arrays: Mapping[str, np.ndarray], where: str, partial: bool = False
+) -> None:
+    """Give a model's variables the values of arrays of the same names, all or none.
+
+    Raises:
+        ValueError: for names that are missing or too many, or other shapes; `where` begins it.
+    """
+    variables = named(model)
+    missing = sorted(set(variables) - set(arrays))
+    more = [] if partial else sorted(set(arrays) - set(variables))
+    for what, names in (("lacks", missing), ("has more:", more)):
+        if names:
+            raise ValueError(f"{where}: {what} {_few(names)}; is it of another network?")
+    for name, variable in variables.items():
+        found, wanted = arrays[name].shape, tuple(variable.shape)
+        if found != wanted:
+            hint = ""
+            if name.startswith("predictions/"):
+                hint = f": give classes={found[-1]}, or include_top=False"
+            raise ValueError(f"{where}: {name} has shape {found}, the network {wanted}{hint}")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

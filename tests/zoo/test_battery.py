@@ -1,0 +1,221 @@
+"""What every network of the zoo must do.
+
+All of them are built and counted. What depends on the kind of network only is asked of thin ones.
+"""
+
+import math
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from ce_keras import geometry, zoo
+
+ENTRIES = zoo.entries()
+THIN = {
+    "resnext11_2x3d": (28, 28, 1),
+    "resnext29_2x2d": (32, 32, 3),
+    "resnext50_2x2d": (64, 64, 3),
+    "fully_connected_3x5d": (28, 28, 1),
+    "wide_resnet10_1": (32, 32, 3),
+}
+
+
+def thin(name, **options):
+    shape = options.pop("input_shape", THIN[name])
+    if name == "wide_resnet10_1":
+        return zoo.wide_resnet(shape, depth=10, widening=1, **options)
+    return zoo.create(name, input_shape=shape, **options)
+
+
+def operations(model):
+    """Two for each multiply-add, counted layer by layer in the built model."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            total += 2 * math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:3])
+        elif isinstance(layer, keras.layers.Dense):
+            total += 2 * math.prod(layer.kernel.shape)
+    return total
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_network_is_of_the_size_it_should_be(entry):
+    model = zoo.create(entry.name)
+    if entry.family == "fully_connected":
+        network = geometry.fully_connected(784, [200] * 5, 10)
+        m, n = entry.design
+        # What the theory leaves out: biases.
+        biases = m * (5 * n + 10)
+        assert zoo.trained_parameters(model) - biases == network.params(m, n)
+    elif entry.family == "wide_resnet":
+        assert zoo.trained_parameters(model) == 36_479_194  # 36.5 million in Table 1.
+    else:
+        network = geometry.resnext(entry.family.replace("resnet", "resnext"))
+        assert zoo.trained_parameters(model) == network.params(*entry.design)
+        assert operations(model) == network.flops(*entry.design)
+
+
+def test_sizes_that_others_publish():
+    """torchvision's counts, which have classifiers of a thousand classes too."""
+    for name, count in {
+        "resnet50": 25_557_032,
+        "resnet101": 44_549_160,
+        "resnet152": 60_192_808,
+        "resnext50_32x4d": 25_028_904,
+        "resnext101_32x8d": 88_791_336,
+    }.items():
+        family, _, design = name.replace("resnet", "resnext").rpartition("_")
+        network = geometry.resnext(family or design)
+        design = geometry.Design.parse(design) if family else (1, 64)
+        assert network.params(*design) == count, name
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_a_network_computes_trains_and_repeats_itself(name, rng):
+    model = thin(name, seed=1)
+    for batch in (1, 3):
+        outputs = model(rng.normal(size=(batch, *THIN[name])).astype("float32"))
+        assert outputs.shape == (batch, model.output_shape[-1])
+        np.testing.assert_allclose(np.sum(outputs, axis=1), 1, rtol=1e-5)
+    if name != "fully_connected_3x5d":
+        side = THIN[name][0] + 9
+        other = thin(name, input_shape=(side, side, THIN[name][2]), seed=1)
+        assert other(np.ones((2, side, side, THIN[name][2]), "float32")).shape[0] == 2
+    for one, again in zip(model.get_weights(), thin(name, seed=1).get_weights(), strict=True):
+        np.testing.assert_array_equal(one, again)
+    for dtype in (None, "mixed_bfloat16"):
+        model = thin(name, seed=1, dtype=dtype)
+        model.compile(keras.optimizers.SGD(0.002, 0.9), "sparse_categorical_crossentropy")
+        x, y = rng.normal(size=(16, *THIN[name])).astype("float32"), np.arange(16) % 10
+        losses = [model.train_on_batch(x, y) for _ in range(8)]
+        assert losses[-1] < losses[0], dtype
+        assert model.output.dtype == "float32"
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_a_network_is_the_same_exported(name, rng, tmp_path):
+    model = thin(name, seed=2)
+    x = rng.normal(size=(2, *THIN[name])).astype("float32")
+    expected = model(x).numpy()
+
+    def same(found):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+    model.export(tmp_path / "saved", verbose=False)
+    saved = tf.saved_model.load(tmp_path / "saved")
+    same(saved.serve(x))
+    graph = saved.signatures["serving_default"].graph.as_graph_def()
+    functions = [node for function in graph.library.function for node in function.node_def]
+    attributes = {key for node in [*graph.node, *functions] for key in node.attr}
+    assert "_XlaMustCompile" not in attributes, "it would compile wherever it is loaded"
+
+    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    same(session.run(None, {session.get_inputs()[0].name: x})[0])
+
+    model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+    lite = Interpreter(str(tmp_path / "model.tflite"))
+    index = lite.get_input_details()[0]["index"]
+    lite.resize_tensor_input(index, x.shape)
+    lite.allocate_tensors()
+    lite.set_tensor(index, x)
+    lite.invoke()
+    same(lite.get_tensor(lite.get_output_details()[0]["index"]))
+
+
+LOAD = """
+import sys
+from pathlib import Path
+import numpy as np
+import ce_keras, keras
+for file in Path(sys.argv[1]).glob("*.keras"):
+    x = np.load(file.with_suffix(".x.npy"))
+    np.save(file.with_suffix(".y.npy"), keras.models.load_model(file).predict(x, verbose=0))
+"""
+
+
+def test_networks_come_back_in_a_new_process(rng, tmp_path):
+    expected = {}
+    for name, shape in THIN.items():
+        model = thin(name, seed=3)
+        x = rng.normal(size=(2, *shape)).astype("float32")
+        expected[name] = model(x).numpy()
+        model.save(tmp_path / f"{name}.keras")
+        np.save(tmp_path / f"{name}.x.npy", x)
+        for suffix in (".weights.h5", ".safetensors"):
+            path = tmp_path / f"{name}{suffix}"
+            (
+                zoo.save_weights(model, path)
+                if suffix == ".safetensors"
+                else model.save_weights(path)
+            )
+            again = thin(name, seed=4, weights=path)
+            np.testing.assert_array_equal(again(x), expected[name])
+    subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, capture_output=True)
+    for name, outputs in expected.items():
+        found = np.load(tmp_path / f"{name}.y.npy")
+        np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-6)
+
+
+def test_features_of_all_stages():
+    model = zoo.create("resnext50_2x2d", features_only=True, input_shape=(64, 96, 3), seed=0)
+    shapes = {level: tensor.shape[1:] for level, tensor in model.output.items()}
+    assert shapes == {f"P{k}": (64 >> k, 96 >> k, 64 << k) for k in (2, 3, 4, 5)}
+    whole = zoo.create("resnext50_2x2d", include_top=False, input_shape=(64, 96, 3), seed=0)
+    x = np.ones((1, 64, 96, 3), "float32")
+    np.testing.assert_allclose(model(x)["P5"], whole(x), rtol=1e-5)
+    with pytest.raises(ValueError, match="pooling: got 'avg'; there is none of feature maps"):
+        zoo.resnext11(features_only=True, pooling="avg")
+
+
+def test_weights_without_the_classifier(tmp_path, rng):
+    trained = zoo.create("resnext11_2x3d", seed=0)
+    zoo.save_weights(trained, tmp_path / "a.safetensors")
+    trained.save_weights(tmp_path / "a.weights.h5")
+    x = rng.normal(size=(1, 28, 28, 1)).astype("float32")
+    inner = keras.Model(trained.input, trained.get_layer("conv4_block1_out").output)
+    for name in ("a.safetensors", "a.weights.h5"):
+        options = {"include_top": False, "input_shape": (28, 28, 1), "weights": tmp_path / name}
+        np.testing.assert_allclose(zoo.create("resnext11_2x3d", **options)(x), inner(x), rtol=1e-5)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    path = tmp_path / "a.safetensors"
+    zoo.save_weights(zoo.create("resnext11_2x3d", classes=7), path)
+    with pytest.raises(ValueError, match=r"predictions/kernel has shape .*give classes=7, or"):
+        zoo.create("resnext11_2x3d", weights=path)
+    with pytest.raises(ValueError, match=r"conv2_block1_1_conv/kernel has shape \(1, 1, 32, 6\)"):
+        zoo.create("resnext11_2x4d", classes=7, weights=path)
+    with pytest.raises(ValueError, match=r"a.safetensors: lacks .* is it of another network"):
+        zoo.create("resnext29_2x3d", classes=7, weights=path)
+    with pytest.raises(ValueError, match="weights: got 'imagenet'; it must be None, a file"):
+        zoo.create("resnext11_2x3d", weights="imagenet")
+
+
+def test_names():
+    assert "resnext50_12x10d" in zoo.list_models("resnext50*")
+    assert len(zoo.list_models()) == len(ENTRIES)
+    assert zoo.create("resnet50", include_top=False).name == "resnet50_1x64d"
+    with pytest.raises(ValueError, match=r"name: got 'resnet5'; did you mean 'resnet50'\?"):
+        zoo.create("resnet5")
+    with pytest.raises(ValueError, match="depth: got 27; it must be 10, 16"):
+        zoo.wide_resnet(depth=27)
+
+
+def test_images_are_normalised_for_what_they_are_shown_to(rng):
+    x = rng.uniform(0, 255, (2, 4, 5, 3)).astype("float32")
+    theirs = keras.applications.imagenet_utils.preprocess_input(x.copy(), mode="torch")
+    np.testing.assert_allclose(zoo.preprocess_input(x), theirs, atol=2e-3)
+    first = zoo.preprocess_input(np.moveaxis(x, -1, 1), "channels_first")
+    np.testing.assert_allclose(np.moveaxis(first, 1, -1), theirs, atol=2e-3)
+    np.testing.assert_allclose(zoo.preprocess_input(tf.constant(x)), theirs, atol=2e-3)
+    with pytest.raises(ValueError, match="must have 3 channels"):
+        zoo.preprocess_input(np.zeros((2, 28, 28, 1)))
+    with pytest.raises(ValueError, match="weights: got 'a'; published are"):
+        zoo.preprocess_input(x, weights="a")

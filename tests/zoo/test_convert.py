@@ -1,0 +1,117 @@
+"""Weights to and from PyTorch, against a PyTorch network; and from keras.applications."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ce_keras import zoo
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "design"),
+    [("resnet50", (3, 4, 6, 3), (1, 64)), ("resnext50_32x4d", (3, 4, 6, 3), (32, 4))],
+)
+def test_pytorch_and_back(name, blocks, design, rng, tmp_path):
+    torch = pytest.importorskip("torch")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
+    from torch_resnet import random_resnet
+
+    network = random_resnet(blocks, *design, classes=20)
+    model = zoo.create(name, classes=20, classifier_activation=None)
+    x = rng.normal(size=(16, 64, 64, 3)).astype("float32")
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    for source in (network.state_dict(), tmp_path / "a.safetensors", tmp_path / "a.pth"):
+        model.set_weights([np.zeros(w.shape) for w in model.get_weights()])
+        zoo.from_torch(model, source)
+        small = zoo.create(name, classes=20, classifier_activation=None, input_shape=(64, 64, 3))
+        small.set_weights(model.get_weights())
+        found = small(x).numpy()
+        assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+        np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    back = zoo.to_torch(model)
+    for key, value in state.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(back[key], value)
+
+
+def test_names_and_shapes_are_pytorchs():
+    state = zoo.to_torch(zoo.create("resnext50_32x4d"))
+    # Of torchvision's resnext50_32x4d, apart from num_batches_tracked.
+    assert len(state) == 267
+    assert {key: state[key].shape for key in list(state)[:2]} == {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.weight": (64,),
+    }
+    assert state["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
+    assert state["layer2.0.conv2.weight"].shape == (256, 8, 3, 3)
+    assert state["layer4.2.bn3.running_var"].shape == (2048,)
+    assert state["fc.weight"].shape == (1000, 2048)
+
+
+def test_a_state_goes_round(rng):
+    model = zoo.create("resnext50_2x2d", classes=5, seed=0)
+    for variable in model.weights:
+        variable.assign(rng.uniform(0.5, 1, variable.shape))
+    state = zoo.to_torch(model) | {"bn1.num_batches_tracked": np.array(3)}
+    other = zoo.create("resnext50_2x2d", classes=5, seed=1)
+    zoo.from_torch(other, state)
+    for one, again in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, again)
+    features = zoo.create("resnext50_2x2d", features_only=True)
+    zoo.from_torch(features, state, partial=True)
+    np.testing.assert_array_equal(features.get_weights()[0], model.get_weights()[0])
+    with pytest.raises(ValueError, match=r"state: has more: fc.bias, fc.weight; is it of"):
+        zoo.from_torch(features, state)
+    with pytest.raises(ValueError, match=r"state: conv1.0.weight is of a variant"):
+        zoo.from_torch(other, state | {"conv1.0.weight": np.zeros(1)})
+    state.pop("layer3.1.bn2.bias")
+    with pytest.raises(ValueError, match=r"state: lacks conv4_block2_2_bn/beta"):
+        zoo.from_torch(other, state)
+    with pytest.raises(ValueError, match="has no counterpart in PyTorch's ResNets"):
+        zoo.to_torch(zoo.wide_resnet(depth=10, widening=1))
+
+
+def test_files_that_are_not_there_or_not_known(tmp_path):
+    model = zoo.create("resnext11_2x2d")
+    with pytest.raises(ValueError, match="state: there is no file"):
+        zoo.from_torch(model, tmp_path / "a.pth")
+    (tmp_path / "a.pkl").touch()
+    with pytest.raises(ValueError, match=r"it must be \.safetensors, \.pth or \.pt"):
+        zoo.from_torch(model, tmp_path / "a.pkl")
+
+
+def test_resnet50_of_keras_applications_is_another_function():
+    source = keras.applications.ResNet50(weights=None)
+    with pytest.raises(ValueError, match=r"conv3_block1_1_conv has strides \(2, 2\), ours"):
+        zoo.from_applications(zoo.resnet50(), source)
+
+
+def test_a_resnet_of_keras_applications_that_fits(rng):
+    from keras.src.applications import resnet
+
+    from ce_keras.geometry import Design, ResNeXt
+
+    # One stage has no strides inside.
+    source = resnet.ResNet(
+        lambda x: resnet.stack_residual_blocks_v1(x, 64, 2, stride1=1, name="conv2"),
+        preact=False,
+        use_bias=True,
+        weights=None,
+        input_shape=(64, 64, 3),
+        classes=7,
+        name="one_stage",
+    )
+    for variable in source.weights:
+        variable.assign(rng.uniform(0.2, 1, variable.shape) * 0.3)
+    model = zoo.build_resnext(ResNeXt((2,), 64), Design(1, 64), classes=7, input_shape=(64, 64, 3))
+    zoo.from_applications(model, source)
+    x = rng.normal(size=(2, 64, 64, 3)).astype("float32")
+    np.testing.assert_allclose(model(x), source(x), rtol=1e-3, atol=1e-6)
