@@ -19,7 +19,7 @@ from ce_keras.optimum import Curve, Solution, search
 from ce_keras.registration import register_with_keras
 
 if TYPE_CHECKING:
-    from ce_keras import layers, ntk, training, zoo
+    from ce_keras import layers, ntk, training, tuner, zoo
 
 __version__ = "0.1.0"
 
@@ -33,12 +33,13 @@ __all__ = [
     "ntk",
     "search",
     "training",
+    "tuner",
     "zoo",
 ]
 
 register_with_keras()
 
-_LAZY = {"layers", "ntk", "training", "zoo"}
+_LAZY = {"layers", "ntk", "training", "tuner", "zoo"}
 
 
 def __getattr__(name: str) -> Any:

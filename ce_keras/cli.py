@@ -196,6 +196,33 @@ def _demo(options: argparse.Namespace) -> None:
     _print(options, results, _comparison(options, rows))
 
 
+def _info(options: argparse.Namespace) -> None:
+    zoo = _load_zoo()
+    from ce_keras.layers.flops import flops
+
+    known = {entry.name: entry for entry in zoo.entries()}
+    model = zoo.create(options.name)
+    entry = known.get(options.name, known.get(model.name))
+    content = {
+        "name": model.name,
+        "kind": entry.mode if entry else "any",
+        "origin": entry.origin if entry else "asked for",
+        "table": entry.table if entry else "",
+        "input_shape": list(model.input_shape[1:]),
+        "parameters": zoo.trained_parameters(model),
+        "flops": flops(model),
+        "weights": sorted(zoo.published_weights(model.name)),
+    }
+    source = f" in Table {content['table']}" if content["table"] else ""
+    lines = [
+        f"{content['name']}: {content['kind']} design, {content['origin']}{source}",
+        f"{content['parameters']:,} parameters, {content['flops']:,} FLOPs for an image of "
+        + "x".join(map(str, content["input_shape"])),
+        f"trained weights: {', '.join(content['weights']) or 'none'}",
+    ]
+    _print(options, content, "\n".join(lines))
+
+
 def _train(options: argparse.Namespace) -> None:
     from ce_keras.training.recipe import read_recipe
 
@@ -220,8 +247,11 @@ def _train(options: argparse.Namespace) -> None:
         save_every=options.save_every,
         devices=devices,
     )
-    expected = planned["expected_error"]
-    paper = "" if expected is None else f"; the paper: {expected} % ({recipe.expected.source})"
+    expected, top5 = planned["expected_error"], planned["expected_top5_error"]
+    source = f" ({recipe.expected.source})"
+    paper = "" if expected is None else f"; the paper: {expected} %{source}"
+    if top5 is not None and "top5_error" in results:
+        paper += f"; top-5 {results['top5_error']:.2f} %, the paper: {top5} %"
     spread = results.get("standard_error")
     error = f"{results['error']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
     _print(options, results, f"test error {error} %{paper}")
@@ -235,9 +265,9 @@ def _assignment(text: str) -> tuple[str, str]:
 
 
 def _plan_text(planned: dict[str, Any]) -> str:
-    flops = "" if planned["flops"] is None else f", {planned['flops']:,} FLOPs an image"
     return (
-        f"{planned['model']}: {planned['parameters']:,} parameters{flops}\n"
+        f"{planned['model']}: {planned['parameters']:,} parameters, "
+        f"{planned['flops']:,} FLOPs an image\n"
         f"{planned['train_images']:,} training and {planned['test_images']:,} test images; "
         f"{planned['steps']:,} steps, {planned['steps_per_epoch']:,} an epoch\n"
         f"about {planned['memory'] / 2**20:,.0f} MiB for weights and activations"
@@ -422,6 +452,14 @@ def _theory(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     """What builds and trains networks."""
+    add = command(
+        "info",
+        _info,
+        "what is known of a network of the zoo",
+        "ce-keras info resnext50_4x16d",
+    ).add_argument
+    add("name", metavar="NAME", help="like resnext50_4x16d, resnet50 or wide_resnet28_10")
+
     add = command(
         "build",
         _build,

@@ -60,6 +60,19 @@ def test_list_prints_every_published_design_and_no_difference(capsys):
     assert all(row["agrees"] for row in json.loads(output))
 
 
+def test_info_says_what_is_known(capsys):
+    assert main(["info", "resnext50_4x16d"]) == 0
+    printed = capsys.readouterr().out
+    assert "resnext50_4x16d: dual design, published in Table 2b" in printed
+    assert "17,069,096 parameters" in printed
+    assert main(["info", "resnext11", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["origin"] == "derived"
+    assert main(["info", "resnext11_7x7d"]) == 0
+    assert "trained weights: resnext11_7x7d/fashion_mnist" in capsys.readouterr().out
+    assert main(["info", "resnet5"]) == 2
+    assert "did you mean 'resnet50'?" in capsys.readouterr().err
+
+
 def test_build_saves_a_model(capsys, tmp_path):
     path = tmp_path / "model.keras"
     code, output, _ = run(

@@ -67,7 +67,7 @@ class Feed:
         self._part = part or Part()
         self._size: tuple[int, int] = (source.shape[0], source.shape[1])
         self._boxes = "resized_crop" in recipe.data.augment
-        self._mean, self._deviation = self._statistics()
+        self.mean, self.deviation = self._statistics()
 
     def train(self, epoch: int, step: int = 0) -> Any:
         """(images, labels) of an epoch, from a step on."""
@@ -129,7 +129,7 @@ class Feed:
         def prepared(index: Any, batch: tuple[Any, Any]) -> Any:
             whole, first, _ = rows(index)
             images = augmented(batch[0], index, (first, whole))
-            images = (tf.cast(images, tf.float32) - self._mean) / self._deviation
+            images = (tf.cast(images, tf.float32) - self.mean) / self.deviation
             return images, tf.cast(batch[1], tf.int32)
 
         batches = batches.enumerate(step).map(prepared, _AHEAD)

@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 
-from ce_keras import files, geometry, zoo
+from ce_keras import files, zoo
 from ce_keras.checks import checked_seed, positive_int
+from ce_keras.layers.flops import flops
 from ce_keras.training.devices import Devices, find_devices
 from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import Recipe, recipe_of
@@ -24,8 +25,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """What a run would be, without its images.
 
     Returns:
-        The model's name, trained parameters, FLOPs for one image (`None` where they are not
-        known), images, steps, and an estimate of the memory that training takes, in bytes.
+        The model's name, trained parameters, FLOPs for one image, images, steps, and an estimate of
+        the memory that training takes, in bytes.
     """
     known = what_of(recipe.data)
     train, test = known.counts
@@ -36,24 +37,15 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     return {
         "model": model.name,
         "parameters": zoo.trained_parameters(model),
-        "flops": _flops(model),
+        "flops": flops(model),
         "train_images": train,
         "test_images": test,
         "steps_per_epoch": steps,
         "steps": steps * recipe.schedule.epochs,
         "memory": _memory(model, recipe),
-        "expected_error": recipe.expected.error.get(model.name.rpartition("_")[2]),
+        "expected_error": recipe.expected.error.get(model.name),
+        "expected_top5_error": recipe.expected.top5_error.get(model.name),
     }
-
-
-def _flops(model: keras.Model) -> int | None:
-    name, _, design = model.name.rpartition("_")
-    if name not in geometry.RESNEXTS:
-        return None
-    shape = geometry.RESNEXTS[name]._replace(
-        input_shape=tuple(model.input_shape[1:]), classes=model.output_shape[-1]
-    )
-    return int(geometry.resnext(shape).flops(*geometry.Design.parse(design)))
 
 
 def _memory(model: keras.Model, recipe: Recipe) -> int:

@@ -126,11 +126,13 @@ class ExpectedRecipe:
 
     Attributes:
         source: its table or figure; or what else was measured.
-        error: test error in percent, by design.
+        error: test error in percent, by model.
+        top5_error: the same of five guesses.
     """
 
     source: str = ""
     error: dict[str, float] = field(default_factory=dict)
+    top5_error: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
         ValueError: for weights that are not published, or images that are not of three channels
             where ImageNet's constants are for three.
 
-    >>> preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0]
+    >>> float(preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0])
     0.0
     """
     if weights is not None:

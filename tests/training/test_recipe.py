@@ -2,8 +2,8 @@ import tomllib
 
 import pytest
 
-from ce_keras.geometry import Design
 from ce_keras.training.recipe import FOLDERS, read_recipe
+from ce_keras.zoo import list_models
 
 NAMES = sorted(path.stem for path in FOLDERS[0].glob("*.toml"))
 
@@ -26,8 +26,8 @@ def test_recipes_are_good_and_flat(name):
     assert recipe == read_recipe(FOLDERS[0] / f"{name}.toml")
     content = tomllib.loads((FOLDERS[0] / f"{name}.toml").read_text())
     assert set(content) <= {"model", "data", "optimizer", "schedule", "expected"}
-    for design in recipe.expected.error:
-        Design.parse(design)
+    for design in (*recipe.expected.error, *recipe.expected.top5_error):
+        assert design in list_models()
 
 
 def test_the_papers_settings():
@@ -41,7 +41,7 @@ def test_the_papers_settings():
     assert imagenet.schedule.divide_at == (30, 60, 90)
     assert imagenet.optimizer.decay == 1e-4
     assert (small.optimizer.rate, small.schedule.divide_by) == (0.08, 5)
-    assert cifar.expected.error["37x10d"] == 3.82
+    assert cifar.expected.error["resnext29_37x10d"] == 3.82
 
 
 def test_values_can_be_replaced():

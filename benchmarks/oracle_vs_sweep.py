@@ -1,0 +1,203 @@
+"""The analytic design against KerasTuner's sweeps: validation error, trials and seconds.
+
+Every method proposes designs of the fully connected network on the baseline's primal curve, and
+each trial trains one of them on the embedded images for the same number of epochs. The whole curve
+is trained as well: what it holds best is what regret is counted from.
+
+    python benchmarks/oracle_vs_sweep.py [--seeds 5] [--trials 8] [--epochs 6]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+
+from ce_keras import files, geometry, search, zoo
+from ce_keras.training import balanced, load_fashion_mnist
+from ce_keras.tuner import CollegialOracle
+
+BASE = 100
+WIDTHS = (3, 5, 8, 12, 18, 25, 35, 50, 70, 100)
+
+
+class Race:
+    """Images, designs, and what each has been found to be worth.
+
+    A design is trained once for each seed: every method that proposes it gets the same error and
+    is charged the same seconds.
+    """
+
+    def __init__(self, images: int, epochs: int) -> None:
+        train, test = load_fashion_mnist()
+        train = balanced(train, images)
+        half = len(test.labels) // 2
+        self._train = train.images / np.float32(255), train.labels.astype("int32")
+        self._valid = test.images[:half] / np.float32(255), test.labels[:half].astype("int32")
+        self._epochs = epochs
+        self.baseline = geometry.fully_connected(784, [BASE] * 5, 10)
+        self.solution = search(self.baseline, widths=WIDTHS, alpha="closed_form")
+        curve = self.solution.curve
+        self.cardinality = dict(zip(curve.width.tolist(), curve.cardinality.tolist(), strict=True))
+        self.seen: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def run(self, width: int, seed: int) -> tuple[float, float]:
+        """Validation error in percent, and seconds."""
+        if (width, seed) not in self.seen:
+            begun = time.perf_counter()
+            model = zoo.fully_connected(
+                base=BASE, cardinality=int(self.cardinality[width]), width=width, seed=seed
+            )
+            model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+            keras.utils.set_random_seed(seed)
+            model.fit(*self._train, batch_size=64, epochs=self._epochs, verbose=0)
+            _, accuracy = model.evaluate(*self._valid, batch_size=500, verbose=0)
+            self.seen[width, seed] = 100 * (1 - accuracy), time.perf_counter() - begun
+        return self.seen[width, seed]
+
+    def sweep(self, oracle: keras_tuner.Oracle, seed: int) -> dict[str, float]:
+        """Ask an oracle until it stops: the best error, trials, and seconds."""
+        best, seconds, trials = math.inf, 0.0, 0
+        with tempfile.TemporaryDirectory() as folder:
+            oracle._set_project_dir(folder, "p")
+            oracle.verbose = 0
+            while True:
+                begun = time.perf_counter()
+                trial = oracle.create_trial("tuner")
+                seconds += time.perf_counter() - begun
+                if trial.status != "RUNNING":
+                    return {"error": best, "seconds": seconds, "trials": trials}
+                error, spent = self.run(int(trial.hyperparameters.values["width"]), seed)
+                best, seconds, trials = min(best, error), seconds + spent, trials + 1
+                oracle.update_trial(trial.trial_id, {"val_error": error})
+                trial.status = "COMPLETED"
+                oracle.end_trial(trial)
+
+
+def methods(race: Race, trials: int) -> dict[str, Callable[[int], keras_tuner.Oracle]]:
+    """An oracle for each, from a seed."""
+    objective = keras_tuner.Objective("val_error", "min")
+
+    def space() -> keras_tuner.HyperParameters:
+        hp = keras_tuner.HyperParameters()
+        hp.Choice("width", list(WIDTHS))
+        return hp
+
+    def common(seed: int, count: int = trials) -> dict[str, Any]:
+        shared = {"hyperparameters": space(), "seed": seed + 1}
+        return {"objective": objective, "max_trials": count, **shared}
+
+    oracles = keras_tuner.oracles
+    return {
+        "theory": lambda seed: CollegialOracle(
+            objective, race.baseline, alpha="closed_form", widths=WIDTHS, seed=seed + 1
+        ),
+        "random": lambda seed: oracles.RandomSearchOracle(**common(seed)),
+        "Bayesian": lambda seed: oracles.BayesianOptimizationOracle(
+            **common(seed), num_initial_points=3
+        ),
+        "grid": lambda seed: oracles.GridSearchOracle(**common(seed, len(WIDTHS))),
+    }
+
+
+def table(race: Race, found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Means over the seeds, with standard errors."""
+    seeds = range(len(found["theory"]))
+    lines = [
+        "| method | trials | seconds | best validation error | regret |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    best = [min(race.seen[width, seed][0] for width in WIDTHS) for seed in seeds]
+    for name, runs in found.items():
+        regret = [run["error"] - best[seed] for seed, run in enumerate(runs)]
+        trials = statistics.mean(run["trials"] for run in runs)
+        seconds = statistics.mean(run["seconds"] for run in runs)
+        errors = [run["error"] for run in runs]
+        lines.append(f"| {name} | {trials:.0f} | {seconds:.1f} | {_pm(errors)} % | {_pm(regret)} |")
+    return lines
+
+
+def curve_table(race: Race, seeds: int) -> list[str]:
+    """The whole primal curve."""
+    solution = race.solution
+    lines = ["| design | predicted variance | validation error |", "|---|---:|---:|"]
+    for width, variance in zip(solution.curve.width, solution.curve.variance, strict=True):
+        errors = [race.seen[int(width), seed][0] for seed in range(seeds)]
+        design = f"{race.cardinality[int(width)]}x{width}d"
+        lines.append(f"| {design} | {variance:.3f} | {_pm(errors)} % |")
+    return lines
+
+
+def _pm(values: list[float]) -> str:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.2f} ± {error:.2f}"
+
+
+def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Error against seconds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, runs in found.items():
+        x, y = ([run[key] for run in runs] for key in ("seconds", "error"))
+        axes.plot(x, y, "o", alpha=0.7, label=name)
+    axes.set(xscale="log", xlabel="seconds of search, training included")
+    axes.set_ylabel("best validation error, %")
+    axes.legend()
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def main() -> None:
+    """Race, print, and write `oracle_vs_sweep.md` and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    race = Race(options.images, options.epochs)
+    for seed in range(options.seeds):
+        for width in WIDTHS:
+            race.run(width, seed)
+    found = {
+        name: [race.sweep(make(seed), seed) for seed in range(options.seeds)]
+        for name, make in methods(race, options.trials).items()
+    }
+    lines = [
+        "# The oracle beside KerasTuner's sweeps",
+        "",
+        f"Fully connected, six layers, base width {BASE}; {options.images} embedded images, "
+        f"{options.epochs} epochs a trial; {options.seeds} seeds, ± is one standard error. Regret "
+        "is the error above the best of the whole curve with the same seed.",
+        "",
+        *table(race, found),
+        "",
+        "The whole primal curve:",
+        "",
+        *curve_table(race, options.seeds),
+        "",
+        "![Error against seconds](oracle_vs_sweep.png)",
+    ]
+    text = "\n".join(lines) + "\n"
+    with files.replacing(options.out / "oracle_vs_sweep.md") as part:
+        part.write_text(text)
+    draw(found, options.out / "oracle_vs_sweep.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

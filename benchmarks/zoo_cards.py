@@ -1,0 +1,271 @@
+"""The cards in `zoo/`: what is known of every network, each figure with where it is from.
+
+python benchmarks/zoo_cards.py              # Write them from what was counted and measured.
+python benchmarks/zoo_cards.py --measure    # Measure speeds first: a quarter of an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from ce_keras import files
+from ce_keras.designs import PUBLISHED
+from ce_keras.training.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "zoo"
+
+#: The recipe that a family's paper errors are of, and its data.
+RECIPES = {
+    "resnext29": ("cifar10", "CIFAR-10"),
+    "resnext50": ("imagenet", "ImageNet"),
+    "resnext101": ("imagenet", "ImageNet"),
+}
+_BATCH, _ROUNDS = 4, 3
+
+
+def rows() -> list[dict[str, Any]]:
+    """All that is known of every network, in the order of the catalogue."""
+    from ce_keras import zoo
+
+    measured = files.read_json(ZOO / "measured.json")
+    millions = {f"{row.network}_{row.design}": row.millions for row in PUBLISHED}
+    trained = zoo.published_weights()
+    found = []
+    for entry in zoo.entries():
+        counted = measured["models"][entry.name]
+        expected = _paper_error(entry)
+        own = {key: value for key, value in trained.items() if key.startswith(f"{entry.name}/")}
+        found.append(
+            {
+                "name": entry.name,
+                "family": entry.family,
+                "kind": entry.mode,
+                "design": str(entry.design or ""),
+                "origin": entry.origin,
+                "parameters": counted["parameters"],
+                "published_millions": millions.get(entry.name, ""),
+                "flops": counted["flops"],
+                "activations_mib": f"{counted['activations'] / 2**20:.1f}",
+                "inference_images_per_second": f"{counted['inference']:.3g}",
+                "training_images_per_second": f"{counted['training']:.3g}",
+                "paper_error": expected[0],
+                "paper_source": expected[1],
+                "our_error": ", ".join(f"{value['error']:.2f}" for value in own.values()),
+                "our_run": ", ".join(value["run"] for value in own.values()),
+                "recipe": RECIPES.get(entry.family, ("fashion_mnist" if own else "", ""))[0],
+            }
+        )
+    return found
+
+
+def _paper_error(entry: Any) -> tuple[Any, str]:
+    """Top-1, in percent, and of what it is."""
+    family = entry.family.replace("resnet", "resnext") if entry.design else "resnext29"
+    if family not in RECIPES:
+        return "", ""
+    recipe, data = RECIPES[family]
+    name = f"{family}_{entry.design}" if entry.design else entry.name
+    error = read_recipe(recipe).expected.error.get(name, "")
+    return error, f"{data}, Table {entry.table}" if error else ""
+
+
+# Measuring ---------------------------------------------------------------------------------------
+
+
+def measure() -> None:
+    """Count and time every network, and write `measured.json`."""
+    from ce_keras import zoo
+
+    path = ZOO / "measured.json"
+    models = files.read_json(path)["models"] if path.exists() else {}
+    for entry in zoo.entries():
+        if entry.name not in models:
+            models[entry.name] = _measured(zoo.create(entry.name, classifier_activation=None))
+            machine = f"{os.cpu_count()} cores, {platform.machine()}"
+            content = {"machine": machine, "batch": _BATCH, "models": models}
+            files.write_json(path, content)
+            print(entry.name, models[entry.name], flush=True)
+
+
+def _measured(model: Any) -> dict[str, Any]:
+    import keras
+    import tensorflow as tf
+
+    from ce_keras import zoo
+    from ce_keras.layers.flops import flops
+    from ce_keras.training.devices import find_devices
+    from ce_keras.training.optimizer import CoupledSGD
+
+    shape = model.input_shape[1:]
+    x, y = tf.random.normal((_BATCH, *shape)), tf.zeros(_BATCH, tf.int32)
+    optimizer = CoupledSGD(0.0)
+    optimizer.build(model.trainable_variables)
+
+    def losses(logits: Any, labels: Any) -> Any:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+    train = find_devices().trainer(model, optimizer, losses)
+    infer = tf.function(lambda images: model(images, training=False), autograph=False)
+    rates = {}
+    for name, run in {
+        "inference": lambda: infer(x),
+        "training": lambda: train((x, y), False),
+    }.items():
+        run()
+        seconds = []
+        for _ in range(_ROUNDS):
+            begun = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begun)
+        rates[name] = _BATCH / statistics.median(seconds)
+    outputs = (layer.output for layer in model.layers)
+    sizes = [math.prod(tensor.shape[1:]) for each in outputs for tensor in keras.tree.flatten(each)]
+    return {
+        "parameters": zoo.trained_parameters(model),
+        "flops": flops(model),
+        "activations": 4 * sum(sizes),
+        **rates,
+    }
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def card(row: dict[str, Any], machine: str) -> str:
+    """One network's page."""
+    from ce_keras import zoo
+
+    origin = (
+        "published in the paper" if row["origin"] == "published" else "derived by `ce_keras.search`"
+    )
+    lines = [
+        f"# {row['name']}",
+        "",
+        f"`ce_keras.zoo.create({row['name']!r})`: "
+        + (f"{row['kind']} design {row['design']}, {origin}." if row["design"] else "Table 1's."),
+        "",
+        "| what | figure |",
+        "|---|---:|",
+        f"| parameters | {row['parameters']:,} |",
+        *([f"| as printed | {row['published_millions']}M |"] if row["published_millions"] else []),
+        f"| FLOPs for an image | {row['flops']:,} |",
+        f"| layers' outputs for an image, float32 | {row['activations_mib']} MiB |",
+        f"| inference, {machine} | {row['inference_images_per_second']} images/s |",
+        f"| training | {row['training_images_per_second']} images/s |",
+    ]
+    if row["paper_error"]:
+        lines.append(f"| the paper's error ({row['paper_source']}) | {row['paper_error']} % |")
+    weights = zoo.published_weights(row["name"])
+    lines += [
+        f"| our error ({value['data']}) | {value['error']:.2f} % |" for value in weights.values()
+    ]
+    if row["recipe"]:
+        mode = f" --mode {row['kind']}" if row["kind"] != "baseline" else " --mode baseline"
+        lines += ["", f"To train it: `ce-keras train {row['recipe']}{mode}`."]
+    for key, value in weights.items():
+        data = key.partition("/")[2]
+        lines += [
+            "",
+            f"Trained weights: `weights={data!r}`, made by `{value['run']}`; "
+            f"[log]({value['log']}). Their error is the last epoch's; the mean of the last "
+            f"{value['averaged_over_epochs']} of {value['epochs']} epochs is "
+            f"{value['mean_error']:.2f} %.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def readme(found: list[dict[str, Any]]) -> str:
+    """The table that people look at first."""
+    lines = [
+        "# The zoo",
+        "",
+        "Every network by name: `ce_keras.zoo.create(name)`. *Published* designs are rows of the",
+        "paper's Tables 1 and 2, *derived* ones are what `ce_keras.search` answers. Errors are the",
+        "paper's, top-1 in percent; ours stand where there is a run, and nowhere else.",
+        "",
+        "![The paper's errors against parameters](error.png)",
+        "",
+        "| network | kind | origin | parameters | FLOPs | the paper's error | our error |",
+        "|---|---|---|---:|---:|---|---|",
+    ]
+    for row in found:
+        paper = f"{row['paper_error']} ({row['paper_source']})" if row["paper_error"] else ""
+        lines.append(
+            f"| [{row['name']}]({row['name']}.md) | {row['kind']} | {row['origin']} "
+            f"| {row['parameters']:,} | {row['flops']:,} | {paper} | {row['our_error']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Error against parameters, for the paper's rows."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colours = {"baseline": "black", "resnext": "tab:gray", "primal": "tab:blue", "dual": "tab:red"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    titles = {"CIFAR-10": "ResNeXt-29, CIFAR-10", "ImageNet": "ResNeXt-50, -101, ImageNet"}
+    for axis, (data, title) in zip(axes, titles.items(), strict=True):
+        # ResNets have the rows of the ResNeXts that they are the baselines of.
+        own = [row for row in found if row["paper_source"].startswith(data)]
+        own = [row for row in own if not row["name"].startswith("resnet")]
+        for kind, colour in colours.items():
+            points = [row for row in own if row["kind"] == kind]
+            millions = [row["parameters"] / 1e6 for row in points]
+            errors = [row["paper_error"] for row in points]
+            axis.plot(millions, errors, "o", color=colour, label=kind)
+            for row, *place in zip(points, millions, errors, strict=True):
+                text = row["design"] or "Wide ResNet-28-10"
+                axis.annotate(text, place, (4, 4), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log")
+        axis.set(title=title, xlabel="parameters, millions", ylabel="the paper's test error, %")
+        axis.margins(x=0.15, y=0.1)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.legend()
+    with files.replacing(path) as part:
+        figure.savefig(part, dpi=120)
+    pyplot.close(figure)
+
+
+def write(folder: Path) -> None:
+    """All cards, the table as CSV, and the picture."""
+    found = rows()
+    machine = files.read_json(ZOO / "measured.json")["machine"]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(found)
+    pages = {"results.csv": text.getvalue(), "README.md": readme(found)}
+    pages |= {f"{row['name']}.md": card(row, machine) for row in found}
+    for name, content in pages.items():
+        with files.replacing(folder / name) as part:
+            part.write_text(content)
+    draw(found, folder / "error.png")
+
+
+def main() -> None:
+    """Measure if asked to, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--out", type=Path, default=ZOO)
+    options = parser.parse_args()
+    if options.measure:
+        measure()
+    write(options.out)
+
+
+if __name__ == "__main__":
+    main()

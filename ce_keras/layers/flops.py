@@ -1,0 +1,44 @@
+"""What a Keras model computes for one example, counted from its built layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from ce_keras.layers.fan_in import fan_ins, leaves
+
+
+def flops(model: keras.Model) -> int:
+    """FLOPs of a model's linear maps for one example: two for each multiply-add.
+
+    Normalisation, activations and pooling are left out, as is usual. A layer that is called
+    several times counts once.
+
+    Args:
+        model: built, with a known size of its input.
+
+    Raises:
+        ValueError: for outputs of unknown size, or a layer with a matrix that is not known.
+
+    >>> flops(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+    24
+    """
+    return sum(_of(layer) for layer in leaves(model))
+
+
+def _of(layer: Any) -> int:
+    """Every output unit of a linear map sums its fan-in."""
+    found = fan_ins(layer)
+    if not found:
+        return 0
+    shape = layer.output.shape[1:]
+    if None in shape:
+        raise ValueError(f"model: {layer.name} has outputs of unknown size {shape}; give sizes")
+    outputs = math.prod(shape)
+    if len(found) == 1:
+        return round(2 * found[0] * outputs)
+    # A separable convolution: its first map has as many channels as its second sums.
+    first, second = found
+    return round(2 * second * (outputs + first * outputs / layer.filters))
