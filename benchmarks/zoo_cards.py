@@ -24,12 +24,17 @@ from ce_keras.training.recipe import read_recipe
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
 
-#: The recipe that a family's paper errors are of, and its data.
+#: The recipe that trains a family, and its data.
 RECIPES = {
+    "resnext11": ("fashion_mnist", "Fashion-MNIST"),
     "resnext29": ("cifar10", "CIFAR-10"),
+    "resnext38": ("imagenet64", "ImageNet at 64x64"),
     "resnext50": ("imagenet", "ImageNet"),
     "resnext101": ("imagenet", "ImageNet"),
+    "resnext152": ("imagenet", "ImageNet"),
+    "fully_connected": ("mnist", "MNIST"),
 }
+
 _BATCH, _ROUNDS = 4, 3
 
 
@@ -56,16 +61,31 @@ def rows() -> list[dict[str, Any]]:
                 "published_millions": millions.get(entry.name, ""),
                 "flops": counted["flops"],
                 "activations_mib": f"{counted['activations'] / 2**20:.1f}",
-                "inference_images_per_second": f"{counted['inference']:.3g}",
-                "training_images_per_second": f"{counted['training']:.3g}",
+                "inference_images_per_second": _rate(counted["inference"]),
+                "training_images_per_second": _rate(counted["training"]),
                 "paper_error": expected[0],
                 "paper_source": expected[1],
                 "our_error": ", ".join(f"{value['error']:.2f}" for value in own.values()),
                 "our_run": ", ".join(value["run"] for value in own.values()),
-                "recipe": RECIPES.get(entry.family, ("fashion_mnist" if own else "", ""))[0],
+                "command": _command(entry),
             }
         )
     return found
+
+
+def _command(entry: Any) -> str:
+    """What trains it; empty where no recipe does."""
+    family = entry.family.replace("resnet", "resnext")
+    if entry.design is None or family not in RECIPES:
+        return ""
+    recipe, _ = RECIPES[family]
+    name = "" if read_recipe(recipe).model.name == family else f" --set model.name={family}"
+    m, n = entry.design
+    return f"ce-keras train {recipe}{name} --set model.cardinality={m} --set model.width={n}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _paper_error(entry: Any) -> tuple[Any, str]:
@@ -160,8 +180,8 @@ def card(row: dict[str, Any], machine: str) -> str:
         *([f"| as printed | {row['published_millions']}M |"] if row["published_millions"] else []),
         f"| FLOPs for an image | {row['flops']:,} |",
         f"| layers' outputs for an image, float32 | {row['activations_mib']} MiB |",
-        f"| inference, {machine} | {row['inference_images_per_second']} images/s |",
-        f"| training | {row['training_images_per_second']} images/s |",
+        f"| images a second, inference | {row['inference_images_per_second']} |",
+        f"| images a second, training | {row['training_images_per_second']} |",
     ]
     if row["paper_error"]:
         lines.append(f"| the paper's error ({row['paper_source']}) | {row['paper_error']} % |")
@@ -169,9 +189,9 @@ def card(row: dict[str, Any], machine: str) -> str:
     lines += [
         f"| our error ({value['data']}) | {value['error']:.2f} % |" for value in weights.values()
     ]
-    if row["recipe"]:
-        mode = f" --mode {row['kind']}" if row["kind"] != "baseline" else " --mode baseline"
-        lines += ["", f"To train it: `ce-keras train {row['recipe']}{mode}`."]
+    lines += ["", f"Speeds: batches of {_BATCH} on {machine}."]
+    if row["command"]:
+        lines += ["", f"To train it: `{row['command']}`."]
     for key, value in weights.items():
         data = key.partition("/")[2]
         lines += [
@@ -226,12 +246,23 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             millions = [row["parameters"] / 1e6 for row in points]
             errors = [row["paper_error"] for row in points]
             axis.plot(millions, errors, "o", color=colour, label=kind)
-            for row, *place in zip(points, millions, errors, strict=True):
+            for number, (row, *place) in enumerate(zip(points, millions, errors, strict=True)):
                 text = row["design"] or "Wide ResNet-28-10"
-                axis.annotate(text, place, (4, 4), textcoords="offset points", fontsize=8)
+                # Neighbours' labels keep out of each other's way.
+                left = kind in ("resnext", "baseline") or number % 2 == 1
+                below = kind == "dual" and left
+                axis.annotate(
+                    text,
+                    place,
+                    (-5 if left else 5, -9 if below else 3),
+                    textcoords="offset points",
+                    ha="right" if left else "left",
+                    fontsize=8,
+                )
         axis.set_xscale("log")
         axis.set(title=title, xlabel="parameters, millions", ylabel="the paper's test error, %")
-        axis.margins(x=0.15, y=0.1)
+        axis.margins(x=0.2, y=0.1)
+        axis.tick_params(axis="x", which="both", labelsize=8)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("{x:g}")
         axis.legend()
