@@ -32,6 +32,9 @@ NAMES = ("cardinality", "width")
 # How often a proposal beyond the budget is drawn again before the space counts as used up.
 _DRAWS = 1000
 
+# Where KerasTuner's oracles keep what they mean to do next.
+_PLANS = ("_ordered_ids", "_populate_next", "_brackets", "_current_bracket", "_current_iteration")
+
 _RUNNING, _STOPPED = "RUNNING", "STOPPED"
 
 
@@ -50,6 +53,14 @@ def designs_of(solution: Solution) -> Iterator[Design]:
         design = Design(int(curve.cardinality[index]), int(curve.width[index]))
         if design.cardinality > 0 and design != solution.design:
             yield design
+
+
+def _chain(oracle: Any) -> Iterator[Any]:
+    """An oracle, and all those inside it."""
+    yield oracle
+    while isinstance(oracle, WrappedOracle):
+        oracle = oracle.inner
+        yield oracle
 
 
 class WrappedOracle(keras_tuner.Oracle):
@@ -71,6 +82,8 @@ class WrappedOracle(keras_tuner.Oracle):
     def __init__(self, inner: keras_tuner.Oracle) -> None:
         if not isinstance(inner, keras_tuner.Oracle):
             raise ValueError(f"inner: got {inner!r}; it must be a KerasTuner oracle")
+        if any(type(each) is type(self) for each in _chain(inner)):
+            raise ValueError(f"inner: has a {type(self).__name__} already; one is enough")
         self.__dict__ = inner.__dict__  # type: ignore[misc]
         self.inner = inner
         # Whichever of the two saves, saves the state of both.
@@ -134,7 +147,7 @@ class CollegialOracle(WrappedOracle):
         tolerance: as in `ce_keras.search`.
         multiple_of: as in `ce_keras.search`.
         widths: as in `ce_keras.search`.
-        seed: of Algorithm 1 and of the default oracle.
+        seed: of Algorithm 1; the inner oracle's if not given.
         options: of every KerasTuner oracle: `hyperparameters`, `max_retries_per_trial` and so on.
 
     Raises:
@@ -172,10 +185,13 @@ class CollegialOracle(WrappedOracle):
             super().__init__(inner)
             given = {"objective": objective, "max_trials": max_trials, **options}
             wrong = [name for name, value in given.items() if value is not None]
+            if seed_designs:
+                raise ValueError("seed_designs: all trials of an inner oracle have the optimum")
             if wrong:
                 raise ValueError(f"{wrong[0]}: is the inner oracle's; give it there")
             self._walks = False
         self._names = tuple(names)
+        self._fit_seed = int(self.seed if seed is None else seed)
         self._fit: dict[str, float] | None = None
         self._ask: dict[str, Any] = {
             "baseline": named_baseline(baseline) if isinstance(baseline, str) else baseline,
@@ -188,6 +204,8 @@ class CollegialOracle(WrappedOracle):
         }
         self._first = [d if isinstance(d, Design) else Design.parse(d) for d in seed_designs]
         self._designs: list[Design] = []
+        if not self._walks:
+            self._reserve()
         if alpha != "fit":
             self._solve()
 
@@ -231,22 +249,25 @@ class CollegialOracle(WrappedOracle):
             return
         ask = dict(self._ask)
         if ask["alpha"] == "fit":
-            found = fit_alpha(ask["baseline"].module, seed=int(self.seed))
+            found = fit_alpha(ask["baseline"].module, seed=self._fit_seed)
             self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
             ask["alpha"] = found
         best_first = [*self._first, *designs_of(search(**ask))]
         self._designs = list(dict.fromkeys(best_first))
         if not self._walks:
-            self._fix()
+            self._reserve(self._designs[0])
 
-    def _fix(self) -> None:
-        """Take the design out of the inner oracle's space: one value each."""
-        for name, value in zip(self._names, self._designs[0], strict=True):
-            if name in self.hyperparameters.values:
+    def _reserve(self, design: Design | None = None) -> None:
+        """Take the design out of the inner oracle's space: one value each, known or not yet."""
+        for name, value in zip(self._names, design or (1, 1), strict=True):
+            own = [hp for hp in self.hyperparameters.space if hp.name == name]
+            if design is None and own:
                 raise ValueError(
                     f"inner: its hyperparameters have {name!r} already; leave it to the theory"
                 )
-            self.hyperparameters.Fixed(name, int(value))
+            for hp in own or [self.hyperparameters.Fixed(name, 1)]:
+                if design is not None:
+                    hp.value = self.hyperparameters.values[name] = int(value)
 
 
 class BudgetOracle(WrappedOracle):
@@ -281,44 +302,43 @@ class BudgetOracle(WrappedOracle):
             if value is not None:
                 positive_int(name, value)
         super().__init__(inner)
-        self._build = build
+        self._build = getattr(build, "build", build)
         self._most = max_params, max_flops
         self._known: dict[str, bool] = {}
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """A proposal within the budget."""
-        grid = _innermost(self)
-        order = copy.deepcopy(getattr(grid, "_ordered_ids", None))
-        response = self.inner.populate_space(trial_id)
-        if response["status"] != _RUNNING:
-            return response
-        values = response["values"]
-        for _ in range(_DRAWS):
-            if self._within(values):
+        *_, innermost = _chain(self)
+        is_grid = hasattr(innermost, "_get_next_combination")
+        while True:
+            before = {k: copy.deepcopy(v) for k, v in self.__dict__.items() if k in _PLANS}
+            response = self.inner.populate_space(trial_id)
+            if response["status"] != _RUNNING:
+                return response
+            another = innermost._get_next_combination if is_grid else self._redrawn
+            values = self._fitting(response["values"], another)
+            if values is not None:
                 return {"status": _RUNNING, "values": values}
-            values = self._another(grid, values)
+            # As if it had not been asked; but a grid goes on from elsewhere.
+            if is_grid and self.start_order:
+                before.pop("_populate_next")
+            self.__dict__.update(before)
+            if not (is_grid and self.start_order):
+                return {"status": "IDLE" if self.ongoing_trials else _STOPPED, "values": None}
+
+    def _fitting(
+        self, values: dict[str, Any] | None, another: Callable[[Any], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """Values within the budget that are new: these, or others until some are."""
+        for _ in range(_DRAWS):
             if values is None:
-                break
-        if order is not None:
-            grid._ordered_ids = order  # As if it had not been asked.
-        return {"status": _STOPPED, "values": None}
+                return None
+            if self._within(values) and not self._duplicate(values):
+                return values
+            values = another(values)
+        return None
 
-    def _within(self, values: Mapping[str, Any]) -> bool:
-        """Whether the model of these values may be tried; each is built once."""
-        key = self._compute_values_hash(values)
-        if key not in self._known:
-            hp = self.get_space()
-            hp.values = dict(values)
-            model = self._build(hp)
-            max_params, max_flops = self._most
-            self._known[key] = (
-                max_params is None or zoo.trained_parameters(model) <= max_params
-            ) and (max_flops is None or flops(model) <= max_flops)
-        return self._known[key]
-
-    def _another(self, grid: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        if hasattr(grid, "_get_next_combination"):
-            return grid._get_next_combination(values)
+    def _redrawn(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         drawn = self._random_values()
         if drawn is None:
             return None
@@ -326,11 +346,21 @@ class BudgetOracle(WrappedOracle):
         told = {name: value for name, value in values.items() if name.startswith("tuner/")}
         return {**drawn, **told}
 
-
-def _innermost(oracle: Any) -> Any:
-    while isinstance(oracle, WrappedOracle):
-        oracle = oracle.inner
-    return oracle
+    def _within(self, values: Mapping[str, Any]) -> bool:
+        """Whether the model of these values may be tried; each is built once."""
+        key = self._compute_values_hash(values)
+        if key not in self._known:
+            hp = self.get_space()
+            hp.values = dict(values)
+            try:
+                model = self._build(hp)
+            except keras_tuner.errors.FailedTrialError:
+                return self._known.setdefault(key, False)
+            max_params, max_flops = self._most
+            self._known[key] = (
+                max_params is None or zoo.trained_parameters(model) <= max_params
+            ) and (max_flops is None or flops(model) <= max_flops)
+        return self._known[key]
 
 
 class CollegialHyperModel(keras_tuner.HyperModel):
@@ -402,6 +432,20 @@ class CollegialTuner(keras_tuner.Tuner):
         directory = options.get("directory")
         options["directory"] = str(directory) if isinstance(directory, Path) else directory
         super().__init__(CollegialOracle(objective, baseline, **own), hypermodel, **options)
+
+    def run_trial(self, trial: Any, *arguments: Any, **options: Any) -> Any:
+        """Train a trial: for as many epochs as an inner Hyperband says."""
+        values = trial.hyperparameters.values
+        for name in ("epochs", "initial_epoch"):
+            if f"tuner/{name}" in values:
+                options[name] = values[f"tuner/{name}"]
+        return super().run_trial(trial, *arguments, **options)
+
+    def _build_hypermodel(self, hp: Any) -> keras.Model:
+        model = super()._build_hypermodel(hp)
+        if "tuner/trial_id" in hp.values:  # Hyperband goes on with this trial's weights.
+            model.load_weights(self._get_checkpoint_fname(hp.values["tuner/trial_id"]))
+        return model
 
 
 _ORACLE_OPTIONS = {

@@ -216,6 +216,73 @@ def test_no_proposal_is_beyond_the_budget(name, tmp_path):
         assert flops(model) <= 330
 
 
+def one_choice(hp):
+    """As many parameters as the choice and one more say."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.add(keras.layers.Dense(hp.Choice("size", [10, 1000, 20, 30])))
+    return model
+
+
+@pytest.mark.parametrize("name", ["grid", "hyperband"])
+def test_what_is_left_out_of_a_budget_leaves_no_trace(name, tmp_path):
+    hp = keras_tuner.HyperParameters()
+    hp.Choice("size", [10, 1000, 20, 30])
+    oracle = begun(
+        BudgetOracle(INNER[name](hyperparameters=hp), one_choice, max_params=50), tmp_path
+    )
+    seen = []
+    for _ in range(6):
+        trial = oracle.create_trial("tuner")
+        if trial.status == "RUNNING":
+            seen.append(trial.hyperparameters.values["size"])
+            score(oracle, trial, 1.0)
+    if name == "grid":
+        assert seen == [10, 20], "each that fits, once"
+    else:
+        assert set(seen) <= {10, 20}
+
+
+def test_a_fit_fixes_the_design_of_an_inner_oracle(tmp_path, monkeypatch):
+    from ce_keras.ntk import fit_alpha
+
+    monkeypatch.setattr(
+        "ce_keras.tuner.fit_alpha", lambda module, seed: fit_alpha(module, seed=seed, draws=200)
+    )
+    x, y = data()
+    found = CollegialTuner(
+        build,
+        baseline=FC,
+        alpha="fit",
+        seed=0,
+        inner=INNER["random"](),
+        directory=tmp_path,
+        project_name="p",
+    )
+    found.search(x, y, validation_data=(x, y), epochs=1, verbose=0)
+    expected = search(FC, alpha=fit_alpha(FC, seed=0, draws=200)).design
+    assert {design(trial) for trial in trials_of(found)} == {expected}
+
+
+def test_hyperbands_epochs_are_kept(tmp_path):
+    epochs = []
+
+    class Counted(keras_tuner.HyperModel):
+        def build(self, hp):
+            return build(hp)
+
+        def fit(self, hp, model, *arguments, **options):
+            epochs.append((options["initial_epoch"], options["epochs"]))
+            return model.fit(*arguments, **options)
+
+    inner = keras_tuner.oracles.HyperbandOracle("val_loss", max_epochs=4, factor=2, seed=1)
+    x, y = data()
+    found = CollegialTuner(
+        Counted(), baseline=FC, inner=inner, directory=tmp_path, project_name="p"
+    )
+    found.search(x, y, validation_data=(x, y), verbose=0)
+    assert {(0, 2), (2, 4), (0, 4)} <= set(epochs)
+
+
 def test_a_budget_that_nothing_meets_ends_the_search(tmp_path):
     for name in ("random", "grid"):
         oracle = begun(
@@ -258,6 +325,16 @@ def test_the_ready_hypermodel(tmp_path):
         (
             lambda: CollegialOracle(inner=INNER["random"](hyperparameters=space())),
             "inner: its hyperparameters have 'cardinality' already",
+        ),
+        (
+            lambda: CollegialOracle(inner=INNER["random"](), seed_designs=["3x3d"]),
+            "seed_designs: all trials of an inner oracle have the optimum",
+        ),
+        (
+            lambda: BudgetOracle(
+                BudgetOracle(INNER["random"](), build, max_params=9), build, max_flops=9
+            ),
+            "inner: has a BudgetOracle already",
         ),
         (lambda: BudgetOracle(INNER["random"](), build), "give one of them at least"),
         (lambda: BudgetOracle(INNER["random"](), build, max_params=0), "max_params: got 0"),

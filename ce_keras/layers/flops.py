@@ -30,10 +30,15 @@ def flops(model: keras.Model) -> int:
 
 def _of(layer: Any) -> int:
     """Every output unit of a linear map sums its fan-in."""
-    found = fan_ins(layer)
+    try:
+        found = fan_ins(layer)
+        shape = layer.output.shape[1:] if found else ()
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model: the FLOPs of {layer.name}, a {type(layer).__name__}, are not known: {error}"
+        ) from None
     if not found:
         return 0
-    shape = layer.output.shape[1:]
     if None in shape:
         raise ValueError(f"model: {layer.name} has outputs of unknown size {shape}; give sizes")
     outputs = math.prod(shape)

@@ -44,9 +44,9 @@ class Part(NamedTuple):
     of: int = 1
 
     def rows(self, n: Any) -> tuple[Any, Any]:
-        """The rows of a batch of `n`, but one at least."""
+        """The rows of a batch of `n`, but one at least for each replica."""
         first = n * self.first // self.of
-        return first, tf.maximum(n * self.last // self.of, first + 1)
+        return first, tf.maximum(n * self.last // self.of, n * (self.last - 1) // self.of + 1)
 
 
 class Feed:

@@ -96,9 +96,7 @@ def train(
     source = source_of(recipe.data)
     out = Path(out)
     folders = [out / f"run-{index + 1}" for index in range(runs)] if runs > 1 else [out]
-    if devices.chief:
-        for index, folder in enumerate(folders):
-            claim(folder, recipe, seed + index)
+    _claim_all(devices, folders, recipe, seed)
     results = []
     for index, folder in enumerate(folders):
         done, _ = devices.chiefs(_results(folder))
@@ -117,6 +115,20 @@ def train(
     if devices.chief:
         files.write_json(out / "summary.json", summary)
     return summary
+
+
+def _claim_all(devices: Devices, folders: list[Path], recipe: Recipe, seed: int) -> None:
+    """The chief claims, and all raise what it raises: nobody waits for it."""
+    wrong = None
+    if devices.chief:
+        try:
+            for index, folder in enumerate(folders):
+                claim(folder, recipe, seed + index)
+        except ValueError as error:
+            wrong = str(error)
+    wrong, _ = devices.chiefs(wrong)
+    if wrong is not None:
+        raise ValueError(wrong)
 
 
 def _results(folder: Path) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter({entry.name for entry in entries()}, pattern))
 
 
-def create(name: str, **options: Any) -> keras.Model:
+def create(name: str, /, **options: Any) -> keras.Model:
     """Build a network by name.
 
     Args:
@@ -106,7 +106,7 @@ def create(name: str, **options: Any) -> keras.Model:
     if name in families:
         return families[name](**options)
     family, _, text = name.rpartition("_")
-    if family in families and family not in _RESNETS:
+    if family in families:
         m, n = Design.parse(text)
         return families[family](cardinality=m, width=n, **options)
     known = [*list_models(), *families]

@@ -146,6 +146,10 @@ def from_applications(model: keras.Model, source: keras.Model) -> None:
             would not be the same function.
     """
     arrays: dict[str, np.ndarray] = {}
+    own = {layer.name for layer in model.layers} | {"predictions"}
+    more = [layer.name for layer in source.layers if layer.weights and layer.name not in own]
+    if more:
+        raise ValueError(f"source: {source.name} has {more[0]}, which {model.name} has not")
     theirs = {layer.name: layer for layer in source.layers}
     for layer in model.layers:
         if not layer.weights:

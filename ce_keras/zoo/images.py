@@ -40,6 +40,8 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
     mean, deviation = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in _IMAGENET)
     if isinstance(x, np.ndarray):
         return (x - mean) / deviation
+    if "float" not in keras.backend.standardize_dtype(x.dtype):
+        x = ops.cast(x, keras.config.floatx())
     return ops.divide(ops.subtract(x, ops.cast(mean, x.dtype)), ops.cast(deviation, x.dtype))
 
 

@@ -68,8 +68,7 @@ def fully_connected(
     seeds: list[int | None] = [None] * depth
     if checked_seed(seed) is not None:
         seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
-    name = name or f"fully_connected_{design}"
-    source = find_weights(weights, name)
+    source = find_weights(weights, f"fully_connected_{design}")
     with defaults(dtype):
         image = keras.Input(input_shape)
         outputs = _paths(image, design, depth, classes, seeds)
@@ -79,7 +78,7 @@ def fully_connected(
             outputs = layers.Activation(classifier_activation, dtype=whole, name="predictions")(
                 outputs
             )
-        model = keras.Model(image, outputs, name=name)
+        model = keras.Model(image, outputs, name=name or f"fully_connected_{design}")
     if source is not None:
         load_weights(model, source)
     return model

@@ -242,7 +242,8 @@ def _constructor(
             shape,
             design,
             include_top=include_top,
-            weights=weights,
+            # Published weights are of the design, whatever the model is called.
+            weights=find_weights(weights, f"{prefix}_{design}"),
             input_tensor=input_tensor,
             input_shape=input_shape,
             pooling=pooling,

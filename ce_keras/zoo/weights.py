@@ -6,6 +6,7 @@ A `.safetensors` file of ours has Keras' names: `conv1_conv/kernel`. Nothing her
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,14 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        model.load_weights(path, skip_mismatch=partial)
+        # What the file has more, as a classifier, Keras leaves alone. What it lacks may be no more
+        # than a warning, after which some layers would stay random.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            try:
+                model.load_weights(path)
+            except UserWarning as warning:
+                raise ValueError(f"weights: {path} does not fit: {warning}") from None
         return
     from safetensors.numpy import load_file
 
@@ -116,8 +124,18 @@ def save_weights(model: keras.Model, path: str | Path) -> None:
 
 
 def named(model: keras.Model) -> dict[str, Any]:
-    """A model's variables, by the names that files have for them."""
-    return {variable.path: variable for variable in model.weights}
+    """A model's variables, by the names that files have for them.
+
+    Raises:
+        ValueError: for a model in which two variables have one name.
+    """
+    found = {variable.path: variable for variable in model.weights}
+    if len(found) < len(model.weights):
+        raise ValueError(
+            f"model: {model.name} has {len(model.weights)} variables of {len(found)} names; give "
+            "its layers names of their own, or save it as .keras"
+        )
+    return found
 
 
 def assign(

@@ -136,6 +136,22 @@ def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path)
             np.testing.assert_array_equal(chief[name], worker[name])
 
 
+def test_no_replica_of_a_part_is_left_without_a_row():
+    for of, size in ((6, 2), (8, 4), (4, 1)):
+        recipe = small(**{"data.limit": "20", "schedule.batch": "9"})  # 9, 9, and 2 images.
+        source = source_of(recipe.data)
+        parts = [Part(first, first + size, of) for first in range(0, of, size)]
+        labels = []
+        for part in parts:
+            pieces = [(len(x), y.numpy()) for x, y in Feed(recipe, source, 1, part).train(0)]
+            assert len(pieces) == 3 * size
+            assert all(count == len(y) > 0 for count, y in pieces)
+            labels += [y for _, y in pieces[-size:]]
+        last = np.concatenate(labels)
+        whole = [y.numpy() for _, y in Feed(recipe, source, 1).train(0)][-1]
+        np.testing.assert_array_equal(last[last != NOTHING], whole)
+
+
 @pytest.mark.parametrize("of", [2, 3])
 def test_parts_are_the_rows_of_the_whole(of):
     recipe = small(**{"data.limit": "40", "schedule.batch": "19"})  # 19, 19, and 2 images.

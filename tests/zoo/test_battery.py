@@ -15,6 +15,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from ce_keras import geometry, zoo
+from ce_keras.layers.flops import flops
 
 ENTRIES = zoo.entries()
 THIN = {
@@ -185,7 +186,38 @@ def test_weights_without_the_classifier(tmp_path, rng):
         np.testing.assert_allclose(zoo.create("resnext11_2x3d", **options)(x), inner(x), rtol=1e-5)
 
 
+def test_names_that_two_variables_have_are_refused(tmp_path):
+    image = keras.Input((28, 28, 1))
+    members = [zoo.create("fully_connected_2x3d", name=name) for name in "ab"]
+    both = keras.Model(image, keras.layers.Average()([member(image) for member in members]))
+    with pytest.raises(ValueError, match=r"variables of .* names"):
+        zoo.save_weights(both, tmp_path / "a.safetensors")
+
+
+def test_published_weights_are_of_the_design_whatever_the_name():
+    named, plain = (
+        zoo.resnext11(mode="dual", weights="fashion_mnist", name=name) for name in ("mine", None)
+    )
+    assert named.name == "mine"
+    np.testing.assert_array_equal(named.get_weights()[0], plain.get_weights()[0])
+
+
+def test_flops_of_what_is_not_known_are_not_guessed():
+    x = keras.Input((4, 6))
+    model = keras.Model(x, keras.layers.MultiHeadAttention(2, 3)(x, x))
+    with pytest.raises(ValueError, match=r"model: the FLOPs of .* are not known"):
+        flops(model)
+    with pytest.raises(ValueError, match="has outputs of unknown size"):
+        flops(zoo.create("resnext11_2x2d", include_top=False))
+    separable = keras.layers.SeparableConv2D(5, 3, depth_multiplier=2, padding="same")
+    model = keras.Sequential([keras.Input((4, 4, 3)), separable])
+    assert flops(model) == 2 * 16 * (6 * 9 + 5 * 6)
+
+
 def test_weights_that_do_not_fit(tmp_path):
+    zoo.create("resnext11_2x4d").save_weights(tmp_path / "b.weights.h5")
+    with pytest.raises(ValueError, match=r"shape|does not fit"):
+        zoo.create("resnext11_1x6d", include_top=False, weights=tmp_path / "b.weights.h5")
     path = tmp_path / "a.safetensors"
     zoo.save_weights(zoo.create("resnext11_2x3d", classes=7), path)
     with pytest.raises(ValueError, match=r"predictions/kernel has shape .*give classes=7, or"):
@@ -215,6 +247,9 @@ def test_images_are_normalised_for_what_they_are_shown_to(rng):
     first = zoo.preprocess_input(np.moveaxis(x, -1, 1), "channels_first")
     np.testing.assert_allclose(np.moveaxis(first, 1, -1), theirs, atol=2e-3)
     np.testing.assert_allclose(zoo.preprocess_input(tf.constant(x)), theirs, atol=2e-3)
+    whole = x.astype("uint8")
+    found = zoo.preprocess_input(tf.constant(whole))
+    np.testing.assert_allclose(found, zoo.preprocess_input(whole), atol=1e-5)
     with pytest.raises(ValueError, match="must have 3 channels"):
         zoo.preprocess_input(np.zeros((2, 28, 28, 1)))
     with pytest.raises(ValueError, match="weights: got 'a'; published are"):

@@ -115,3 +115,6 @@ def test_a_resnet_of_keras_applications_that_fits(rng):
     zoo.from_applications(model, source)
     x = rng.normal(size=(2, 64, 64, 3)).astype("float32")
     np.testing.assert_allclose(model(x), source(x), rtol=1e-3, atol=1e-6)
+    shorter = zoo.build_resnext(ResNeXt((1,), 64), Design(1, 64), classes=7)
+    with pytest.raises(ValueError, match="source: one_stage has conv2_block2_1_conv, which"):
+        zoo.from_applications(shorter, source)
