@@ -41,7 +41,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = (Shape(10, 10, 32, 32), Shape(10, 20, 16, 32), Shape(10, 40, 8, 32), Shape(32, 4, 56, 8))
-STEPS = (("10x10d", 10, 10), ("1x128d", 1, 128))
+Designs = tuple[tuple[str, int, int], ...]
+STEPS: Designs = (("10x10d", 10, 10), ("1x128d", 1, 128))
 STOCK = {
     "Keras' convolution": (CollegialConv2D,),
     "Keras' normalisation": (FusedBatchNormalization,),
@@ -102,13 +103,13 @@ def _torch_call(x: np.ndarray, groups: int, backward: bool) -> Callable[[], Any]
     return run
 
 
-def training_steps(batch: int) -> dict[str, Callable[[], Any]]:
+def training_steps(batch: int, designs: Designs) -> dict[str, Callable[[], Any]]:
     """One SGD step of ResNeXt-29, by each contestant."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, 32, 32, 3)).astype("float32")
     y = rng.integers(0, 10, batch)
     calls = {}
-    for design, cardinality, width in STEPS:
+    for design, cardinality, width in designs:
         model = zoo.resnext29(cardinality=cardinality, width=width, classifier_activation=None)
         calls[f"ce_keras, {design}"] = _keras_step(model, x, y)
         if cardinality > 1:
@@ -162,13 +163,16 @@ def _torch_step(cardinality: int, width: int, x: np.ndarray, y: np.ndarray) -> C
     return run
 
 
-def measure(rounds: int, shapes: tuple[Shape, ...], batch: int) -> dict[str, dict[str, Timing]]:
+def measure(
+    rounds: int, shapes: tuple[Shape, ...], batch: int, designs: Designs
+) -> dict[str, dict[str, Timing]]:
     """All timings: of each shape, forward and with the backward pass, and of a training step."""
     timings = {}
     for shape in shapes:
         for direction, backward in (("forward", False), ("forward + backward", True)):
             timings[f"{shape}, {direction}"] = interleaved(convolutions(shape, backward), rounds)
-    timings[f"ResNeXt-29 training step, batch {batch}"] = interleaved(training_steps(batch), rounds)
+    steps = training_steps(batch, designs)
+    timings[f"ResNeXt-29 training step, batch {batch}"] = interleaved(steps, rounds)
     return timings
 
 
@@ -200,7 +204,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     shapes = (Shape(2, 2, 4, 2),) if options.small else SHAPES
-    timings = measure(options.rounds, shapes, options.batch)
+    designs = (("2x2d", 2, 2),) if options.small else STEPS
+    timings = measure(options.rounds, shapes, options.batch, designs)
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
     if HAS_TORCH:
         import torch
