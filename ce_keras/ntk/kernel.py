@@ -18,7 +18,7 @@ from ce_keras.layers.ensemble import configuration
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.growing import growing
-from ce_keras.ntk.structured import StructuredEngine
+from ce_keras.ntk.structured import RECORDING, StructuredEngine
 from ce_keras.ntk.tape import TapeEngine
 
 Engine = Literal["auto", "structured", "tape"]
@@ -157,8 +157,9 @@ def _engine(
     layers = tuple((id(layer), id(getattr(layer, "activation", None))) for layer in leaves(model))
     key = (kind, *asked, tuple(map(id, chosen)), _signature(x), layers)
     engines = vars(model).setdefault("_ce_keras_kernels", {})
-    if key not in engines:
-        engines[key] = _made(model, x, kind, *asked, chosen)
+    with RECORDING:  # The model is tried, and must be itself.
+        if key not in engines:
+            engines[key] = _made(model, x, kind, *asked, chosen)
     return engines[key]
 
 

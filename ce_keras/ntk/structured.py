@@ -32,7 +32,8 @@ Arrange = Callable[[Any], Any]
 # Graphs that an engine keeps, each for one number of examples.
 _MOST_TRACED = 8
 
-_LOCK = threading.RLock()
+#: Held while the layers of a model are not themselves: no other thread may call it meanwhile.
+RECORDING = threading.RLock()
 
 
 class _Record(NamedTuple):
@@ -172,8 +173,8 @@ class StructuredEngine:
             records.append(_Record(layer, point, shares))
             return tf.cast(point, output.dtype)
 
-        # One model at a time: another thread must not meet its layers while they record.
-        with contextlib.ExitStack() as stack, _LOCK:
+        # Given back only when all layers are themselves again.
+        with RECORDING, contextlib.ExitStack() as stack:
             for layer, rule in self._layers:
                 by_rule = _by_rule(layer, rule, functools.partial(record, layer))
                 stack.enter_context(replaced(layer, call=by_rule))

@@ -28,6 +28,7 @@ SMALL = {
     "schedule.divide_at": "[]",
     "schedule.warmup": "0",
     "optimizer.rate": "0.01",
+    "optimizer.clip": "0.5",  # The norm must be that of the whole gradient.
 }
 
 
@@ -74,17 +75,11 @@ def one(tmp_path_factory):
     return done(folder, ask(small(), folder))
 
 
-def test_two_devices_are_as_one(tmp_path):
-    # Clipped: the norm must be that of the whole gradient.
-    recipe = small(**{"optimizer.clip": "0.5"})
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        folder.mkdir()
-    one = done(folders[0], ask(recipe, folders[0]))
-    found = done(folders[1], ask(recipe, folders[1], ["cpu:0", "cpu:1"]))
+def test_two_devices_are_as_one(one, tmp_path):
+    found = done(tmp_path, ask(small(), tmp_path, ["cpu:0", "cpu:1"]))
     assert len(found["losses"]) == 3
     assert_same(found, one)
-    model = keras.models.load_model(folders[1] / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
     assert not model.get_layer("conv1_bn").synchronized, "what is saved is a network of its own"
 
 
