@@ -1,7 +1,5 @@
 import inspect
 import math
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -108,15 +106,7 @@ def test_normalisation_has_the_constants_of_the_experiments():
     assert (layer.epsilon, layer.momentum) == (1e-5, 0.9)
 
 
-def test_a_few_steps_of_training_lower_the_loss(rng):
-    model = zoo.resnext11(mode="dual", seed=0)
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "sparse_categorical_crossentropy")
-    x, y = rng.normal(size=(32, 28, 28, 1)).astype("float32"), np.arange(32) % 10
-    losses = [model.train_on_batch(x, y) for _ in range(10)]
-    assert losses[-1] < 0.5 * losses[0]
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "float64"])
 def test_policies(policy, rng):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -146,28 +136,6 @@ def test_channels_first_is_the_same_network(rng):
         model.compile("sgd", "sparse_categorical_crossentropy")
         losses.append([model.train_on_batch(images, np.arange(4)) for _ in range(2)])
     np.testing.assert_allclose(*losses, rtol=1e-2)
-
-
-LOAD = """
-import sys, numpy as np, ce_keras, keras
-model = keras.models.load_model(sys.argv[1])
-np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), verbose=0))
-"""
-
-
-def test_keras_file_and_weights_round_trip(tmp_path, rng):
-    model = zoo.resnext11(mode="dual", seed=3)
-    x = rng.normal(size=(4, 28, 28, 1)).astype("float32")
-    expected = model.predict(x, verbose=0)
-    np.save(tmp_path / "x.npy", x)
-    model.save(tmp_path / "model.keras")
-    files = [str(tmp_path / name) for name in ("model.keras", "x.npy", "y.npy")]
-    subprocess.run([sys.executable, "-c", LOAD, *files], check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-6)
-
-    model.save_weights(tmp_path / "model.weights.h5")
-    loaded = zoo.resnext11(mode="dual", weights=tmp_path / "model.weights.h5")
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
