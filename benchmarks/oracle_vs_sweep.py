@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
+from timing import report
 
 from ce_keras import files, geometry, search, zoo
 from ce_keras.training import balanced, load_fashion_mnist
@@ -192,11 +193,8 @@ def main() -> None:
         "",
         "![Error against seconds](oracle_vs_sweep.png)",
     ]
-    text = "\n".join(lines) + "\n"
-    with files.replacing(options.out / "oracle_vs_sweep.md") as part:
-        part.write_text(text)
+    report(options.out / "oracle_vs_sweep.md", lines)
     draw(found, options.out / "oracle_vs_sweep.png")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from timing import Timing, interleaved
+from timing import Timing, interleaved, report
 
-from ce_keras import files
 from ce_keras.training.data import Images
 from ce_keras.training.devices import find_devices
 from ce_keras.training.feed import Feed
@@ -121,10 +120,7 @@ def main() -> None:
         "|---|---|---:|---:|---:|",
         *rows,
     ]
-    text = "\n".join(lines) + "\n"
-    with files.replacing(options.out / "pipeline.md") as part:
-        part.write_text(text)
-    print(text)
+    report(options.out / "pipeline.md", lines)
 
 
 if __name__ == "__main__":

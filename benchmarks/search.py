@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from timing import interleaved
+from timing import interleaved, report
 
-from ce_keras import files, search
+from ce_keras import search
 
 
 def main() -> None:
@@ -45,10 +45,7 @@ def main() -> None:
         "|---|---:|",
         *(f"| {name} | {timing} |" for name, timing in timings.items()),
     ]
-    text = "\n".join(lines) + "\n"
-    with files.replacing(options.out / "search.md") as part:
-        part.write_text(text)
-    print(text)
+    report(options.out / "search.md", lines)
 
 
 if __name__ == "__main__":

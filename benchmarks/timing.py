@@ -5,7 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+from ce_keras import files
 
 # Frameworks' threads spin for a while after their last task, in the way of whoever comes next.
 _SETTLE = 0.3
@@ -53,3 +56,11 @@ def interleaved(
 def _summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Timing(median, low, high)
+
+
+def report(path: Path, lines: list[str]) -> None:
+    """Write what was measured, and print it."""
+    text = "\n".join(lines) + "\n"
+    with files.replacing(path) as part:
+        part.write_text(text)
+    print(text)

@@ -18,10 +18,7 @@ from ce_keras.training import augment
 from ce_keras.training.data import steady
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.sources import Arrays, Examples, Source
-
-#: The usual mean and deviation of ImageNet's red, green and blue.
-IMAGENET_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-IMAGENET_DEVIATION = np.array([58.395, 57.12, 57.375], np.float32)
+from ce_keras.zoo.images import IMAGENET
 
 #: The label of an image that is there only because a part may not be empty.
 NOTHING = -1
@@ -165,7 +162,8 @@ class Feed:
     def _statistics(self) -> tuple[Any, Any]:
         """What is subtracted and divided by, from the training images."""
         if self._boxes:
-            return IMAGENET_MEAN, IMAGENET_DEVIATION
+            mean, deviation = np.array(IMAGENET, np.float32)
+            return mean, deviation
         axes = {"channel": (0, 1, 2), "global": None, "mean_image": 0}[self._data.normalize]
         if isinstance(self._source, Arrays):
             images = self._source.images[0].images

@@ -35,6 +35,7 @@ from ce_keras.training.feed import Feed
 from ce_keras.training.optimizer import CoupledSGD, StepSchedule
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.sources import Source
+from ce_keras.zoo.defaults import defaults
 
 logger = logging.getLogger("ce_keras")
 
@@ -158,18 +159,13 @@ class Trainer:
         self._check_batches()
         if devices.chief:
             claim(self.folder, recipe, seed)
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(recipe.optimizer.precision)
-        try:
-            with devices.scope():
-                self.model = build_model(recipe, source.shape, source.classes, seed)
-                self._rate = build_schedule(recipe, self.steps)
-                self.optimizer = build_optimizer(recipe, self._rate)
-                if recipe.optimizer.precision == "mixed_float16":
-                    self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
-                self.optimizer.build(self.model.trainable_variables)
-        finally:
-            keras.config.set_dtype_policy(policy)
+        with defaults(recipe.optimizer.precision), devices.scope():
+            self.model = build_model(recipe, source.shape, source.classes, seed)
+            self._rate = build_schedule(recipe, self.steps)
+            self.optimizer = build_optimizer(recipe, self._rate)
+            if recipe.optimizer.precision == "mixed_float16":
+                self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
+            self.optimizer.build(self.model.trainable_variables)
         synchronise(self.model, devices.replicas > 1)
         self.feed = Feed(recipe, source, seed, devices.part)
         self._variables = [*self.model.variables, *self.optimizer.variables]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +46,8 @@ class Entry(NamedTuple):
     table: str
 
 
-def entries() -> list[Entry]:
+@functools.cache
+def entries() -> tuple[Entry, ...]:
     """All networks with names, the paper's first."""
     found = [
         Entry(
@@ -67,7 +69,7 @@ def entries() -> list[Entry]:
         design = perceptron.connected_design((28, 28, 1), 10, 6, 200, mode, None, None)
         name = f"fully_connected_{design}"
         found.append(Entry(name, "fully_connected", design, mode, "derived", ""))
-    return found
+    return tuple(found)
 
 
 def list_models(pattern: str = "*") -> list[str]:

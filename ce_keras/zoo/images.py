@@ -10,8 +10,8 @@ from keras import ops
 
 from ce_keras.zoo.weights import published_weights
 
-# The usual mean and deviation of ImageNet's red, green and blue.
-_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+#: The usual mean and deviation of ImageNet's red, green and blue.
+IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | None = None) -> Any:
@@ -37,7 +37,7 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
     axis = -1 if (data_format or keras.config.image_data_format()) == "channels_last" else -3
     if x.shape[axis] != 3:
         raise ValueError(f"x: got shape {tuple(x.shape)}; its axis {axis} must have 3 channels")
-    mean, deviation = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in _IMAGENET)
+    mean, deviation = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in IMAGENET)
     if isinstance(x, np.ndarray):
         return (x - mean) / deviation
     if "float" not in keras.backend.standardize_dtype(x.dtype):
