@@ -4,8 +4,8 @@
 >>> print(ce_keras.search("resnext29", mode="dual").design)
 10x10d
 
-What is imported here needs only NumPy. `ce_keras.layers`, `ce_keras.zoo` and `ce_keras.training`
-load Keras the first time they are used.
+What is imported here needs only NumPy. Everything that builds models loads Keras the first time it
+is used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ce_keras.registration import register_with_keras
 
 if TYPE_CHECKING:
     from ce_keras import layers, ntk, training, tuner, zoo
+    from ce_keras.rewrite import collegialize, inspect
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,9 @@ __all__ = [
     "Curve",
     "Design",
     "Solution",
+    "collegialize",
     "geometry",
+    "inspect",
     "law",
     "layers",
     "ntk",
@@ -40,13 +43,16 @@ __all__ = [
 register_with_keras()
 
 _LAZY = {"layers", "ntk", "training", "tuner", "zoo"}
+_REWRITING = {"collegialize", "inspect"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _REWRITING:
+        return getattr(importlib.import_module(f"{__name__}.rewrite"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_REWRITING})

@@ -172,6 +172,32 @@ def _build(options: argparse.Namespace) -> None:
     _print(options, counts, f"{model.name}: {counts['parameters']:,} parameters{saved}")
 
 
+def _collegialize(options: argparse.Namespace) -> None:
+    if options.save and options.save.suffix != ".keras":
+        raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
+    with _muted_stderr():
+        import keras
+
+        from ce_keras import rewrite
+    model = keras.models.load_model(options.model)
+    arguments = {
+        name: getattr(options, name)
+        for name in ("alpha", "budget", "tolerance", "multiple_of", "design", "only", "skip", "per")
+    }
+    if options.save is None:
+        report = rewrite.inspect(model, options.mode, seed=options.seed, **arguments)
+    else:
+        if options.seed is not None:
+            keras.utils.set_random_seed(options.seed)
+        ensemble = rewrite.collegialize(
+            model, options.mode, seed=options.seed, measure=options.measure, **arguments
+        )
+        report = ensemble.report
+        with files.replacing(options.save) as part:
+            ensemble.save(part)
+    _print(options, report.to_dict(), repr(report))
+
+
 def _demo(options: argparse.Namespace) -> None:
     from ce_keras import __version__, demo
 
@@ -475,6 +501,31 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--save", type=Path, metavar="FILE.keras", help="where to save the model")
 
     add = command(
+        "collegialize",
+        _collegialize,
+        "turn a Keras model into its optimal ensemble; its weights are new",
+        "ce-keras collegialize model.keras --mode dual --save smaller.keras",
+    ).add_argument
+    add("model", metavar="MODEL.keras", help="a model that Keras saved")
+    add("--mode", choices=("primal", "dual"), default="primal", help="the problem (%(default)s)")
+    add("--save", type=Path, metavar="FILE.keras", help="where to; only a report if not given")
+    add("--alpha", type=_rewrite_alpha, help="a number, 'fit' or 'closed_form'")
+    add("--budget", choices=("params", "flops"), default="params", help="(%(default)s)")
+    add("--tolerance", type=float, default=0.02, help="what counts as equal (%(default)s)")
+    add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of this")
+    add("--design", help="such as 12x10d, instead of the optimum")
+    add("--only", nargs="+", metavar="PATTERN", help="only chains with such a layer: 'conv4_*'")
+    add("--skip", nargs="+", metavar="PATTERN", help="no chain with such a layer")
+    add(
+        "--per",
+        choices=("network", "stage"),
+        default="network",
+        help="one design for (%(default)s)",
+    )
+    add("--seed", type=int, help="for the new weights, and for a fit")
+    add("--measure", type=int, metavar="BATCH", help="time training steps of so many examples")
+
+    add = command(
         "train",
         _train,
         "train a network by a recipe, and go on where a run was stopped",
@@ -530,6 +581,10 @@ def _alpha(text: str) -> float | str:
         return text if text == "closed_form" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or closed_form") from None
+
+
+def _rewrite_alpha(text: str) -> float | str:
+    return text if text == "fit" else _alpha(text)
 
 
 def _widths(text: str) -> list[int]:

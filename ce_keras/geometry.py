@@ -275,7 +275,7 @@ def fully_connected(
 def _dense_path(
     width: Width, hidden: Sequence[int], inputs: int, outputs: int, bias: bool
 ) -> list[Layer]:
-    sizes = [inputs, *_scaled_widths(width, hidden), outputs]
+    sizes = [inputs, *scaled_widths(width, hidden), outputs]
     return [
         dense(fan_in, fan_out, bias=bias, in_law=layer > 0)
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes))
@@ -283,12 +283,17 @@ def _dense_path(
 
 
 def _dense_stack(width: Width, hidden: Sequence[int], inputs: int) -> Stack:
-    return Stack(inputs, 1, _scaled_widths(width, hidden))
+    return Stack(inputs, 1, scaled_widths(width, hidden))
 
 
-def _scaled_widths(width: Width, hidden: Sequence[int]) -> list[np.ndarray]:
-    """The hidden widths whose widest is `width`: the paper's width ratio."""
-    ratio = np.asarray(width) / max(hidden)
+def scaled_widths(
+    width: Width, hidden: Sequence[int], reference: int | None = None
+) -> list[np.ndarray]:
+    """The hidden widths scaled by the paper's width ratio, `width / reference`.
+
+    The reference is the widest of them unless given.
+    """
+    ratio = np.asarray(width) / (max(hidden) if reference is None else reference)
     return [np.maximum(1, np.rint(ratio * size)).astype(np.int64) for size in hidden]
 
 

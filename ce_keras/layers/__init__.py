@@ -8,12 +8,14 @@ from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.bottleneck import collegial_bottleneck
 from ce_keras.layers.collegial import Aggregate, CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import CollegialEnsemble
+from ce_keras.layers.layer_norm import CollegialLayerNormalization
 
 __all__ = [
     "Aggregate",
     "CollegialConv2D",
     "CollegialDense",
     "CollegialEnsemble",
+    "CollegialLayerNormalization",
     "FusedBatchNormalization",
     "collegial_bottleneck",
 ]

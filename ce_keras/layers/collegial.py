@@ -147,13 +147,15 @@ class CollegialDense(keras.layers.Layer):
         units: outputs of all paths together.
         cardinality: the number of paths; divides the inputs and `units`.
         shared_input: every path reads all inputs, as in the first layer of an ensemble.
+        aggregate: the last layer of an ensemble: every path gives all `units`, which are summed and
+            divided by `sqrt(cardinality)` (Eq. 4). The shift is one for all paths.
         activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
             bias_regularizer, kernel_constraint, bias_constraint: as in `keras.layers.Dense`.
         parameterization, gain: as in `CollegialConv2D`.
 
     Input is `(..., cardinality * inputs)`, output `(..., units)`. The kernel's shape is
-    `(cardinality, inputs, units / cardinality)`; with one path, or a shared input, `Dense`'s own
-    `(inputs, units)`.
+    `(cardinality, inputs, units / cardinality)`; with one path, a shared input, or an aggregate,
+    `Dense`'s own `(inputs, units)`.
 
     Raises:
         ValueError: if inputs or units cannot be divided among the paths.
@@ -172,6 +174,7 @@ class CollegialDense(keras.layers.Layer):
         use_bias: bool = True,
         *,
         shared_input: bool = False,
+        aggregate: bool = False,
         kernel_initializer: Any = None,
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
@@ -183,10 +186,13 @@ class CollegialDense(keras.layers.Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        _check_paths("units", units, cardinality)
+        if aggregate and shared_input:
+            raise ValueError("aggregate: paths that are summed cannot also share their input")
+        _check_paths("units", units, 1 if aggregate else cardinality)
         self.units = units
-        self.cardinality = cardinality
+        self.cardinality = positive_int("cardinality", cardinality)
         self.shared_input = shared_input
+        self.aggregate = aggregate
         self.activation = activations.get(activation)
         self.use_bias = use_bias
         self.parameterization = checked_parameterization(parameterization)
@@ -211,6 +217,11 @@ class CollegialDense(keras.layers.Layer):
             )
         self.fan_in = inputs // blocks
         path_shape = (self.fan_in, self.units // self.cardinality)
+        join: Any = ops.stack
+        if self.aggregate:
+            blocks, path_shape, join = 1, (self.fan_in, self.units), ops.concatenate
+        elif blocks == 1:
+            join = _join_channels
         self.kernel = self.add_weight(
             name="kernel",
             shape=(inputs, self.units) if blocks == 1 else (blocks, *path_shape),
@@ -218,7 +229,7 @@ class CollegialDense(keras.layers.Layer):
                 self.kernel_initializer,
                 self.cardinality,
                 path_shape,
-                _join_channels if blocks == 1 else ops.stack,
+                join,
             ),
             regularizer=_path_by_path(self.kernel_regularizer, blocks, sum),
             constraint=_path_by_path(self.kernel_constraint, blocks, ops.stack),
@@ -235,6 +246,8 @@ class CollegialDense(keras.layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         kernel = _scaled(self.kernel, self)
+        if self.aggregate:
+            kernel = ops.divide(kernel, math.sqrt(self.cardinality))
         if len(kernel.shape) == 2:
             outputs = ops.matmul(inputs, kernel)
         else:
@@ -253,6 +266,7 @@ class CollegialDense(keras.layers.Layer):
         return {
             **super().get_config(),
             "units": self.units,
+            "aggregate": self.aggregate,
             "activation": activations.serialize(self.activation),
             "use_bias": self.use_bias,
             "kernel_initializer": initializers.serialize(self.kernel_initializer),

@@ -27,7 +27,7 @@ def fan_ins(layer: Any) -> list[float]:
         if isinstance(layer, kinds):
             return read(layer)
     matrices = [v.path for v in layer._trainable_variables if len(v.shape) > 1]
-    if matrices and not isinstance(layer, layers.Embedding):
+    if matrices and not isinstance(layer, (layers.Embedding, layers.PReLU)):
         raise ValueError(
             f"module: the fan-in of {matrices[0]!r} in a {type(layer).__name__} is not known; "
             "describe the module with ce_keras.geometry.Module instead"

@@ -28,6 +28,11 @@ def flops(model: keras.Model) -> int:
     return sum(_of(layer) for layer in leaves(model))
 
 
+def trained_parameters(model: keras.Model) -> int:
+    """How many numbers training changes."""
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+
+
 def _of(layer: Any) -> int:
     """Every output unit of a linear map sums its fan-in."""
     try:
@@ -42,6 +47,8 @@ def _of(layer: Any) -> int:
     if None in shape:
         raise ValueError(f"model: {layer.name} has outputs of unknown size {shape}; give sizes")
     outputs = math.prod(shape)
+    if getattr(layer, "aggregate", False):  # Each of its outputs is a sum over paths.
+        outputs *= layer.cardinality
     if len(found) == 1:
         return round(2 * found[0] * outputs)
     # A separable convolution: its first map has as many channels as its second sums.

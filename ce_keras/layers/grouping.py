@@ -13,6 +13,7 @@ from keras import layers
 
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
+from ce_keras.layers.layer_norm import CollegialLayerNormalization
 
 
 class CannotGroupError(Exception):
@@ -122,9 +123,7 @@ def side_by_side(
         if reads_shared.setdefault(id(layer), is_shared) != is_shared:
             raise CannotGroupError(f"layer {layer.name!r} is applied to the input and elsewhere")
         if id(layer) not in grouped:
-            grouped[id(layer)] = _widened(
-                layer, cardinality, is_shared, tensors, kernel_initializer
-            )
+            grouped[id(layer)] = widened(layer, cardinality, is_shared, tensors, kernel_initializer)
         elif type(layer) is layers.Flatten:
             raise CannotGroupError(f"layer {layer.name!r} flattens more than one value")
         outputs = grouped[id(layer)](*args, **kwargs)
@@ -170,10 +169,25 @@ def path_axis(member: Sequence[int], whole: Sequence[int]) -> int | None:
     return None
 
 
-def _widened(
-    layer: Any, cardinality: int, shared: bool, tensors: list[Any], kernel_initializer: Any
+def widened(
+    layer: Any,
+    cardinality: int,
+    shared: bool,
+    tensors: list[Any],
+    kernel_initializer: Any = None,
 ) -> Any:
-    """The layer that does for all members at once what `layer` does for one."""
+    """The layer that does for all members at once what `layer` does for one.
+
+    Args:
+        layer: of one member.
+        cardinality: how many members there are.
+        shared: whether its inputs are the same for all members.
+        tensors: what the new layer will be applied to.
+        kernel_initializer: replaces the layer's own.
+
+    Raises:
+        CannotGroupError: where there is no such layer.
+    """
     kind, shape = type(layer), tensors[0].shape
     config = layer.get_config() if isinstance(layer, layers.Layer) else {}
     if config.get("data_format") == "channels_first":
@@ -181,21 +195,15 @@ def _widened(
     if kind in _CHANNELWISE or kind in _MERGING:
         _check_channelwise(layer, config, shared, tensors)
         return kind.from_config(config)
-    if kind is layers.Flatten:
-        return kind.from_config(config) if shared else _flatten_paths(layer, cardinality, shape)
-
     _check_elementwise(layer, config)
     if kernel_initializer is not None and "kernel_initializer" in config:
         config["kernel_initializer"] = kernel_initializer
-    if kind is layers.Activation:
-        return kind.from_config(config)
-    if kind in _BATCH_NORMS and not shared and layer.axis in (-1, len(shape) - 1):
-        return kind.from_config(config)
-    if kind in (layers.Dense, CollegialDense):
-        return _wider(CollegialDense, layer, config, cardinality, shared)
-    if kind in (layers.Conv2D, CollegialConv2D):
-        return _wider(CollegialConv2D, layer, config, cardinality, shared)
-    raise CannotGroupError(f"there is no grouped form of layer {layer.name!r} ({kind.__name__})")
+    form = (_FORMS_OF_SHARED if shared else _FORMS).get(kind)
+    if form is None:
+        raise CannotGroupError(
+            f"there is no grouped form of layer {layer.name!r} ({kind.__name__})"
+        )
+    return form(layer, config, cardinality, shape)
 
 
 def _check_channelwise(
@@ -231,8 +239,17 @@ def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
                 )
 
 
-def _flatten_paths(layer: Any, cardinality: int, shape: tuple[int | None, ...]) -> Any:
+def _same(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> Any:
+    """A layer that works on every channel by itself as it is."""
+    del cardinality, shape
+    return type(layer).from_config(config)
+
+
+def _flatten_paths(
+    layer: Any, config: dict[str, Any], cardinality: int, shape: tuple[int | None, ...]
+) -> Any:
     """Flatten each path's pixels by themselves: (h, w, m * n) -> m * (h * w * n)."""
+    del config
     if len(shape) == 2:
         return layers.Flatten(name=layer.name, dtype=layer.dtype_policy)
     if None in shape[1:]:
@@ -248,13 +265,84 @@ def _flatten_paths(layer: Any, cardinality: int, shape: tuple[int | None, ...]) 
     )
 
 
-def _wider(kind: Any, layer: Any, config: dict[str, Any], cardinality: int, shared: bool) -> Any:
-    """All members' dense layers or convolutions as one, with its paths side by side."""
+def _reshaped_paths(
+    layer: Any, config: dict[str, Any], cardinality: int, shape: tuple[int | None, ...]
+) -> Any:
+    """The same reshape, where the channels stay whole and last."""
+    *leading, channels = config["target_shape"]
+    if channels == -1 and None not in (*shape[1:], *leading) and -1 not in leading:
+        channels = math.prod(shape[1:]) // math.prod(leading) // cardinality  # type: ignore[arg-type]
+    if channels * cardinality != shape[-1]:
+        raise CannotGroupError(f"layer {layer.name!r} reshapes channels into something else")
+    return layers.Reshape.from_config({**config, "target_shape": (*leading, shape[-1])})
+
+
+def _layer_norm_by_path(
+    layer: Any, config: dict[str, Any], cardinality: int, shape: tuple[int | None, ...]
+) -> Any:
+    """The normalisation of every path by itself, where it is over channels alone."""
+    axis = layer.axis if isinstance(layer.axis, int) else list(layer.axis)
+    if axis not in (-1, [-1], len(shape) - 1, [len(shape) - 1]) or config.get("rms_scaling"):
+        raise CannotGroupError(f"layer {layer.name!r} normalises over more than the channels")
+    config.pop("rms_scaling", None)
+    own = config.pop("cardinality", 1)
+    return CollegialLayerNormalization.from_config(
+        {**config, "axis": -1, "cardinality": cardinality * own}
+    )
+
+
+def _batch_norm(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> Any:
+    del cardinality
+    _check_last_axis(layer, shape)
+    return type(layer).from_config(config)
+
+
+def _group_norm(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> Any:
+    """A path's groups stay its own; -1 is a group for every channel."""
+    _check_last_axis(layer, shape)
+    return type(layer).from_config({**config, "groups": max(-1, layer.groups * cardinality)})
+
+
+def _check_last_axis(layer: Any, shape: tuple[int | None, ...]) -> None:
+    if layer.axis not in (-1, len(shape) - 1):
+        raise CannotGroupError(f"layer {layer.name!r} normalises along axis {layer.axis}")
+
+
+def _wider(shared: bool, kind: Any) -> Any:
+    """What makes all members' dense layers or convolutions one, with its paths side by side."""
     size = "units" if kind is CollegialDense else "filters"
-    own = config.pop("groups", None) or config.pop("cardinality", 1)
-    if own > 1 and (shared or config.get("shared_input")):
-        raise CannotGroupError(f"layer {layer.name!r} has several paths on one input")
-    for option in ("lora_rank", "lora_alpha", "quantization_config"):
-        config.pop(option, None)
-    config[size] *= cardinality
-    return kind.from_config({**config, "cardinality": cardinality * own, "shared_input": shared})
+
+    def wider(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> Any:
+        del shape
+        own = config.pop("groups", None) or config.pop("cardinality", 1)
+        if own > 1 and (shared or config.get("shared_input") or config.get("aggregate")):
+            raise CannotGroupError(f"layer {layer.name!r} has several paths on one input")
+        # Of one path, a sum of paths is that path.
+        for option in ("lora_rank", "lora_alpha", "quantization_config", "aggregate"):
+            config.pop(option, None)
+        config[size] *= cardinality
+        return kind.from_config(
+            {**config, "cardinality": cardinality * own, "shared_input": shared}
+        )
+
+    return wider
+
+
+_FORMS: dict[type, Any] = {
+    **dict.fromkeys((layers.Dense, CollegialDense), _wider(False, CollegialDense)),
+    **dict.fromkeys((layers.Conv2D, CollegialConv2D), _wider(False, CollegialConv2D)),
+    **dict.fromkeys(_BATCH_NORMS, _batch_norm),
+    **dict.fromkeys((layers.LayerNormalization, CollegialLayerNormalization), _layer_norm_by_path),
+    layers.GroupNormalization: _group_norm,
+    layers.Activation: _same,
+    layers.PReLU: _same,
+    layers.Flatten: _flatten_paths,
+    layers.Reshape: _reshaped_paths,
+}
+# On the input that all members share.
+_FORMS_OF_SHARED: dict[type, Any] = {
+    **dict.fromkeys((layers.Dense, CollegialDense), _wider(True, CollegialDense)),
+    **dict.fromkeys((layers.Conv2D, CollegialConv2D), _wider(True, CollegialConv2D)),
+    layers.Activation: _same,
+    layers.Flatten: _same,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,3 +78,34 @@ def reseeded(initializer: Callable[..., Any], path: int) -> Callable[..., Any]:
 def path_seed(seed: int, path: int) -> int:
     """An independent seed for a path, from the seed of the first."""
     return int(np.random.SeedSequence((seed % 2**32, path)).generate_state(1)[0] >> 1)
+
+
+@keras.saving.register_keras_serializable(package="ce_keras")
+class SummedPaths(keras.initializers.Initializer):
+    """Initialises a layer that sums paths: each path's part as if alone, then scaled as in Eq. 4.
+
+    Args:
+        initializer: of one path's kernel.
+        cardinality: the number of paths; divides the kernel's inputs, its last axis but one.
+
+    >>> one = keras.initializers.Ones()
+    >>> keras.ops.convert_to_numpy(SummedPaths(one, 4)((8, 1)))[:, 0].tolist()[:3]
+    [0.5, 0.5, 0.5]
+    """
+
+    def __init__(self, initializer: Any, cardinality: int) -> None:
+        self.initializer = keras.initializers.get(initializer)
+        self.cardinality = cardinality
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        *kernel, inputs, outputs = shape
+        path = (*kernel, inputs // self.cardinality, outputs)
+        join = functools.partial(keras.ops.concatenate, axis=-2)
+        draw = for_each_path(self.initializer, self.cardinality, path, join)
+        return draw(shape, dtype=dtype) / math.sqrt(self.cardinality)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "initializer": keras.initializers.serialize(self.initializer),
+            "cardinality": self.cardinality,
+        }

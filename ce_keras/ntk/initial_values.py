@@ -113,7 +113,7 @@ def initial_values(member: keras.Model, network: keras.Model) -> list[InitialVal
 def _path_shape(layer: Any, variable: Any) -> tuple[int, ...]:
     """The shape that the initialiser sees: layers with paths initialise each by itself."""
     if variable.name == "kernel" and isinstance(layer, CollegialDense):
-        return layer.fan_in, layer.units // layer.cardinality
+        return layer.fan_in, layer.units // (1 if layer.aggregate else layer.cardinality)
     if variable.name == "kernel" and isinstance(layer, CollegialConv2D):
         return (*variable.shape[:-1], layer.filters // layer.cardinality)
     return tuple(variable.shape)

@@ -64,10 +64,11 @@ def _dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
 
 
 def _collegial_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
-    groups = 1 if layer.shared_input else layer.cardinality
+    groups = 1 if layer.shared_input or layer.aggregate else layer.cardinality
+    scale = _scale(layer) / (math.sqrt(layer.cardinality) if layer.aggregate else 1.0)
 
     def shares(signal: Any) -> Shares:
-        a = _inputs(x, groups) * _scale(layer)
+        a = _inputs(x, groups) * scale
         return [(layer.kernel, Products([a], _signals(signal, groups))), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)

@@ -7,6 +7,7 @@ The ResNeXts' functions have the arguments of `keras.applications`, in their ord
 """
 
 from ce_keras.designs import PUBLISHED, Published, choose_design, published
+from ce_keras.layers.flops import trained_parameters
 from ce_keras.zoo.catalogue import NETWORKS, Entry, create, entries, list_models
 from ce_keras.zoo.convert import from_applications, from_torch, to_torch
 from ce_keras.zoo.images import decode_predictions, preprocess_input
@@ -23,7 +24,6 @@ from ce_keras.zoo.resnext import (
     resnext50,
     resnext101,
     resnext152,
-    trained_parameters,
 )
 from ce_keras.zoo.weights import load_weights, published_weights, save_weights
 from ce_keras.zoo.wide_resnet import wide_resnet

@@ -143,11 +143,6 @@ def _classifier(x: Any, classes: int, activation: Any, seed: int | None) -> Any:
     )(x)
 
 
-def trained_parameters(model: keras.Model) -> int:
-    """How many numbers training changes."""
-    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
-
-
 class Constructor(Protocol):
     """A function that builds one network of the zoo, with `keras.applications`' arguments."""
 

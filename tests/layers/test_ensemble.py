@@ -175,7 +175,7 @@ def softmax_member():
 
 def normalised_member():
     return keras.Sequential(
-        [keras.Input((6,)), layers.Dense(4), layers.LayerNormalization(), layers.Dense(2)]
+        [keras.Input((6,)), layers.Dense(4), layers.UnitNormalization(), layers.Dense(2)]
     )
 
 
@@ -287,7 +287,7 @@ def sized_member():
     ("build_member", "why"),
     [
         (softmax_member, "activation of layer 'dense.*softmax"),
-        (normalised_member, "no grouped form of layer 'layer_normalization"),
+        (normalised_member, "no grouped form of layer 'unit_normalization"),
         (noisy_input_member, "draws noise on the shared input"),
         (mixing_member, "mixes the input with members' values"),
         (operation_member, r"no grouped form of layer 'sin.*' \(Sin\)"),

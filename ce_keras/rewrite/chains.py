@@ -1,0 +1,393 @@
+"""Finds what can be ensembled in a Keras model: the modules of the paper, as chains of layers.
+
+A chain is an *entry*, one or more *hidden* layers behind it and an *exit*, such that all that the
+entry computes reaches the model's output through the exit alone. Then whatever lies between can be
+computed path by path: the exit sums the paths.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+from keras import layers
+
+from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
+from ce_keras.layers.fan_in import leaves
+from ce_keras.layers.grouping import CannotGroupError, widened
+
+_DENSE = (layers.Dense, CollegialDense)
+_CONV = (layers.Conv2D, CollegialConv2D)
+_BY_CHANNEL = (
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+)
+
+
+class Map(NamedTuple):
+    """A linear map of a chain.
+
+    Attributes:
+        layer: the Keras layer.
+        pixels: of its kernel; 1 for a dense layer.
+        inputs: channels it reads.
+        outputs: channels it gives.
+        positions: places it is applied at; `None` if that is not known.
+        gate: whether it lies beside the chain, as in squeeze-and-excite: the law leaves it out.
+    """
+
+    layer: Any
+    pixels: int
+    inputs: int
+    outputs: int
+    positions: int | None
+    gate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A module that can be ensembled.
+
+    Attributes:
+        name: the common beginning of its layers' names.
+        kind: `"bottleneck"` (convolutions 1x1, k x k, 1x1) or `"dense"`.
+        maps: its linear maps, first to last; the last is the exit.
+        between: the other layers that have to know of paths, each with its shapes of inputs.
+        prefix: of the layers' names, where the chain lies in a model within the model.
+    """
+
+    name: str
+    kind: str
+    maps: tuple[Map, ...]
+    between: tuple[tuple[Any, tuple[tuple[int | None, ...], ...]], ...]
+    prefix: str = ""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the hidden layers, first to last, gates left out."""
+        return tuple(each.outputs for each in self.maps[:-1] if not each.gate)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the linear layers."""
+        return [self.prefix + each.layer.name for each in self.maps]
+
+
+class Step(NamedTuple):
+    """One call of a layer or operation in a model's graph."""
+
+    operation: Any
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+class Graph:
+    """The calls of a functional model, first to last, and who reads what."""
+
+    def __init__(self, model: Any) -> None:
+        network = getattr(model, "_functional", None) or model
+        by_depth = network._nodes_by_depth
+        self.steps = [
+            Step(node.operation, list(node.input_tensors), list(node.output_tensors))
+            for depth in sorted(by_depth, reverse=True)
+            for node in by_depth[depth]
+            if node.input_tensors
+        ]
+        # Readers by tensor: positions in `steps`, or -1 for whoever calls the model.
+        self.readers: dict[int, list[int]] = {id(tensor): [-1] for tensor in network.outputs}
+        for position, step in enumerate(self.steps):
+            for tensor in step.inputs:
+                self.readers.setdefault(id(tensor), []).append(position)
+
+
+def is_functional(model: Any) -> bool:
+    """Whether Keras knows the model's graph: functional, or sequential with a known input."""
+    if isinstance(model, keras.Sequential):
+        return getattr(model, "_functional", None) is not None
+    return hasattr(model, "_nodes_by_depth")
+
+
+def models_in(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The model and all functional models that are layers of it, each once, with its prefix."""
+    seen: set[int] = set()
+
+    def walk(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if id(model) in seen:
+            return
+        seen.add(id(model))
+        yield prefix, model
+        for layer in model.layers:
+            if is_functional(layer):
+                yield from walk(layer, f"{prefix}{layer.name}/")
+
+    yield from walk(model, prefix)
+
+
+def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, str]]]:
+    """All chains of a functional model, and why its other matrices are in none.
+
+    Returns:
+        The chains, first to last; and by layer's name, the layer's class and the reason.
+    """
+    graphs = [(prefix, inner, Graph(inner)) for prefix, inner in models_in(model)]
+    calls = Counter(id(step.operation) for _, _, graph in graphs for step in graph.steps)
+    chains: list[Chain] = []
+    reasons: dict[int, str] = {}
+    for prefix, _, graph in graphs:
+        chains += _chains_of(graph, prefix, calls, reasons)
+    taken = {id(each.layer) for chain in chains for each in chain.maps}
+    left = {}
+    for prefix, inner, _ in graphs:
+        for layer in inner.layers:
+            if id(layer) not in taken and not is_functional(layer) and _has_matrix(layer):
+                reason = reasons.get(id(layer)) or _why_not(layer)
+                left[prefix + layer.name] = (type(layer).__name__, reason)
+    return chains, left
+
+
+def _chains_of(
+    graph: Graph, prefix: str, calls: Counter[int], reasons: dict[int, str]
+) -> list[Chain]:
+    starts: dict[int, list[int]] = {}
+    for position, step in enumerate(graph.steps):
+        if _is_entry(step.operation):
+            starts.setdefault(id(step.operation), []).append(position)
+    chains: list[Chain] = []
+    taken: set[int] = set()
+    for entry, positions in starts.items():
+        if entry in taken:
+            continue
+        try:
+            grown = [_grow(graph, position, prefix) for position in positions]
+            chain = _same_everywhere(grown, calls, taken)
+        except CannotGroupError as error:
+            reasons[entry] = str(error)
+            continue
+        chains.append(chain)
+        taken.update(id(each.layer) for each in chain.maps)
+    return chains
+
+
+def _is_entry(layer: Any) -> bool:
+    if _paths_of(layer) > 1:
+        return False
+    return type(layer) in _DENSE or (type(layer) in _CONV and _kernel(layer) == (1, 1))
+
+
+def _kernel(layer: Any) -> tuple[int, ...]:
+    return tuple(getattr(layer, "kernel_size", (1,)))
+
+
+def _paths_of(layer: Any) -> int:
+    return max(getattr(layer, "groups", 1), getattr(layer, "cardinality", 1))
+
+
+class _Growth:
+    """A chain while it is followed from its entry; `live` tensors still have readers to come."""
+
+    def __init__(self, graph: Graph, kind: str) -> None:
+        self.graph = graph
+        self.kind = kind
+        self.maps: list[Map] = []
+        self.between: list[tuple[Any, tuple[tuple[int | None, ...], ...]]] = []
+        self.inside: dict[int, Any] = {}
+        self.seen = -1
+
+    def _live(self) -> list[Any]:
+        """Tensors that something still to come reads, be it whoever calls the model."""
+        return [
+            tensor
+            for tensor in self.inside.values()
+            if any(at > self.seen or at == -1 for at in self.graph.readers.get(id(tensor), []))
+        ]
+
+    def is_cut(self, position: int) -> bool:
+        """Whether all that the entry computed goes through this step."""
+        self.seen = position - 1
+        (only, *others) = self._live() or [None]
+        return not others and self.graph.readers.get(id(only)) == [position]
+
+    def add(self, step: Step, position: int) -> None:
+        """The outputs are inside too."""
+        self.inside.update((id(tensor), tensor) for tensor in step.outputs)
+        self.seen = position
+
+
+def _grow(graph: Graph, start: int, prefix: str) -> Chain:
+    """The chain that begins with a step.
+
+    Raises:
+        CannotGroupError: if there is none, saying why.
+    """
+    entry = graph.steps[start]
+    kind = "dense" if type(entry.operation) in _DENSE else "bottleneck"
+    growth = _Growth(graph, kind)
+    if graph.readers.get(id(entry.outputs[0])) == [-1]:
+        raise CannotGroupError("it gives the model's output: no hidden layer")
+    _check_map(entry, shared=True)
+    growth.maps.append(_map_of(entry))
+    growth.add(entry, start)
+    best, stop = _followed(growth, start, prefix)
+    if best is None:
+        raise CannotGroupError(_why_no_chain(growth, stop))
+    if min(best.widths) < 2:
+        raise CannotGroupError(f"too narrow: hidden widths {best.widths}")
+    return best
+
+
+def _followed(growth: _Growth, start: int, prefix: str) -> tuple[Chain | None, str]:
+    """The longest chain of dense layers, or the first of convolutions; and what stopped it."""
+    graph = growth.graph
+    best: Chain | None = None
+    for position in range(start + 1, len(graph.steps)):
+        step = graph.steps[position]
+        mine = [id(tensor) in growth.inside for tensor in step.inputs]
+        if not any(mine):
+            continue
+        if not all(mine):
+            return best, f"it meets other tensors at {step.operation.name!r}"
+        linear = type(step.operation) in (*_DENSE, *_CONV)
+        cut = linear and growth.is_cut(position)
+        if cut and _can_exit(growth, step.operation):
+            best = _chain(growth, step, prefix)
+            if growth.kind == "bottleneck":
+                return best, ""
+        try:
+            _follow(growth, step, linear, cut)
+        except CannotGroupError as error:
+            return best, str(error)
+        growth.add(step, position)
+    return best, "the model's output follows"
+
+
+def _can_exit(growth: _Growth, layer: Any) -> bool:
+    """Whether a layer that all paths reach may sum them: there must be two hidden layers."""
+    main = [each for each in growth.maps if not each.gate]
+    if _paths_of(layer) > 1 or len(main) < 2:
+        return False
+    if growth.kind == "dense":
+        return type(layer) in _DENSE
+    return type(layer) in _CONV and _kernel(layer) == (1, 1) and any(x.pixels > 1 for x in main)
+
+
+def _follow(growth: _Growth, step: Step, linear: bool, cut: bool) -> None:
+    """Take a step into the chain; raises where it cannot be done path by path."""
+    layer = step.operation
+    if linear:
+        if _paths_of(layer) > 1:
+            raise CannotGroupError(f"{layer.name!r} is already grouped")
+        if cut and (type(layer) in _DENSE) != (growth.kind == "dense"):
+            raise CannotGroupError(f"{layer.name!r}, a {type(layer).__name__}, follows")
+        _check_map(step, shared=False)
+        growth.maps.append(_map_of(step, gate=not cut))
+        return
+    if isinstance(layer, _BY_CHANNEL):
+        raise CannotGroupError(f"{layer.name!r} behind it is already grouped, channel by channel")
+    widened(layer, 2, False, [_doubled(tensor) for tensor in step.inputs])
+    if layer.weights or isinstance(layer, (layers.Reshape, layers.Flatten)):
+        shapes = tuple(tuple(tensor.shape) for tensor in step.inputs)
+        growth.between.append((layer, shapes))
+
+
+def _check_map(step: Step, shared: bool) -> None:
+    """Raise if there is no layer that does for paths what this one does."""
+    layer = step.operation
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        raise CannotGroupError(f"{layer.name!r} is quantised, or has a low-rank addition")
+    tensor = step.inputs[0] if shared else _doubled(step.inputs[0])
+    widened(layer, 2, shared, [tensor])
+
+
+def _doubled(tensor: Any) -> Any:
+    if len(tensor.shape) < 2 or tensor.shape[-1] is None:
+        raise CannotGroupError(f"a tensor of shape {tuple(tensor.shape)} has no known channels")
+    return keras.KerasTensor((*tensor.shape[:-1], 2 * tensor.shape[-1]), tensor.dtype)
+
+
+def _map_of(step: Step, gate: bool = False) -> Map:
+    (x,), (y,) = step.inputs, step.outputs
+    sides = y.shape[1:-1]
+    positions = None if None in sides else math.prod(sides)
+    pixels = math.prod(_kernel(step.operation))
+    return Map(step.operation, pixels, x.shape[-1], y.shape[-1], positions, gate)
+
+
+def _chain(growth: _Growth, step: Step, prefix: str) -> Chain:
+    maps = (*growth.maps, _map_of(step))
+    names = [each.layer.name for each in maps]
+    name = _common(names)
+    return Chain(
+        prefix + (name or f"{names[0]} to {names[-1]}"),
+        growth.kind,
+        maps,
+        tuple(growth.between),
+        prefix,
+    )
+
+
+def _common(names: Sequence[str]) -> str:
+    """The words that all names begin with: conv2_block1 for conv2_block1_1_conv and so on."""
+    words = zip(*(name.split("_") for name in names), strict=False)
+    return "_".join(
+        first for first, *rest in itertools.takewhile(lambda w: len(set(w)) == 1, words)
+    )
+
+
+def _same_everywhere(grown: Sequence[Chain], calls: Counter[int], taken: set[int]) -> Chain:
+    """The one chain of a shared entry; all its layers must be shared in the same way.
+
+    Raises:
+        CannotGroupError: if a layer of the chain is also used elsewhere.
+    """
+    chain = grown[0]
+    members = [each.layer for each in chain.maps] + [layer for layer, _ in chain.between]
+    if any([x.layer for x in other.maps] != [x.layer for x in chain.maps] for other in grown[1:]):
+        raise CannotGroupError("it is shared, and not followed by the same layers everywhere")
+    for layer in members:
+        if calls[id(layer)] != len(grown) or id(layer) in taken:
+            raise CannotGroupError(f"{layer.name!r} is shared with layers outside the chain")
+    return chain
+
+
+def _why_no_chain(growth: _Growth, stop: str) -> str:
+    main = [each for each in growth.maps if not each.gate]
+    if growth.kind == "dense":
+        if len(main) == 1:
+            return f"not a chain: {stop}"
+        if len(main) == 2:
+            return "one hidden layer: paths of it side by side are only a wider layer"
+    if growth.kind == "bottleneck" and len(main) > 1:
+        return f"not a chain: no 1x1 convolution ends it after {main[-1].layer.name!r}: {stop}"
+    return f"not a chain: {stop}"
+
+
+def _why_not(layer: Any) -> str:
+    """Why a layer that begins no chain is in none."""
+    if isinstance(layer, keras.Model):
+        return (
+            "subclassed: Keras does not know its layers' order; build it with "
+            "keras.Model(inputs, model.call(inputs))"
+        )
+    if isinstance(layer, _BY_CHANNEL) or _paths_of(layer) > 1:
+        return "already grouped"
+    if type(layer) in _CONV:
+        size = "x".join(map(str, _kernel(layer)))
+        return f"not in a chain of 1x1, k x k and 1x1 convolutions: its kernel is {size}"
+    if isinstance(layer, (*_DENSE, *_CONV)):
+        return "subclassed: it may compute something else than its parent"
+    return f"there is no grouped form of a {type(layer).__name__}"
+
+
+def _has_matrix(layer: Any) -> bool:
+    return any(
+        len(weight.shape) > 1
+        for leaf in leaves(layer)
+        for weight in leaf.trainable_variables + leaf.non_trainable_variables
+    )

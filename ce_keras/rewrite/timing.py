@@ -1,0 +1,62 @@
+"""How long a training step of a Keras model takes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+_STEPS = 5
+
+
+def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
+    """Median seconds of a training step of each model, side by side, on random inputs.
+
+    A step is a forward and a backward pass and the update, as `fit` compiles it. The models are
+    copies for the time being: nobody's weights or optimisers are touched.
+
+    Raises:
+        ValueError: for a model whose inputs have no fixed size.
+    """
+    steps = [_step(model, batch_size) for model in models]
+    for step in steps:
+        step()
+        step()
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(_STEPS):
+        for step, seconds in zip(steps, times, strict=True):
+            begun = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begun)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def _step(model: keras.Model, batch_size: int) -> Any:
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                f"measure: the input {tensor.name!r} of {model.name!r} has shape "
+                f"{tuple(tensor.shape)}; a time needs fixed sizes"
+            )
+    copy = keras.models.clone_model(model)
+    rng = np.random.default_rng(0)
+    inputs = [_draw(rng, tensor, batch_size) for tensor in copy.inputs]
+    # Any loss will do whose gradient is not zero.
+    copy = keras.Model(copy.inputs, copy.outputs)
+    targets = [
+        np.zeros([batch_size, *(1 if size is None else size for size in tensor.shape[1:])])
+        for tensor in copy.outputs
+    ]
+    copy.compile("sgd", ["mse"] * len(targets))
+    return lambda: copy.train_on_batch(inputs, targets)
+
+
+def _draw(rng: np.random.Generator, tensor: Any, batch_size: int) -> np.ndarray:
+    shape = (batch_size, *tensor.shape[1:])
+    if "int" in str(tensor.dtype):
+        return np.zeros(shape, tensor.dtype)
+    return rng.standard_normal(shape).astype(np.float32)
