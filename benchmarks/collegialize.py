@@ -10,9 +10,12 @@ training step are medians, taken side by side.
 
 import argparse
 import gc
+import json
 import logging
 import math
+import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -36,12 +39,9 @@ def survey(name: str, batch: int) -> dict:
     report = ce_keras.inspect(model)
     row = {"params": report.before.params, "found": len(report.found)}
     if not report.found:
-        why: dict[str, int] = {}
-        for each in report.left:
-            # The same reason names another layer every time.
-            short = each.reason.split("'")[0].strip(" :")
-            why[short] = why.get(short, 0) + 1
-        row["why"] = sorted(why.items(), key=lambda item: -item[1])[:REASONS]
+        # The same reason names another layer every time.
+        why = Counter(re.sub(r"(?:layer )?'[^']*'", "a layer", each.reason) for each in report.left)
+        row["why"] = why.most_common(REASONS)
         return row
     row["widths"] = sorted({each.widths for each in report.found})
     for mode in ("primal", "dual"):

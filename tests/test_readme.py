@@ -25,6 +25,10 @@ def test_python_blocks_run_and_say_what_the_text_says(capsys):
     assert lines[0] == "10x10d 3.26 times fewer parameters"
     assert namespace["model"].name == "resnext29_10x10d"
     Design.parse(lines[1])
+    # What a comment says is printed is printed.
+    said = re.findall(r"print\(.*\)  # (.*->.*)", TEXT)
+    assert said
+    assert set(said) <= set(lines)
 
 
 @pytest.mark.parametrize("block", blocks("console"))
