@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ce_keras.closed_form import KernelMoments, kernel_moments
+from ce_keras.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
 from ce_keras.ntk.alpha import AlphaFit, fit_alpha, log_moment_ratio
 from ce_keras.ntk.samplers import chain_kernels, stack_kernels
 from ce_keras.ntk.spectrum import alignment, condition_number, label_alignment, spectrum
@@ -26,6 +26,7 @@ __all__ = [
     "condition_number",
     "empirical_ntk",
     "fit_alpha",
+    "infinite_width_kernel",
     "kernel_moments",
     "label_alignment",
     "log_moment_ratio",

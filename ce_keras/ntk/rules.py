@@ -19,7 +19,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from ce_keras.layers import CollegialConv2D, CollegialDense, FusedBatchNormalization
+from ce_keras.layers import (
+    CollegialConv2D,
+    CollegialDense,
+    CollegialLayerNormalization,
+    FusedBatchNormalization,
+)
 from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
 from ce_keras.ntk.shares import Gradients, Lookups, Products, Share, wide
 
@@ -241,9 +246,15 @@ def _batch_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) ->
 def _layer_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     axes = [axis % len(x.shape) for axis in axes]
-    mean, variance = tf.nn.moments(wide(x), axes, keepdims=True)
-    normal = (wide(x) - mean) * tf.math.rsqrt(variance + layer.epsilon)
+    normal = _normal(wide(x), axes, layer)
     return _scale_and_shift(layer, call(x), normal, axes, record)
+
+
+def _collegial_layer_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    axis, paths = len(x.shape) - 1, layer.cardinality
+    apart = tf.reshape(wide(x), [*x.shape[:-1], paths, x.shape[-1] // paths])
+    normal = tf.reshape(_normal(apart, [axis + 1], layer), x.shape)
+    return _scale_and_shift(layer, call(x), normal, [axis], record)
 
 
 def _group_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
@@ -252,9 +263,14 @@ def _group_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) ->
     sizes = [*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]]
     apart = tf.reshape(wide(x), sizes)
     reduced = [at for at in range(1, len(sizes)) if at != axis]
-    mean, variance = tf.nn.moments(apart, reduced, keepdims=True)
-    normal = (apart - mean) * tf.math.rsqrt(variance + layer.epsilon)
-    return _scale_and_shift(layer, call(x), tf.reshape(normal, x.shape), [axis], record)
+    normal = tf.reshape(_normal(apart, reduced, layer), x.shape)
+    return _scale_and_shift(layer, call(x), normal, [axis], record)
+
+
+def _normal(x: Any, axes: list[int], layer: Any) -> Any:
+    """Of mean 0 and variance 1 over the axes."""
+    mean, variance = tf.nn.moments(x, axes, keepdims=True)
+    return (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
 
 
 def _scale_and_shift(layer: Any, output: Any, normal: Any, kept: list[int], record: Record) -> Any:
@@ -365,4 +381,5 @@ _RULES: dict[Any, Rule] = {
     FusedBatchNormalization: _batch_norm,
     CollegialConv2D: _convolution,
     CollegialDense: _collegial_dense,
+    CollegialLayerNormalization: _collegial_layer_norm,
 }

@@ -138,7 +138,7 @@ def collegialize(
     >>> layers = [keras.layers.Dense(64, "relu") for _ in range(2)] + [keras.layers.Dense(1)]
     >>> wide = keras.Sequential([keras.Input((8,)), *layers])
     >>> ensemble = collegialize(wide, design="4x16d")
-    >>> ensemble.layers[1].kernel.shape
+    >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
     if measure is not None:

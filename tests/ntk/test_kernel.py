@@ -67,9 +67,17 @@ def ensemble():
     return sequential((6, 6, 2), CollegialEnsemble(member, 3))
 
 
-def copied_ensemble():
+def normed_ensemble():
     def member():
         return sequential((5,), layers.Dense(4), layers.LayerNormalization(), layers.Dense(2))
+
+    return sequential((5,), CollegialEnsemble(member, 3))
+
+
+def copied_ensemble():
+    def member():
+        einsum = layers.EinsumDense("ab,bc->ac", 4)
+        return sequential((5,), einsum, layers.Dense(2))
 
     return sequential((5,), CollegialEnsemble(member, 3))
 
@@ -146,6 +154,7 @@ MODELS = {
     "attention": attention,
     "nested": nested,
     "ensemble": ensemble,
+    "normed_ensemble": normed_ensemble,
     "copied_ensemble": copied_ensemble,
 }
 every_model = pytest.mark.parametrize("name", MODELS)
