@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test peers lint format wheel lock clean
+.PHONY: demo test peers lint format wheel docs notebook lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
@@ -45,6 +45,16 @@ wheel: $(UV)
 	cd build && clean/bin/ce-keras build resnext11 --mode dual --save model.keras
 	cd build && clean/bin/ce-keras train cifar10 --mode dual --dry-run
 	cd build && clean/bin/python -c "import ce_keras, keras; keras.models.load_model('model.keras').summary()"
+
+# The site, as static pages in build/site.
+docs: $(UV)
+	$(UV) sync --quiet --frozen --inexact
+	.venv/bin/mkdocs build --quiet
+
+# The notebook, made of its script and run.
+notebook: $(UV)
+	$(UV) sync --quiet --frozen --inexact
+	.venv/bin/python docs/make_notebook.py
 
 lock: $(UV)
 	$(UV) lock --upgrade

@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", help="names, like ResNet50; all of them if not given")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--page", action="store_true", help="the page of what was measured before")
     options = parser.parse_args()
     measured = options.out / "collegialize.json"

@@ -1,6 +1,6 @@
 """Our grouped convolution beside Keras' own and PyTorch's, and a whole ResNeXt-29 step.
 
-    python benchmarks/grouped_conv.py [--rounds 9] [--out benchmarks/results]
+    python benchmarks/grouped_conv.py [--rounds 9] [--out docs/benchmarks]
 
 Writes `grouped_conv.json` and `grouped_conv.md`. PyTorch takes part where it is installed.
 """
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=32, help="of the training step")
     parser.add_argument("--small", action="store_true", help="tiny shapes: only whether it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
     shapes = (Shape(2, 2, 4, 2),) if options.small else SHAPES
     designs = (("2x2d", 2, 2),) if options.small else STEPS

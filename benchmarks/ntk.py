@@ -1,6 +1,6 @@
 """The tangent kernel against its peers: kernels of given models, memory, and draws a second.
 
-python benchmarks/ntk.py [--peer peer/bin/python] [--rounds 9] [--out benchmarks/results]
+python benchmarks/ntk.py [--peer peer/bin/python] [--rounds 9] [--out docs/benchmarks]
 
 The peers are `tf.GradientTape.jacobian` and, where `--peer` names the Python of an environment that
 has it (see benchmarks/ntk_peer.py), neural-tangents with the fastest of its implementations.
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--small", action="store_true", help="one small case: only whether it runs")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "LOGITS"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
     cases = [Case("dense", 1)] if options.small else CASES
     if options.memory:

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
     race = Race(options.images, options.epochs)
     for seed in range(options.seeds):

@@ -4,7 +4,7 @@ The pipeline is measured alone, reading, augmenting and normalising images of th
 Images of noise stand in for sets that may not be here: JPEG files of 500 by 375 pixels for
 `imagenet`, images in memory for the others. The model takes training steps on a ready batch.
 
-    python benchmarks/pipeline.py [--rounds 5] [--small] [--out benchmarks/results]
+    python benchmarks/pipeline.py [--rounds 5] [--small] [--out docs/benchmarks]
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="two recipes, few images: a trial")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
     names = ("mnist", "imagenet") if options.small else RECIPES
     with tempfile.TemporaryDirectory() as folder:

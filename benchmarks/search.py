@@ -1,6 +1,6 @@
 """What a search costs: a whole curve in a running process, and an answer in a new one.
 
-python benchmarks/search.py [--rounds 20] [--out benchmarks/results]
+python benchmarks/search.py [--rounds 20] [--out docs/benchmarks]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     """Measure, print and write `search.md`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
     command = [sys.executable, "-m", "ce_keras.cli", "search", "resnext29", "--mode", "dual"]
     timings = interleaved(

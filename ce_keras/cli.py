@@ -198,6 +198,22 @@ def _collegialize(options: argparse.Namespace) -> None:
     _print(options, report.to_dict(), repr(report))
 
 
+def _reproduce(options: argparse.Namespace) -> None:
+    from ce_keras import reproduce
+
+    names = reproduce.NAMES if options.name == "all" else (options.name,)
+    told = []
+    for name in names:
+        result = reproduce.reproduce(name, options.scale, options.out, seed=options.seed)
+        told.append({"name": name, "checks": [check._asdict() for check in result.checks]})
+        if not options.json:
+            print(f"{result.title}\n{result.paragraph}\n", flush=True)
+    if options.json:
+        print(json.dumps(told, indent=2))
+    else:
+        print(f"Figures, pictures and pages are in {options.out}.")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from ce_keras import __version__, demo
 
@@ -420,6 +436,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _theory(command)
     _models(command)
+    _runs(command)
     return parser
 
 
@@ -477,7 +494,7 @@ def _theory(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """What builds and trains networks."""
+    """What builds and rebuilds networks."""
     add = command(
         "info",
         _info,
@@ -525,6 +542,11 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--seed", type=int, help="for the new weights, and for a fit")
     add("--measure", type=int, metavar="BATCH", help="time training steps of so many examples")
 
+
+def _runs(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What trains, and what reproduces the paper."""
+    from ce_keras.reproduce import NAMES
+
     add = command(
         "train",
         _train,
@@ -555,6 +577,17 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("run_folder", metavar="RUN", type=Path, help="the run's folder")
     add("--format", choices=("keras", "saved_model", "litert", "onnx"), default="keras")
     add("--to", type=Path, metavar="PATH", help="where to; beside the run's model if not given")
+
+    add = command(
+        "reproduce",
+        _reproduce,
+        "compute a figure or table of the paper again",
+        "ce-keras reproduce fig3 --out reproduction",
+    ).add_argument
+    add("name", choices=(*NAMES, "all"), metavar="NAME", help=f"{', '.join(NAMES)}; or all")
+    add("--scale", choices=("small", "full"), default="small", help="minutes, or as in the paper")
+    add("--out", type=Path, default=Path("reproduction"), help="folder (%(default)s)")
+    add("--seed", type=int, default=0, help="for reproducible draws and runs (%(default)s)")
 
     add = command(
         "demo",

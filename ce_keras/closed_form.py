@@ -139,6 +139,46 @@ def relative_variance(widths: np.ndarray) -> np.ndarray:
     return np.expm1(growth + np.log(pairs))
 
 
+def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndarray:
+    """The kernel that the network's tends to as its layers widen (NTK parameterisation).
+
+    Layer by layer, by the arc-cosine kernels: with t the angle between two inputs' activations, the
+    units active for both are the fraction (1 - t / pi) / 2.
+
+    Args:
+        x1: inputs, `(p, features)`.
+        x2: inputs, `(q, features)`.
+        depth: weight matrices (L of the paper): `depth - 1` hidden layers.
+
+    Returns:
+        An array of shape `(p, q)`.
+
+    Raises:
+        ValueError: for a depth below 1, or inputs that are not two tables of one number of columns.
+
+    >>> x = np.array([[1.0, 0.0], [-1.0, 0.0]])
+    >>> infinite_width_kernel(x, x, depth=4).round(2).tolist()  # Its diagonal: depth * |x|^2 / 2.
+    [[2.0, 0.34], [0.34, 2.0]]
+    """
+    positive_int("depth", depth)
+    x1, x2 = (np.asarray(x, dtype=np.float64) for x in (x1, x2))
+    if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
+        raise ValueError(
+            f"x1, x2: got shapes {x1.shape} and {x2.shape}; they must be (p, features) and "
+            "(q, features)"
+        )
+    scale = 2 / x1.shape[1]
+    covariance, kernel = scale * x1 @ x2.T, scale * x1 @ x2.T
+    # Weights of variance 2 / fan_in keep every input's own mean square as it is.
+    size = scale * np.sqrt((x1**2).sum(1)[:, None] * (x2**2).sum(1))
+    for _ in range(depth - 1):
+        cosine = np.divide(covariance, size, out=np.zeros_like(size), where=size > 0).clip(-1, 1)
+        both_active = 1 - np.arccos(cosine) / np.pi
+        covariance = size * np.sqrt(1 - cosine**2) / np.pi + covariance * both_active
+        kernel = covariance + kernel * both_active
+    return kernel / 2  # The output's weights have half the others' variance.
+
+
 def first_order_alpha(widths: Sequence[float]) -> float:
     """The constant of the exponential law to first order in 1 / width (NTK parameterisation).
 

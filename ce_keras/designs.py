@@ -27,6 +27,8 @@ class Published(NamedTuple):
         design: cardinality and width.
         millions: parameters in millions, as printed.
         table: where it is printed.
+        baseline: what it is an ensemble of, as `ce_keras.search` takes it.
+        rho: its parameter efficiency, as printed; `None` where none is.
     """
 
     network: str
@@ -34,30 +36,40 @@ class Published(NamedTuple):
     design: Design
     millions: float
     table: str
+    baseline: str
+    rho: float | None = None
 
 
-def _rows(network: str, mode: Mode, table: str, millions: dict[str, float]) -> list[Published]:
-    return [
-        Published(network, mode, Design.parse(design), size, table)
-        for design, size in millions.items()
-    ]
+def _rows(
+    baseline: str, mode: Mode, table: str, printed: dict[str, float | tuple[float, float]]
+) -> list[Published]:
+    """Rows of one baseline: for each design, its millions, or its millions and rho."""
+    network, rows = baseline.partition("-")[0], []
+    for design, figures in printed.items():
+        millions, rho = figures if isinstance(figures, tuple) else (figures, None)
+        rows.append(Published(network, mode, Design.parse(design), millions, table, baseline, rho))
+    return rows
 
 
 #: The first design of a network and mode is that mode's default.
 PUBLISHED: list[Published] = [
-    *_rows("resnext29", "baseline", "1", {"1x128d": 13.8, "1x226d": 36.3}),
-    *_rows("resnext29", "resnext", "1", {"3x64d": 13.3, "8x64d": 34.4, "2x64d": 9.13}),
-    *_rows("resnext29", "primal", "1a", {"37x10d": 13.7, "28x12d": 12.9, "101x10d": 36.3}),
-    *_rows("resnext29", "dual", "1b", {"10x10d": 4.22, "8x12d": 4.19, "14x10d": 5.63}),
-    *_rows("resnext29", "dual", "1b", {"6x25d": 7.26, "3x58d": 11.6, "2x98d": 17.4}),
+    *_rows("resnext29", "baseline", "1", {"1x128d": 13.8}),
+    *_rows("resnext29-1x226d", "baseline", "1", {"1x226d": 36.3}),
+    *_rows("resnext29", "resnext", "1", {"3x64d": 13.3}),
+    *_rows("resnext29-1x226d", "resnext", "1", {"8x64d": 34.4, "2x64d": (9.13, 4.0)}),
+    *_rows("resnext29", "primal", "1a", {"37x10d": 13.7, "28x12d": 12.9}),
+    *_rows("resnext29-1x226d", "primal", "1a", {"101x10d": 36.3}),
+    *_rows("resnext29", "dual", "1b", {"10x10d": (4.22, 3.3), "8x12d": (4.19, 3.3)}),
+    *_rows("resnext29-1x226d", "dual", "1b", {"14x10d": (5.63, 6.5), "6x25d": (7.26, 5.0)}),
+    *_rows("resnext29-1x226d", "dual", "1b", {"3x58d": (11.6, 3.1), "2x98d": (17.4, 2.1)}),
     *_rows("resnext50", "baseline", "2", {"1x64d": 25.6}),
     *_rows("resnext50", "resnext", "2a", {"32x4d": 25.0}),
     *_rows("resnext50", "primal", "2a", {"12x10d": 25.8, "15x8d": 25.1}),
-    *_rows("resnext50", "dual", "2b", {"4x16d": 17.1, "3x23d": 19.4}),
+    *_rows("resnext50", "dual", "2b", {"4x16d": (17.1, 1.5), "3x23d": (19.4, 1.3)}),
     *_rows("resnext101", "baseline", "2", {"1x64d": 44.5}),
     *_rows("resnext101", "resnext", "2a", {"32x4d": 44.2}),
     *_rows("resnext101", "primal", "2a", {"12x10d": 45.5, "15x8d": 44.2}),
-    *_rows("resnext101", "dual", "2b", {"5x12d": 25.8, "3x23d": 32.9}),
+    *_rows("resnext101", "dual", "2b", {"5x12d": (25.8, 1.7), "3x23d": (32.9, 1.4)}),
 ]
 
 

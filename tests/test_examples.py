@@ -21,6 +21,7 @@ SMALL = {
     "benchmarks/collegialize.py": ["--only", "MobileNet", "--out", "."],
     "examples/shrink_keras_applications.py": ["--size", "32", "--steps", "1"],
     "examples/tune_keras_model.py": ["--images", "50", "--epochs", "1"],
+    "examples/walkthrough.py": [],
 }
 WRITES = {
     "examples/quickstart.py": ["curve.png"],
@@ -32,6 +33,7 @@ WRITES = {
     "benchmarks/collegialize.py": ["collegialize.md", "collegialize.json"],
     "examples/shrink_keras_applications.py": ["smaller.keras"],
     "examples/tune_keras_model.py": [],
+    "examples/walkthrough.py": [],
 }
 
 
@@ -50,7 +52,7 @@ def test_scripts_run(script, tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / script, *SMALL[script]],
         cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "agg"},
+        env={**os.environ, "MPLBACKEND": "agg", "WALKTHROUGH_IMAGES": "100"},
         capture_output=True,
         text=True,
         check=False,
@@ -61,7 +63,7 @@ def test_scripts_run(script, tmp_path):
 
 
 def test_the_table_of_keras_applications_is_what_was_measured(tmp_path):
-    docs = ROOT / "docs"
+    docs = ROOT / "docs/benchmarks"
     (tmp_path / "collegialize.json").write_text((docs / "collegialize.json").read_text())
     command = [sys.executable, ROOT / "benchmarks/collegialize.py", "--page", "--out", tmp_path]
     subprocess.run(command, check=True, capture_output=True)

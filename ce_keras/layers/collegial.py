@@ -149,9 +149,10 @@ class CollegialDense(keras.layers.Layer):
         shared_input: every path reads all inputs, as in the first layer of an ensemble.
         aggregate: the last layer of an ensemble: every path gives all `units`, which are summed and
             divided by `sqrt(cardinality)` (Eq. 4). The shift is one for all paths.
-        activation, use_bias, kernel_initializer, bias_initializer, kernel_regularizer,
-            bias_regularizer, kernel_constraint, bias_constraint: as in `keras.layers.Dense`.
-        parameterization, gain: as in `CollegialConv2D`.
+        parameterization: as in `CollegialConv2D`.
+        gain: as in `CollegialConv2D`.
+        activation: as in `keras.layers.Dense`, and so are the others: biases, initialisers,
+            regularisers and constraints.
 
     Input is `(..., cardinality * inputs)`, output `(..., units)`. The kernel's shape is
     `(cardinality, inputs, units / cardinality)`; with one path, a shared input, or an aggregate,

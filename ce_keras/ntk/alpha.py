@@ -8,6 +8,7 @@ True
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -95,6 +96,28 @@ class AlphaFit:
         """
         error = 2 * self.log_ratio_error * np.exp(self.log_ratio) / self.variance
         return bool((abs(np.log(self.misfit)) <= np.log(1.1) + error).all())
+
+    def from_width(self, width: int) -> AlphaFit:
+        """The line through the points of this width and wider ones: where the law does not bend.
+
+        Raises:
+            ValueError: if fewer than two points are left.
+        """
+        kept = self.width >= width
+        if kept.sum() < 2:
+            raise ValueError(
+                f"width: got {width}; a line needs two widths or more, of {self.width.tolist()}"
+            )
+        arrays = {
+            name: getattr(self, name)[kept]
+            for name in ("width", "inverse_fan_in", "log_ratio", "log_ratio_error")
+        }
+        alpha, error, intercept = _line(
+            arrays["inverse_fan_in"], arrays["log_ratio"], arrays["log_ratio_error"]
+        )
+        return dataclasses.replace(
+            self, alpha=alpha, alpha_error=error, intercept=intercept, **arrays
+        )
 
     def table(self) -> dict[int, tuple[float, float]]:
         """The measured variance and its standard error by width, as `search` takes for `law`."""

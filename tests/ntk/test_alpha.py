@@ -123,6 +123,17 @@ def test_a_keras_function_has_a_readout():
     assert (abs(one - mean) > 1e-3).all()
 
 
+def test_a_fit_of_the_wider_paths_alone():
+    module = fully_connected(10, [100] * 3)
+    fit = fit_alpha(module)
+    wide = fit.from_width(50)
+    again = fit_alpha(module, (wide.width / 100).tolist())
+    assert wide.width.min() >= 50
+    assert wide.alpha == again.alpha > fit.alpha
+    with pytest.raises(ValueError, match="width: got 100; a line needs two widths or more"):
+        fit.from_width(100)
+
+
 def normalised(width):
     stack = [layers.Dense(width), layers.LayerNormalization(), layers.Dense(1)]
     return keras.Sequential([keras.Input((4,)), *stack])

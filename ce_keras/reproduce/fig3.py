@@ -1,0 +1,84 @@
+"""Figure 3: the primal and dual curves of a fully connected network. Exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ce_keras.geometry import baseline
+from ce_keras.optimum import search
+from ce_keras.reproduce.result import MODES, Check, Points, Scale
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Figure 3: primal and dual curves of a fully connected network"
+
+
+class Settings(NamedTuple):
+    """Nothing is drawn: there is nothing to set."""
+
+
+SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings()}
+
+_LAWS: dict[str, Any] = {"fitted": None, "closed_form": "closed_form"}
+
+
+def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+    """The optimum of both curves: by the alpha that the figure decodes to, and by theory alone."""
+    del settings, seed, points
+    return {
+        law: {
+            mode: {
+                "width": solution.design.width,
+                "m": solution.multiplicity,
+                "rho": solution.unrounded_rho,
+                "at_48": _at(solution, 48),
+            }
+            for mode in MODES
+            for solution in [search("figure3", mode, alpha=alpha, tolerance=0)]
+        }
+        for law, alpha in _LAWS.items()
+    }
+
+
+def _at(solution: Any, width: int) -> dict[str, float]:
+    """The unrounded cardinality and the efficiency of one width of a curve."""
+    (index,) = (solution.curve.width == width).nonzero()[0]
+    return {"m": float(solution.curve.m[index]), "rho": float(solution.curve.rho[index])}
+
+
+def compare(data: dict[str, Any]) -> list[Check]:
+    """The figure's caption, and ours."""
+    primal, dual = data["fitted"]["primal"], data["fitted"]["dual"]
+    return [
+        Check.same("optimal width n", 48, primal["width"]),
+        Check.rounded("primal m(48)", "30", primal["m"], digits=1),
+        Check.rounded("dual m(48)", "12", dual["m"], digits=1),
+        Check.rounded("efficiency rho(48)", "2.45", dual["rho"], digits=1),
+    ]
+
+
+def say(data: dict[str, Any]) -> str:
+    """What the two laws give."""
+    exact = data["closed_form"]["dual"]
+    return (
+        f"With alpha = {baseline('figure3').module.alpha}, the value that the caption's numbers "
+        "decode to, the minimum is at the width of the caption, and its two cardinalities come "
+        "out; the efficiency is a hundredth lower. With the exact variance of this network and "
+        f"nothing fitted, the minimum is at n = {exact['width']} instead; at n = 48 "
+        f"m = {data['closed_form']['primal']['at_48']['m']:.1f} and "
+        f"{exact['at_48']['m']:.1f}, and rho = {exact['at_48']['rho']:.2f}."
+    )
+
+
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """Both curves, by both laws."""
+    del data  # The curves are formulas.
+    axes = figure.subplots(1, 2)
+    for ax, mode in zip(axes, MODES, strict=True):
+        search("figure3", mode, tolerance=0).plot(ax)
+        exact = search("figure3", mode, tolerance=0, alpha="closed_form").curve
+        ax.plot(exact.width, exact.objective, "--", color="black", lw=1, label="exact variance")
+        ax.lines[0].set_label(f"alpha = {baseline('figure3').module.alpha}")
+        ax.axvline(48, color="grey", lw=0.8, ls=":", label="the paper's n = 48")
+        ax.legend(frameon=False)

@@ -1,0 +1,308 @@
+"""Figure 4: test error against the kernel's variance and against parameters, taken apart."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ce_keras.geometry import Design, fully_connected
+from ce_keras.optimum import Mode, Solution, search
+from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.statistics import mean_and_error, permutation_p, rank_correlation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Figure 4: capacity and variance taken apart"
+
+
+class Settings(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        data: `"mnist"` or `"fashion_mnist"`.
+        source: of its images, as in recipes.
+        images: training images, equally many of each class; `None` for all.
+        epochs: passes through them.
+        batch: images in a step.
+        rate: of Adam.
+        repetitions: of every point.
+        at_once: repetitions that are trained as one block-diagonal network.
+        depth: weight matrices (L).
+        base: width of the baseline's hidden layers.
+        widths: of paths.
+    """
+
+    data: str = "mnist"
+    source: str = "tfds"
+    images: int | None = None
+    epochs: int = 70
+    batch: int = 128
+    rate: float = 1e-3
+    repetitions: int = 100
+    at_once: int = 10
+    depth: int = 6
+    base: int = 200
+    widths: tuple[int, ...] = (3, 5, 8, 12, 20, 35, 63, 100, 200)
+
+
+SCALES: dict[Scale, Settings] = {
+    "small": Settings(
+        data="fashion_mnist",
+        source="embedded",
+        images=2000,
+        epochs=20,
+        batch=64,
+        repetitions=8,
+        at_once=8,
+        base=100,
+        widths=(3, 5, 9, 16, 30, 50, 100),
+    ),
+    "full": Settings(),
+}
+
+
+def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+    """Errors of all repetitions of every design on both curves."""
+    from tqdm.auto import tqdm
+
+    train, test = _images(settings)
+    chosen = [
+        (mode, design)
+        for mode in MODES
+        for design in _designs(settings, math.prod(train[0].shape[1:]), mode)
+    ]
+    curves: dict[str, list[Any]] = {mode: [] for mode in MODES}
+    parts = range(0, settings.repetitions, settings.at_once)
+    with tqdm(total=len(chosen) * len(parts), desc="fig4", delay=1) as bar:
+        for mode, design in chosen:
+            errors, losses = [], []
+            for begun in parts:
+                count = min(settings.at_once, settings.repetitions - begun)
+                done = points(
+                    f"{design['design']} {begun}",
+                    _train,
+                    *(settings, Design.parse(design["design"]), train, test, count, seed + begun),
+                )
+                errors += done["errors"]
+                losses += done["losses"]
+                bar.update()
+            curves[mode].append({**design, "errors": errors, "losses": losses})
+    return {"curves": curves}
+
+
+def _images(settings: Settings) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Training and test images, normalised and flat, and their labels."""
+    from ce_keras.training.recipe import DataRecipe
+    from ce_keras.training.sources import Arrays, source_of
+
+    source = source_of(DataRecipe(settings.data, settings.source, limit=settings.images))
+    if not isinstance(source, Arrays):
+        raise ValueError(f"data: got {settings.data!r}; its images do not fit into memory")
+    mean, deviation = source.images[0].images.mean(), source.images[0].images.std()
+    return tuple(
+        (
+            ((half.images - mean) / deviation).astype(np.float32).reshape(len(half.labels), -1),
+            half.labels.astype(np.int32),
+        )
+        for half in source.images
+    )
+
+
+def _solution(settings: Settings, inputs: int, mode: Mode) -> Solution:
+    module = fully_connected(inputs, [settings.base] * (settings.depth - 1), 10)
+    return search(module, mode, alpha="closed_form", widths=settings.widths)
+
+
+def _designs(settings: Settings, inputs: int, mode: Mode) -> list[dict[str, Any]]:
+    """Every design of a curve, with what the theory says of it as it is built."""
+    curve = _solution(settings, inputs, mode).curve
+    rows = zip(
+        curve.width, curve.cardinality, curve.m, curve.variance, curve.parameters, strict=True
+    )
+    return [
+        {
+            "design": str(Design(int(m), int(n))),
+            "width": int(n),
+            # The curve's variance is at the real-valued cardinality.
+            "variance": float(variance * real / m),
+            "params": int(params),
+        }
+        for n, m, real, variance, params in rows
+    ]
+
+
+def _train(
+    settings: Settings,
+    design: Design,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    repetitions: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Test errors in percent and training losses, after training all repetitions at once."""
+    import keras
+
+    model = repeated(
+        design, repetitions, train[0].shape[1], settings.depth, int(train[1].max()) + 1, seed
+    )
+    # Adam treats every weight by itself: the sum of the losses trains each as if it were alone.
+    model.compile(keras.optimizers.Adam(settings.rate), sum_of_losses)
+    batches = _batches(train, settings.batch, seed)
+    model.fit(batches, epochs=settings.epochs, shuffle=False, verbose=0)
+    logits = model.predict(test[0], batch_size=500, verbose=0)
+    errors = 100 * (logits.argmax(-1) != test[1][:, None]).mean(0)
+    known = model.predict(train[0], batch_size=500, verbose=0).astype(np.float64)
+    log_odds = known - known.max(-1, keepdims=True)
+    log_odds -= np.log(np.exp(log_odds).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_odds, train[1][:, None, None], -1)[..., 0].mean(0)
+    return {"errors": errors.tolist(), "losses": losses.tolist()}
+
+
+def _batches(data: tuple[np.ndarray, np.ndarray], batch: int, seed: int) -> Any:
+    import tensorflow as tf
+
+    images, labels = tf.constant(data[0]), tf.constant(data[1])
+    order = tf.data.Dataset.range(len(data[1])).shuffle(len(data[1]), seed=seed)
+    # Every batch of one size: another size would be compiled again.
+    return order.batch(batch, drop_remainder=True).map(
+        lambda index: (tf.gather(images, index), tf.gather(labels, index))
+    )
+
+
+def repeated(
+    design: Design, repetitions: int, inputs: int, depth: int, classes: int, seed: int
+) -> Any:
+    """Fully connected ensembles of one design, independent and side by side.
+
+    Returns:
+        A Keras model from `(batch, inputs)` to logits `(batch, repetitions, classes)`.
+    """
+    import keras
+
+    from ce_keras.layers import Aggregate, CollegialDense
+    from ce_keras.layers.initializers import kernel_initializer
+
+    m, n = design
+    paths = repetitions * m
+    seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
+    inputs_ = keras.Input((inputs,))
+    x = inputs_
+    for layer in range(depth - 1):
+        x = CollegialDense(
+            paths * n,
+            paths,
+            activation="relu",
+            shared_input=layer == 0,
+            kernel_initializer=kernel_initializer(seed=seeds[layer]),
+        )(x)
+    last = kernel_initializer(gain=1.0, seed=seeds[-1])
+    x = CollegialDense(paths * classes, paths, kernel_initializer=last)(x)
+    x = keras.layers.Reshape((repetitions, m * classes))(x)
+    return keras.Model(inputs_, Aggregate(m)(x))
+
+
+def sum_of_losses(labels: Any, logits: Any) -> Any:
+    """The cross entropy of every repetition, summed: their gradients do not meet."""
+    from keras import ops
+
+    each = ops.tile(ops.reshape(labels, (-1, 1)), (1, logits.shape[1]))
+    return ops.sum(ops.sparse_categorical_crossentropy(each, logits, from_logits=True), axis=1)
+
+
+def _summary(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of both curves: mean errors, how far apart they are, and what they go with."""
+    found: dict[str, dict[str, Any]] = {}
+    for mode in MODES:
+        rows = data["curves"][mode]
+        means, errors = np.array([mean_and_error(row["errors"]) for row in rows]).T
+        effect = float(means.max() - means.min())
+        found[mode] = {
+            "means": means,
+            "errors": errors,
+            "best": rows[int(means.argmin())]["width"],
+            "smoothest": min(rows, key=lambda row: row["variance"])["width"],
+            "effect": effect,
+            "ratio": float(errors.max() / effect) if effect else math.inf,
+            **{
+                quantity: (
+                    rank_correlation([row[quantity] for row in rows], means),
+                    permutation_p([row[quantity] for row in rows], means, seed=0),
+                )
+                for quantity in ("variance", "params")
+            },
+        }
+    return found
+
+
+def compare(data: dict[str, Any]) -> list[Check]:
+    """What the caption says of both curves."""
+    summary = _summary(data)
+    primal, dual = summary["primal"], summary["dual"]
+    (correlation, p), (capacity, capacity_p) = primal["variance"], dual["params"]
+    return [
+        Check(
+            "primal: rank correlation of error and Var(K)",
+            "high",
+            f"{correlation:.2f} (permutation p = {p:.4f})",
+            correlation > 0 and p < 0.05,
+        ),
+        Check(
+            "dual: more parameters at equal Var(K) do not lower the error",
+            "rank correlation not negative",
+            f"{capacity:.2f} (permutation p = {capacity_p:.4f})",
+            not (capacity < 0 and capacity_p < 0.05),
+        ),
+    ]
+
+
+def say(data: dict[str, Any]) -> str:
+    """How large the effect is beside its error."""
+    settings, summary = data["settings"], _summary(data)
+    told = []
+    for mode in MODES:
+        row = summary[mode]
+        enough = "at most" if row["ratio"] <= 0.1 else "more than"
+        told.append(
+            f"on the {mode} curve mean errors span {row['means'].min():.2f} to "
+            f"{row['means'].max():.2f} %, with standard errors up to {row['errors'].max():.2f}: "
+            f"{enough} a tenth of the effect; the lowest is at n = {row['best']}, the lowest "
+            f"variance at n = {row['smoothest']}"
+        )
+    images = "all" if settings["images"] is None else f"{settings['images']:,}"
+    return (
+        f"Fully connected networks of {settings['depth']} weight matrices and base width "
+        f"{settings['base']} on {settings['data']} ({images} training images), Adam, "
+        f"{settings['epochs']} epochs, {settings['repetitions']} repetitions of every point; all "
+        "repetitions see the images in one order. The variance is the exact one, at the "
+        f"cardinality as built. {told[0][0].upper()}{told[0][1:]}; {told[1]}."
+    )
+
+
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """Errors with what the theory says, as in the paper's four panels."""
+    summary = _summary(data)
+    axes = figure.subplots(2, 2, sharex=True)
+    labels = {"variance": "Var(K)/E[K]²", "params": "parameters"}
+    for row, quantity in enumerate(("variance", "params")):
+        for ax, mode in zip(axes[row], MODES, strict=True):
+            rows, found = data["curves"][mode], summary[mode]
+            widths = [each["width"] for each in rows]
+            ax.errorbar(widths, found["means"], found["errors"], fmt="o-", ms=4, lw=1, capsize=2)
+            other = ax.twinx()
+            other.plot(
+                widths, [each[quantity] for each in rows], "s--", color="tab:red", ms=3, lw=1
+            )
+            other.set_ylabel(labels[quantity], color="tab:red", fontsize=8)
+            if quantity == "variance" and mode == "primal":
+                other.set_yscale("log")
+            ax.set_xscale("log")
+            ax.set_xticks(widths, [str(n) for n in widths])
+            ax.minorticks_off()
+            ax.set_ylabel("test error in %", color="tab:blue", fontsize=8)
+            if row == 0:
+                ax.set_title(mode, fontsize=11)
+            else:
+                ax.set_xlabel("width n of a path")

@@ -1,0 +1,210 @@
+"""Table 1: the designs of ResNeXt-29, exact; and a measured curve, at the scale of the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ce_keras.geometry import Design, baseline
+from ce_keras.optimum import Mode, search
+from ce_keras.reproduce import tables
+from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.statistics import mean_and_error
+from ce_keras.training.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Table 1: designs of ResNeXt-29, and a curve that was measured"
+
+
+class Settings(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        recipe: as for `ce-keras train`.
+        changes: to it.
+        runs: of every design.
+        widths: of the designs beside the baseline's and the search's own.
+    """
+
+    recipe: str = "cifar100"
+    changes: dict[str, Any] = {}  # noqa: RUF012  # Nobody writes to it.
+    runs: int = 10
+    widths: tuple[int, ...] = (4, 25, 58)
+
+
+SCALES: dict[Scale, Settings] = {
+    "small": Settings("fashion_mnist", {"data.limit": 2000, "schedule.epochs": 8}, 3, (2, 16, 32)),
+    "full": Settings(),
+}
+
+
+def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+    """Every row of the table; and the errors of designs on both curves of the recipe's network."""
+    errors = read_recipe("cifar100").expected.error
+    return {
+        "rows": tables.rows("1", errors),
+        "answers": tables.answers("1"),
+        "trained": _trained(settings, seed, points),
+    }
+
+
+def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+    from tqdm.auto import tqdm
+
+    network = read_recipe(settings.recipe).model.name
+    runs: dict[str, Any] = {}
+    for mode in MODES:
+        pick = search(network, mode).design
+        base = baseline(network).width
+        widths = sorted({*settings.widths, pick.width, base})
+        curve = search(network, mode, widths=widths).curve
+        runs[mode] = {
+            "pick": str(pick),
+            "designs": [
+                {
+                    "design": str(Design(int(m), int(n))),
+                    "width": int(n),
+                    "variance": float(variance * real / m),
+                    "params": int(params),
+                }
+                for n, m, real, variance, params in zip(
+                    curve.width,
+                    curve.cardinality,
+                    curve.m,
+                    curve.variance,
+                    curve.parameters,
+                    strict=True,
+                )
+            ],
+        }
+    chosen = [row for mode in MODES for row in runs[mode]["designs"]]
+    with points.folder() as folder, tqdm(total=len(chosen), desc="table1", delay=1) as bar:
+        for row in chosen:
+            name = row["design"]
+            row["errors"] = points(name, _errors, settings, seed, name, folder)
+            bar.update()
+    return {"network": network, **runs}
+
+
+def _errors(settings: Settings, seed: int, design: str, folder: Path) -> list[float]:
+    """Test errors of all runs of a design; what was trained before is not trained again."""
+    from ce_keras.training import train
+
+    m, n = Design.parse(design)
+    changes = {
+        **{key: str(value) for key, value in settings.changes.items()},
+        "model.cardinality": str(m),
+        "model.width": str(n),
+    }
+    recipe = read_recipe(settings.recipe, changes)
+    found = train(recipe, folder / design, seed=seed, runs=settings.runs)
+    return found["errors"] if settings.runs > 1 else [found["error"]]
+
+
+class Distance(NamedTuple):
+    """How far the search's pick is above another design.
+
+    Attributes:
+        pick: the search's.
+        other: the best of the primal's curve; the baseline, for the dual, which promises its error
+            with fewer parameters.
+        points: mean error of the pick less the other's.
+        error: of that.
+        pick_error: mean error of the pick.
+        other_error: the same of the other.
+        rho: the other's parameters over the pick's.
+    """
+
+    pick: str
+    other: str
+    points: float
+    error: float
+    pick_error: float
+    other_error: float
+    rho: float
+
+
+def _distance(data: dict[str, Any], mode: Mode) -> Distance:
+    curve = data["trained"][mode]
+    errors = {row["design"]: np.array(row["errors"]) for row in curve["designs"]}
+    params = {row["design"]: row["params"] for row in curve["designs"]}
+    pick, baseline_design = curve["pick"], curve["designs"][-1]["design"]
+    best = min(errors, key=lambda design: errors[design].mean())
+    other = best if mode == "primal" else baseline_design
+    # Runs of one number have the same seed: they are compared in pairs.
+    apart = errors[pick] - errors[other]
+    points, error = (float(apart.mean()), float("inf")) if len(apart) < 2 else mean_and_error(apart)
+    means = float(errors[pick].mean()), float(errors[other].mean())
+    return Distance(pick, other, points, error, *means, params[other] / params[pick])
+
+
+def compare(data: dict[str, Any]) -> list[Check]:
+    """The table's rows, and whether the pick is the best of the measured curve."""
+    checks = tables.compare(data)
+    for mode in MODES:
+        found = _distance(data, mode)
+        other = "the best of the curve" if mode == "primal" else "the baseline"
+        checks.append(
+            Check(
+                f"{data['trained']['network']}, {mode}: error of {found.pick} above {other}, "
+                f"{found.other}",
+                "none",
+                f"{found.points:.2f} ± {found.error:.2f} points",
+                found.points <= 3 * found.error if np.isfinite(found.error) else None,
+            )
+        )
+    return checks
+
+
+def say(data: dict[str, Any]) -> str:
+    """What was trained, and what came of it."""
+    settings, trained = data["settings"], data["trained"]
+    changes = ", ".join(f"{key} = {value}" for key, value in settings["changes"].items())
+    primal, dual = (_distance(data, mode) for mode in MODES)
+    return (
+        "Designs, parameters and rho are counted, exactly. Errors are of "
+        f"{trained['network']} by the recipe {settings['recipe']}"
+        f"{f' with {changes}' if changes else ''}, {settings['runs']} runs of each design: "
+        f"the primal pick {primal.pick} has {primal.pick_error:.2f} % and the best of its curve, "
+        f"{primal.other}, {primal.other_error:.2f} % ({primal.points:.2f} ± {primal.error:.2f} "
+        f"points apart); the dual pick {dual.pick}, with {dual.rho:.2f} times fewer parameters, "
+        f"has {dual.pick_error:.2f} % and the baseline {dual.other} {dual.other_error:.2f} % "
+        f"({dual.points:.2f} ± {dual.error:.2f} points apart). The best of several noisy means is "
+        "lower than it should be, so a pick within three standard errors of it counts as the best."
+    )
+
+
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """The paper's errors, and the curves that were measured."""
+    axes = figure.subplots(1, 3)
+    tables.draw_errors(data, "resnext29", axes[0])
+    axes[0].set_ylabel("the paper's error on CIFAR-100 in %")
+    axes[0].legend(frameon=False, fontsize=8)
+    for ax, mode in zip(axes[1:], MODES, strict=True):
+        curve = data["trained"][mode]
+        for row in curve["designs"]:
+            mean, error = np.mean(row["errors"]), 0.0
+            if len(row["errors"]) > 1:
+                mean, error = mean_and_error(row["errors"])
+            color = "tab:red" if row["design"] == curve["pick"] else "black"
+            ax.errorbar(row["width"], mean, error, fmt="o", color=color, capsize=3)
+            ax.annotate(
+                row["design"],
+                (row["width"], mean),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=color,
+            )
+        ax.set_xscale("log")
+        widths = [row["width"] for row in curve["designs"]]
+        ax.set_xticks(widths, [str(n) for n in widths])
+        ax.minorticks_off()
+        ax.margins(x=0.2)
+        ax.set_xlabel("width n of a path")
+        ax.set_title(f"{data['trained']['network']}, {mode} (red: the search's)", fontsize=10)
+    axes[1].set_ylabel("measured test error in %")
