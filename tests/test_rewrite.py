@@ -364,6 +364,8 @@ def test_subclassed_models_say_what_to_do():
         ({"mode": "both"}, "mode: got 'both'"),
         ({"per": "layer"}, "per: got 'layer'"),
         ({"design": "10"}, "design: got '10'"),
+        ({"design": 8}, r"design: got 8; it must be like '12x10d', or \(12, 10\)"),
+        ({"only": 3}, r"only: got 3; it must be a pattern like 'conv4_\*'"),
         ({"design": "2x65d"}, "design: got 2x65d; a path .* at most 64"),
         ({"tolerance": -1}, "tolerance"),
         ({"measure": 0}, "measure: got 0"),
@@ -465,3 +467,23 @@ def test_a_grouped_convolution_is_ours():
     ensemble = collegialize(convolutional(), design="2x8d")
     assert type(ensemble.get_layer("a_2_conv")) is CollegialConv2D
     assert ce_keras.collegialize is collegialize
+
+
+def test_what_is_frozen_counts_and_stays_frozen():
+    def build():
+        widths = [layers.Dense(64, "relu", name=f"hidden{i}") for i in range(3)]
+        return keras.Sequential([keras.Input((12,)), *widths, layers.Dense(2)])
+
+    free = collegialize(build(), design=(4, 16))
+    frozen = build()
+    frozen.trainable = False
+    ensemble = collegialize(frozen, design="4x16d")
+    assert not ensemble.trainable
+    assert not ensemble.trainable_weights
+    assert ensemble.report.after == free.report.after
+    assert ensemble.report.before == inspect(build()).before
+    part = build()
+    part.get_layer("hidden1").trainable = False
+    trained = [weight.path for weight in collegialize(part, design="4x16d").trainable_weights]
+    assert len(trained) == 6
+    assert not any("hidden1" in path for path in trained)

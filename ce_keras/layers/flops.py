@@ -33,6 +33,16 @@ def trained_parameters(model: keras.Model) -> int:
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
+def parameters(model: keras.Model) -> int:
+    """How many numbers training would change if no layer were frozen."""
+    found = {
+        id(weight): math.prod(weight.shape)
+        for layer in model._flatten_layers()
+        for weight in layer._trainable_variables
+    }
+    return sum(found.values())
+
+
 def _of(layer: Any) -> int:
     """Every output unit of a linear map sums its fan-in."""
     try:

@@ -227,8 +227,9 @@ def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
     # A function of one's own can have the name of one of Keras'.
     its = getattr(layer, "activation", None)
     if not known or its not in (None, keras.activations.get(activation)):
+        name = activation if isinstance(activation, str) else getattr(its, "__name__", "custom")
         raise CannotGroupError(
-            f"the activation of layer {layer.name!r} ({activation}) is not known to be elementwise"
+            f"the activation of layer {layer.name!r} ({name}) is not known to be elementwise"
         )
     for key, value in config.items():
         if key.endswith(("_regularizer", "_constraint")) and value is not None:

@@ -24,7 +24,7 @@ from ce_keras.budget import Budget
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.geometry import Design, scaled_widths
 from ce_keras.layers.flops import flops as flops_of
-from ce_keras.layers.flops import trained_parameters
+from ce_keras.layers.flops import parameters
 from ce_keras.layers.grouping import widened
 from ce_keras.layers.initializers import SummedPaths
 from ce_keras.optimum import Mode
@@ -159,11 +159,13 @@ def collegialize(
     if not plan.report.found:
         raise ValueError(f"model: {plan.report}")
     ensemble = _rewritten(model, plan.answers)
+    if not model.trainable:  # Of layers it is kept by their configuration.
+        ensemble.trainable = False
     times = [None, None] if measure is None else step_seconds([model, ensemble], measure)
     report = dataclasses.replace(
         plan.report,
         before=dataclasses.replace(plan.report.before, step_seconds=times[0]),
-        after=Costs(trained_parameters(ensemble), _flops_or_none(ensemble), times[1]),
+        after=Costs(parameters(ensemble), _flops_or_none(ensemble), times[1]),
     )
     logger.info("%s", report)
     ensemble.report = report
@@ -198,8 +200,8 @@ def _plan(
     if per not in get_args(Per):
         raise ValueError(f"per: got {per!r}; it must be 'network' or 'stage'")
     checked_seed(seed)
-    forced = Design.parse(design) if isinstance(design, str) else design
-    params, flops = trained_parameters(model), _flops_or_none(model)
+    forced = None if design is None else _design(design)
+    params, flops = parameters(model), _flops_or_none(model)
     chains, left = find_chains(model)
     chains, excluded = _selected(chains, only, skip)
     if isinstance(alpha, Mapping):
@@ -259,6 +261,14 @@ def _check_model(model: Any) -> None:
         )
 
 
+def _design(design: Any) -> Design:
+    if isinstance(design, str):
+        return Design.parse(design)
+    if not (isinstance(design, Sequence) and len(design) == 2):
+        raise ValueError(f"design: got {design!r}; it must be like '12x10d', or (12, 10)")
+    return Design(*(positive_int("design", size) for size in design))
+
+
 def _flops_or_none(model: keras.Model) -> int | None:
     try:
         return flops_of(model)
@@ -273,7 +283,7 @@ def _selected(
     """The chains that were asked for, and those that were not."""
     chosen, excluded = [], []
     names = [name for chain in chains for name in (chain.name, *chain.layers)]
-    only, skip = _listed(only), _listed(skip)
+    only, skip = _listed("only", only), _listed("skip", skip)
     _check_patterns("only", only, names)
     _check_patterns("skip", skip, names)
     for chain in chains:
@@ -286,8 +296,13 @@ def _selected(
     return chosen, excluded
 
 
-def _listed(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns or [])
+def _listed(argument: str, patterns: Patterns) -> list[str]:
+    listed = [patterns] if isinstance(patterns, str) else patterns or []
+    if not isinstance(listed, Sequence) or not all(isinstance(each, str) for each in listed):
+        raise ValueError(
+            f"{argument}: got {patterns!r}; it must be a pattern like 'conv4_*', or a list of them"
+        )
+    return list(listed)
 
 
 def _fits(chain: Chain, patterns: list[str]) -> bool:
