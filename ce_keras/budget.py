@@ -105,16 +105,26 @@ class MeasuredCost:
 Cost = AffineCost | MeasuredCost
 
 
+def checked_budget(budget: Any) -> Budget:
+    """The budget itself.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not callable(budget) and budget not in ("params", "flops"):
+        raise ValueError(
+            f"budget: got {budget!r}; it must be 'params', 'flops', "
+            "or a function of (cardinality, width)"
+        )
+    return budget
+
+
 def costs(budget: Budget, baseline: Module | Network) -> tuple[Cost, Cost]:
     """The cost that chooses the width, and the one that chooses the integer cardinality."""
     if callable(budget):
         measured = MeasuredCost(budget, baseline.width)
         return measured, measured
-    if budget not in ("params", "flops"):
-        raise ValueError(
-            f"budget: got {budget!r}; it must be 'params', 'flops', "
-            "or a function of (cardinality, width)"
-        )
+    checked_budget(budget)
     module, network = (
         AffineCost(getattr(counted, budget), baseline.width)
         for counted in (baseline.module, baseline)

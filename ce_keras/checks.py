@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from typing import Any, Literal
 
@@ -32,9 +34,23 @@ def whole_number(argument: str, value: Any) -> int:
         ValueError: if it is not one.
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise ValueError(f"{argument}: got {value!r}; it must be a whole number") from None
+
+
+def checked_tolerance(tolerance: Any) -> float:
+    """The value as a `float`.
+
+    Raises:
+        ValueError: if it is not a number of 0 or more.
+    """
+    real = isinstance(tolerance, numbers.Real) and math.isfinite(tolerance)
+    if not (real and tolerance >= 0):
+        raise ValueError(f"tolerance: got {tolerance!r}; it must be 0 or more, such as 0.02")
+    return float(tolerance)
 
 
 def checked_parameterization(name: str) -> Parameterization:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
-from ce_keras.checks import positive_int
+from ce_keras.checks import checked_tolerance, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.law import ClosedFormLaw, ExponentialLaw, Law, MeasuredLaw
@@ -126,7 +126,7 @@ class Solution:
         >>> [str(design) for design in search("resnext29", "dual").near_optimal()]
         ['21x5d', '17x6d', '15x7d', '13x8d', '11x9d', '10x10d']
         """
-        tolerance = self.tolerance if tolerance is None else _checked_tolerance(tolerance)
+        tolerance = self.tolerance if tolerance is None else checked_tolerance(tolerance)
         badness = _badness(self.mode, self.curve.objective)
         near = _within(badness, tolerance, self.curve.log_error)
         return [
@@ -255,7 +255,7 @@ def search(
         raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
     module = baseline.module
     path_law = _chosen_law(module, alpha, law)
-    tolerance = _checked_tolerance(tolerance)
+    tolerance = checked_tolerance(tolerance)
     widths = _candidate_widths(baseline.width, widths, multiple_of, path_law)
     module_cost, network_cost = costs(budget, baseline)
 
@@ -408,13 +408,6 @@ def _chosen_law(module: Module, alpha: Any, curve: Any) -> Law:
             "(the paper's bottleneck block has 1.60)"
         )
     return ExponentialLaw(module, float(value), float(error))
-
-
-def _checked_tolerance(tolerance: float) -> float:
-    real = isinstance(tolerance, numbers.Real)
-    if not (real and np.isfinite(tolerance) and tolerance >= 0):
-        raise ValueError(f"tolerance: got {tolerance!r}; it must be 0 or more, such as 0.02")
-    return float(tolerance)
 
 
 def _candidate_widths(

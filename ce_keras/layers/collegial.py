@@ -187,6 +187,7 @@ class CollegialDense(keras.layers.Layer):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.supports_masking = True  # As `Dense` does.
         if aggregate and shared_input:
             raise ValueError("aggregate: paths that are summed cannot also share their input")
         _check_paths("units", units, 1 if aggregate else cardinality)
@@ -299,6 +300,7 @@ class Aggregate(keras.layers.Layer):
 
     def __init__(self, cardinality: int, axis: int = -1, **options: Any) -> None:
         super().__init__(**options)
+        self.supports_masking = True
         self.cardinality = positive_int("cardinality", cardinality)
         self.axis = axis
 

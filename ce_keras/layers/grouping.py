@@ -87,6 +87,9 @@ _MERGING = (
     layers.Maximum,
     layers.Minimum,
 )
+#: Layers that do for paths side by side what they do for one, in the same configuration.
+UNCHANGED = (*_CHANNELWISE, *_MERGING, layers.Activation)
+
 # Layers that draw random numbers: members must not share one draw on their shared input.
 _RANDOM = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise)
 
@@ -231,6 +234,11 @@ def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
         raise CannotGroupError(
             f"the activation of layer {layer.name!r} ({name}) is not known to be elementwise"
         )
+    check_penalties(layer, config)
+
+
+def check_penalties(layer: Any, config: dict[str, Any]) -> None:
+    """Refuse penalties and constraints that see more than one weight at a time."""
     for key, value in config.items():
         if key.endswith(("_regularizer", "_constraint")) and value is not None:
             name = value.get("class_name") if isinstance(value, dict) else value
@@ -244,6 +252,12 @@ def _same(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> A
     """A layer that works on every channel by itself as it is."""
     del cardinality, shape
     return type(layer).from_config(config)
+
+
+def _prelu(layer: Any, config: dict[str, Any], cardinality: int, shape: Any) -> Any:
+    if len(shape) - 1 in (config.get("shared_axes") or ()):
+        raise CannotGroupError(f"layer {layer.name!r} has one slope for all channels")
+    return _same(layer, config, cardinality, shape)
 
 
 def _flatten_paths(
@@ -336,7 +350,7 @@ _FORMS: dict[type, Any] = {
     **dict.fromkeys((layers.LayerNormalization, CollegialLayerNormalization), _layer_norm_by_path),
     layers.GroupNormalization: _group_norm,
     layers.Activation: _same,
-    layers.PReLU: _same,
+    layers.PReLU: _prelu,
     layers.Flatten: _flatten_paths,
     layers.Reshape: _reshaped_paths,
 }

@@ -14,30 +14,27 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import keras
 
 from ce_keras.budget import Budget
-from ce_keras.checks import checked_seed, positive_int
-from ce_keras.geometry import Design, scaled_widths
+from ce_keras.checks import positive_int
+from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops as flops_of
 from ce_keras.layers.flops import parameters
-from ce_keras.layers.grouping import widened
-from ce_keras.layers.initializers import SummedPaths
 from ce_keras.optimum import Mode
+from ce_keras.rewrite.building import check_copies, rebuilt
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
-from ce_keras.rewrite.families import Answer, Per, families_of, solve
-from ce_keras.rewrite.report import Costs, Found, Left, Report
-from ce_keras.rewrite.timing import step_seconds
+from ce_keras.rewrite.families import Answer, families_of, solve
+from ce_keras.rewrite.options import Options, Patterns, Per, checked_options
+from ce_keras.rewrite.report import Chosen, Costs, Found, Left, Report
+from ce_keras.rewrite.timing import check_measurable, step_seconds
 
 __all__ = ["Report", "collegialize", "inspect"]
 
 logger = logging.getLogger("ce_keras")
-
-Patterns = str | Sequence[str] | None
 
 
 def inspect(
@@ -66,9 +63,8 @@ def inspect(
     >>> report.found[0].widths, report.found[0].cardinality > 1
     ((64, 64), True)
     """
-    return _plan(
-        model,
-        mode,
+    options = checked_options(
+        mode=mode,
         alpha=alpha,
         budget=budget,
         tolerance=tolerance,
@@ -78,7 +74,8 @@ def inspect(
         skip=skip,
         per=per,
         seed=seed,
-    ).report
+    )
+    return _plan(model, options).report
 
 
 def collegialize(
@@ -104,7 +101,9 @@ def collegialize(
     wider in proportion, as in the paper.
 
     The new model is *not trained*: its weights are drawn from the model's own initialisers, and
-    none are carried over. A compiled model is compiled again in the same way.
+    none are carried over. Preprocessing layers, which learn by `adapt`, are the model's own. A
+    compiled model is compiled again in the same way; one whose loss or metrics Keras cannot rebuild
+    is returned uncompiled, with a warning.
 
     Args:
         model: functional, or sequential with a known input. Models inside it are searched too.
@@ -118,7 +117,7 @@ def collegialize(
             `ce_keras.search`.
         tolerance: how far from the optimum a design counts as equal; the widest such is taken.
         multiple_of: consider only widths that are multiples of this.
-        design: such as `"12x10d"`, instead of the optimum.
+        design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
         only: patterns, such as `"conv4_*"`: chains are taken that have a layer of such a name.
         skip: patterns: chains with a layer of such a name are left.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
@@ -127,13 +126,14 @@ def collegialize(
         measure: a batch size: training steps before and after are timed, for the report.
 
     Returns:
-        A new model of the same class, inputs, outputs and names. Its `report` attribute, which is
-        not saved with it, says what was done.
+        A new model of the same inputs, outputs and names: functional, sequential, or of a subclass
+        of `keras.Model` that has no constructor of its own. Its `report` attribute, which is not
+        saved with it, says what was done.
 
     Raises:
         ValueError: for a model in which nothing can be ensembled, with the report; a model that
-            is subclassed or has no known input; patterns that fit nothing; or arguments as for
-            `ce_keras.search`.
+            is subclassed or has no known input; a layer that cannot be built again from its
+            configuration; patterns that fit nothing; or arguments as for `ce_keras.search`.
 
     >>> layers = [keras.layers.Dense(64, "relu") for _ in range(2)] + [keras.layers.Dense(1)]
     >>> wide = keras.Sequential([keras.Input((8,)), *layers])
@@ -141,11 +141,8 @@ def collegialize(
     >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
-    if measure is not None:
-        positive_int("measure", measure)
-    plan = _plan(
-        model,
-        mode,
+    options = checked_options(
+        mode=mode,
         alpha=alpha,
         budget=budget,
         tolerance=tolerance,
@@ -156,12 +153,19 @@ def collegialize(
         per=per,
         seed=seed,
     )
+    if measure is not None:
+        positive_int("measure", measure)
+    plan = _plan(model, options)
+    if measure is not None:
+        check_measurable(model)
     if not plan.report.found:
         raise ValueError(f"model: {plan.report}")
-    ensemble = _rewritten(model, plan.answers)
-    if not model.trainable:  # Of layers it is kept by their configuration.
-        ensemble.trainable = False
-    times = [None, None] if measure is None else step_seconds([model, ensemble], measure)
+    ensemble = rebuilt(model, plan.answers)
+    times: Sequence[float | None] = (None, None)
+    if measure is not None:
+        # Copies are timed: nobody's weights or optimisers are touched.
+        copies = [rebuilt(each, compiled=False) for each in (model, ensemble)]
+        times = step_seconds(copies, measure)
     report = dataclasses.replace(
         plan.report,
         before=dataclasses.replace(plan.report.before, step_seconds=times[0]),
@@ -180,75 +184,48 @@ class _Plan(NamedTuple):
     answers: tuple[Answer, ...]
 
 
-def _plan(
-    model: keras.Model,
-    mode: Mode,
-    *,
-    alpha: Any,
-    budget: Budget,
-    tolerance: float,
-    multiple_of: int | None,
-    design: str | Design | None,
-    only: Patterns,
-    skip: Patterns,
-    per: Per,
-    seed: int | None,
-) -> _Plan:
+def _plan(model: keras.Model, options: Options) -> _Plan:
+    """What is found in the model, and the design that every family gets."""
     _check_model(model)
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
-    if per not in get_args(Per):
-        raise ValueError(f"per: got {per!r}; it must be 'network' or 'stage'")
-    checked_seed(seed)
-    forced = None if design is None else _design(design)
     params, flops = parameters(model), _flops_or_none(model)
     chains, left = find_chains(model)
-    chains, excluded = _selected(chains, only, skip)
-    if isinstance(alpha, Mapping):
-        _check_patterns("alpha", list(alpha), [chain.name for chain in chains])
-
+    chains, excluded = _selected(chains, options)
+    if chains:
+        check_copies(model)
     answers = []
-    for family in families_of(chains, per):
-        answer = solve(
-            family,
-            params,
-            flops,
-            mode,
-            alpha,
-            forced,
-            seed,
-            budget=budget,
-            tolerance=tolerance,
-            multiple_of=multiple_of,
-        )
-        if answer.design == Design(1, family.width):
-            excluded += [
-                (chain, "too narrow for more than a path: the optimum is the chain as it is")
-                for chain in family.chains
-            ]
+    for family in families_of(chains, options.per):
+        why = None
+        if options.design is None and family.width < (options.multiple_of or 1):
+            why = f"too narrow for a width that is a multiple of {options.multiple_of}"
         else:
-            answers.append(answer)
+            answer = solve(family, params, flops, options)
+            if answer.design == Design(1, family.width):
+                why = "too narrow for more than a path: the optimum is the chain as it is"
+            else:
+                answers.append(answer)
+        excluded += [(chain, why) for chain in family.chains if why is not None]
     left.update(
         (chain.prefix + each.layer.name, (type(each.layer).__name__, reason))
         for chain, reason in excluded
         for each in chain.maps
     )
-    found = [_found(answer, chain) for answer in answers for chain in answer.family.chains]
     report = Report(
         model.name,
-        str(forced or mode),
-        tuple(found),
+        str(options.design or options.mode),
+        tuple(_found(answer, chain) for answer in answers for chain in answer.family.chains),
         tuple(Left(name, *why) for name, why in left.items()),
         Costs(params, flops),
         _predicted(params, flops, answers),
-        tuple(answers),
+        tuple(_chosen(answer) for answer in answers),
     )
     return _Plan(report, tuple(answers))
 
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
-        raise ValueError(f"model: got {model!r}; it must be a Keras model")
+        raise ValueError(
+            f"model: got {model!r}; it must be a Keras model, as keras.models.load_model gives"
+        )
     if isinstance(model, keras.Sequential) and not is_functional(model):
         raise ValueError(
             f"model: {model.name!r} has no input yet; begin it with keras.Input(shape)"
@@ -261,14 +238,6 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _design(design: Any) -> Design:
-    if isinstance(design, str):
-        return Design.parse(design)
-    if not (isinstance(design, Sequence) and len(design) == 2):
-        raise ValueError(f"design: got {design!r}; it must be like '12x10d', or (12, 10)")
-    return Design(*(positive_int("design", size) for size in design))
-
-
 def _flops_or_none(model: keras.Model) -> int | None:
     try:
         return flops_of(model)
@@ -277,13 +246,11 @@ def _flops_or_none(model: keras.Model) -> int | None:
         return None
 
 
-def _selected(
-    chains: list[Chain], only: Patterns, skip: Patterns
-) -> tuple[list[Chain], list[tuple[Chain, str]]]:
+def _selected(chains: list[Chain], options: Options) -> tuple[list[Chain], list[tuple[Chain, str]]]:
     """The chains that were asked for, and those that were not."""
     chosen, excluded = [], []
+    only, skip, alpha = options.only, options.skip, options.alpha
     names = [name for chain in chains for name in (chain.name, *chain.layers)]
-    only, skip = _listed("only", only), _listed("skip", skip)
     _check_patterns("only", only, names)
     _check_patterns("skip", skip, names)
     for chain in chains:
@@ -293,16 +260,9 @@ def _selected(
             excluded.append((chain, f"left out by only={only}"))
         else:
             chosen.append(chain)
+    if isinstance(alpha, Mapping):
+        _check_patterns("alpha", list(alpha), [chain.name for chain in chosen])
     return chosen, excluded
-
-
-def _listed(argument: str, patterns: Patterns) -> list[str]:
-    listed = [patterns] if isinstance(patterns, str) else patterns or []
-    if not isinstance(listed, Sequence) or not all(isinstance(each, str) for each in listed):
-        raise ValueError(
-            f"{argument}: got {patterns!r}; it must be a pattern like 'conv4_*', or a list of them"
-        )
-    return list(listed)
 
 
 def _fits(chain: Chain, patterns: list[str]) -> bool:
@@ -333,124 +293,30 @@ def _found(answer: Answer, chain: Chain) -> Found:
     )
 
 
-def _predicted(params: int, flops: int | None, answers: list[Answer]) -> Costs:
-    """Each family's paths in place of its single path."""
-    for answer in answers:
-        m, n = answer.design
-        for count, layers in (
-            (1, answer.family.path(n)),
-            (-1, answer.family.path(answer.family.width)),
-        ):
-            paths = m if count == 1 else 1
-            params += round(count * paths * sum(float(layer.params) for layer in layers))
-            if flops is not None:
-                flops += round(count * paths * sum(float(layer.flops) for layer in layers))
-    return Costs(params, flops)
-
-
-# Building ----------------------------------------------------------------------------------------
-
-
-def _rewritten(model: keras.Model, answers: Sequence[Answer]) -> keras.Model:
-    """The model with every chain's layers in place of the old."""
-    new = {}
-    for answer in answers:
-        for chain in answer.family.chains:
-            new.update(_paths_of(chain, answer))
-
-    def replaced(layer: Any) -> Any:
-        return new[id(layer)] if id(layer) in new else _copied(layer)
-
-    return keras.models.clone_model(
-        model, input_tensors=_inputs_like(model), clone_function=replaced, recursive=True
+def _chosen(answer: Answer) -> Chosen:
+    family = answer.family
+    return Chosen(
+        family.name,
+        tuple(chain.name for chain in family.chains),
+        family.width,
+        answer.design,
+        answer.law,
+        answer.alpha,
+        round(sum(float(layer.params) for layer in family.path(answer.design.width))),
     )
 
 
-def _inputs_like(model: keras.Model) -> Any:
-    """Inputs of the same names: left to itself, Keras names them after their tensors."""
-    if isinstance(model, keras.Sequential):
-        return None
+def _predicted(params: int, flops: int | None, answers: list[Answer]) -> Costs:
+    """Each family's paths in place of its single path."""
 
-    def same(tensor: Any) -> Any:
-        layer = tensor._keras_history.operation
-        return keras.Input(
-            batch_shape=tensor.shape,
-            dtype=tensor.dtype,
-            sparse=tensor.sparse,
-            optional=layer.optional,
-            name=layer.name,
-        )
+    def change(answer: Answer, cost: str) -> int:
+        def of(width: int) -> float:
+            return sum(float(getattr(layer, cost)) for layer in answer.family.path(width))
 
-    return keras.tree.map_structure(same, model.input)
+        m, n = answer.design
+        return round(m * of(n)) - round(of(answer.family.width))
 
-
-def _copied(layer: Any) -> Any:
-    """A fresh layer of the same configuration."""
-    if not getattr(layer, "weights", []):
-        try:
-            return type(layer).from_config(layer.get_config())
-        except (TypeError, ValueError, NotImplementedError):
-            # A Lambda, say: without weights there is nothing that two models could disturb.
-            return layer
-    return type(layer).from_config(layer.get_config())
-
-
-def _paths_of(chain: Chain, answer: Answer) -> dict[int, Any]:
-    """The layers of a chain as paths side by side, by what they replace."""
-    m = answer.design.cardinality
-
-    def scaled(width: int | None) -> int:
-        assert width is not None
-        return int(scaled_widths(answer.design.width, [width], answer.family.width)[0])
-
-    def inside(shape: Sequence[int | None]) -> Any:
-        return keras.KerasTensor((*shape[:-1], m * scaled(shape[-1])))
-
-    *maps, last = chain.maps
-    new: dict[int, Any] = {id(last.layer): _exit(last.layer, m, chain.kind)}
-    for index, each in enumerate(maps):
-        size = "units" if hasattr(each.layer, "units") else "filters"
-        config = {**each.layer.get_config(), size: scaled(each.outputs)}
-        narrow = type(each.layer).from_config(config)
-        shape = (None,) * (len(each.layer.output.shape) - 1)
-        x = (
-            keras.KerasTensor((*shape, each.inputs))
-            if index == 0
-            else inside((*shape, each.inputs))
-        )
-        new[id(each.layer)] = widened(narrow, m, index == 0, [x])
-    for layer, shapes in chain.between:
-        config = layer.get_config()
-        if isinstance(layer, keras.layers.Reshape):
-            config["target_shape"] = (*config["target_shape"][:-1], scaled(shapes[0][-1]))
-        if isinstance(layer, keras.layers.GroupNormalization):
-            config["groups"] = _groups(config["groups"], shapes[0][-1], scaled(shapes[0][-1]))
-        narrow = type(layer).from_config(config)
-        new[id(layer)] = widened(narrow, m, False, [inside(shape) for shape in shapes])
-    return new
-
-
-def _groups(groups: int, before: int | None, width: int) -> int:
-    """Groups of channels in a path: one for each if it was so, else as many as divide it."""
-    return width if groups in (-1, before) else math.gcd(groups, width)
-
-
-def _exit(layer: Any, m: int, kind: str) -> Any:
-    """The last layer, which sums the paths (Eq. 4)."""
-    config = layer.get_config()
-    if kind == "dense":
-        from ce_keras.layers import CollegialDense
-
-        return CollegialDense.from_config(
-            {**_dense_config(config), "cardinality": m, "aggregate": True, "shared_input": False}
-        )
-    if config.get("parameterization") != "ntk":
-        # There the forward pass divides by the fan-in of all paths together.
-        config["kernel_initializer"] = SummedPaths(config["kernel_initializer"], m)
-    return type(layer).from_config(config)
-
-
-def _dense_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Without the options of `Dense` that matter only for a model that is trained."""
-    unused = ("lora_rank", "lora_alpha", "quantization_config")
-    return {name: value for name, value in config.items() if name not in unused}
+    params += sum(change(answer, "params") for answer in answers)
+    if flops is not None:
+        flops += sum(change(answer, "flops") for answer in answers)
+    return Costs(params, flops)

@@ -7,6 +7,7 @@ computed path by path: the exit sums the paths.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -19,7 +20,7 @@ from keras import layers
 
 from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
 from ce_keras.layers.fan_in import leaves
-from ce_keras.layers.grouping import CannotGroupError, widened
+from ce_keras.layers.grouping import UNCHANGED, CannotGroupError, check_penalties, widened
 
 _DENSE = (layers.Dense, CollegialDense)
 _CONV = (layers.Conv2D, CollegialConv2D)
@@ -38,6 +39,8 @@ class Map(NamedTuple):
         layer: the Keras layer.
         pixels: of its kernel; 1 for a dense layer.
         inputs: channels it reads.
+        base: channels of the chain's layer before, of which the inputs are a multiple: behind a
+            Flatten it reads all pixels of each.
         outputs: channels it gives.
         positions: places it is applied at; `None` if that is not known.
         gate: whether it lies beside the chain, as in squeeze-and-excite: the law leaves it out.
@@ -46,9 +49,24 @@ class Map(NamedTuple):
     layer: Any
     pixels: int
     inputs: int
+    base: int
     outputs: int
     positions: int | None
     gate: bool = False
+
+
+class Between(NamedTuple):
+    """A layer between linear maps that has a form of its own for paths.
+
+    Attributes:
+        layer: the Keras layer.
+        shapes: of its inputs.
+        base: as of a `Map`.
+    """
+
+    layer: Any
+    shapes: tuple[tuple[int | None, ...], ...]
+    base: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +77,14 @@ class Chain:
         name: the common beginning of its layers' names.
         kind: `"bottleneck"` (convolutions 1x1, k x k, 1x1) or `"dense"`.
         maps: its linear maps, first to last; the last is the exit.
-        between: the other layers that have to know of paths, each with its shapes of inputs.
+        between: the other layers that have to know of paths.
         prefix: of the layers' names, where the chain lies in a model within the model.
     """
 
     name: str
     kind: str
     maps: tuple[Map, ...]
-    between: tuple[tuple[Any, tuple[tuple[int | None, ...], ...]], ...]
+    between: tuple[Between, ...]
     prefix: str = ""
 
     @property
@@ -137,7 +155,12 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
         The chains, first to last; and by layer's name, the layer's class and the reason.
     """
     graphs = [(prefix, inner, Graph(inner)) for prefix, inner in models_in(model)]
-    calls = Counter(id(step.operation) for _, _, graph in graphs for step in graph.steps)
+    calls = Counter(
+        id(layer)
+        for _, _, graph in graphs
+        for step in graph.steps
+        for layer in _layers_of(step.operation)
+    )
     chains: list[Chain] = []
     reasons: dict[int, str] = {}
     for prefix, _, graph in graphs:
@@ -150,6 +173,13 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
                 reason = reasons.get(id(layer)) or _why_not(layer)
                 left[prefix + layer.name] = (type(layer).__name__, reason)
     return chains, left
+
+
+def _layers_of(operation: Any) -> list[Any]:
+    """A layer and those inside it, as of a wrapper; a model within has a graph of its own."""
+    if not isinstance(operation, layers.Layer) or is_functional(operation):
+        return [operation]
+    return list(operation._flatten_layers())
 
 
 def _chains_of(
@@ -176,7 +206,7 @@ def _chains_of(
 
 
 def _is_entry(layer: Any) -> bool:
-    if _paths_of(layer) > 1:
+    if _cardinality_of(layer) > 1:
         return False
     return type(layer) in _DENSE or (type(layer) in _CONV and _kernel(layer) == (1, 1))
 
@@ -185,7 +215,7 @@ def _kernel(layer: Any) -> tuple[int, ...]:
     return tuple(getattr(layer, "kernel_size", (1,)))
 
 
-def _paths_of(layer: Any) -> int:
+def _cardinality_of(layer: Any) -> int:
     return max(getattr(layer, "groups", 1), getattr(layer, "cardinality", 1))
 
 
@@ -196,8 +226,9 @@ class _Growth:
         self.graph = graph
         self.kind = kind
         self.maps: list[Map] = []
-        self.between: list[tuple[Any, tuple[tuple[int | None, ...], ...]]] = []
+        self.between: list[Between] = []
         self.inside: dict[int, Any] = {}
+        self.bases: dict[int, int] = {}
         self.seen = -1
 
     def _live(self) -> list[Any]:
@@ -218,6 +249,14 @@ class _Growth:
         """The outputs are inside too."""
         self.inside.update((id(tensor), tensor) for tensor in step.outputs)
         self.seen = position
+        linear = type(step.operation) in (*_DENSE, *_CONV)
+        base = step.outputs[0].shape[-1] if linear else self.base(step)
+        self.bases.update((id(tensor), base) for tensor in step.outputs)
+
+    def base(self, step: Step) -> int:
+        """Outputs of the linear map that a step's input goes back to."""
+        tensor = step.inputs[0]
+        return self.bases.get(id(tensor), tensor.shape[-1])
 
 
 def _grow(graph: Graph, start: int, prefix: str) -> Chain:
@@ -232,7 +271,7 @@ def _grow(graph: Graph, start: int, prefix: str) -> Chain:
     if graph.readers.get(id(entry.outputs[0])) == [-1]:
         raise CannotGroupError("it gives the model's output: no hidden layer")
     _check_map(entry, shared=True)
-    growth.maps.append(_map_of(entry))
+    growth.maps.append(_map_of(growth, entry))
     growth.add(entry, start)
     best, stop = _followed(growth, start, prefix)
     if best is None:
@@ -270,7 +309,12 @@ def _followed(growth: _Growth, start: int, prefix: str) -> tuple[Chain | None, s
 def _can_exit(growth: _Growth, layer: Any) -> bool:
     """Whether a layer that all paths reach may sum them: there must be two hidden layers."""
     main = [each for each in growth.maps if not each.gate]
-    if _paths_of(layer) > 1 or len(main) < 2:
+    if _cardinality_of(layer) > 1 or len(main) < 2:
+        return False
+    try:
+        _check_trains_its_kernel(layer)
+        check_penalties(layer, layer.get_config())
+    except CannotGroupError:
         return False
     if growth.kind == "dense":
         return type(layer) in _DENSE
@@ -281,28 +325,32 @@ def _follow(growth: _Growth, step: Step, linear: bool, cut: bool) -> None:
     """Take a step into the chain; raises where it cannot be done path by path."""
     layer = step.operation
     if linear:
-        if _paths_of(layer) > 1:
+        if _cardinality_of(layer) > 1:
             raise CannotGroupError(f"{layer.name!r} is already grouped")
         if cut and (type(layer) in _DENSE) != (growth.kind == "dense"):
             raise CannotGroupError(f"{layer.name!r}, a {type(layer).__name__}, follows")
         _check_map(step, shared=False)
-        growth.maps.append(_map_of(step, gate=not cut))
+        growth.maps.append(_map_of(growth, step, gate=not cut))
         return
     if isinstance(layer, _BY_CHANNEL):
         raise CannotGroupError(f"{layer.name!r} behind it is already grouped, channel by channel")
     widened(layer, 2, False, [_doubled(tensor) for tensor in step.inputs])
-    if layer.weights or isinstance(layer, (layers.Reshape, layers.Flatten)):
+    if type(layer) not in UNCHANGED:
         shapes = tuple(tuple(tensor.shape) for tensor in step.inputs)
-        growth.between.append((layer, shapes))
+        growth.between.append(Between(layer, shapes, growth.base(step)))
 
 
 def _check_map(step: Step, shared: bool) -> None:
     """Raise if there is no layer that does for paths what this one does."""
     layer = step.operation
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
-        raise CannotGroupError(f"{layer.name!r} is quantised, or has a low-rank addition")
+    _check_trains_its_kernel(layer)
     tensor = step.inputs[0] if shared else _doubled(step.inputs[0])
     widened(layer, 2, shared, [tensor])
+
+
+def _check_trains_its_kernel(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        raise CannotGroupError(f"{layer.name!r} is quantised, or has a low-rank addition")
 
 
 def _doubled(tensor: Any) -> Any:
@@ -311,16 +359,17 @@ def _doubled(tensor: Any) -> Any:
     return keras.KerasTensor((*tensor.shape[:-1], 2 * tensor.shape[-1]), tensor.dtype)
 
 
-def _map_of(step: Step, gate: bool = False) -> Map:
+def _map_of(growth: _Growth, step: Step, gate: bool = False) -> Map:
     (x,), (y,) = step.inputs, step.outputs
     sides = y.shape[1:-1]
     positions = None if None in sides else math.prod(sides)
     pixels = math.prod(_kernel(step.operation))
-    return Map(step.operation, pixels, x.shape[-1], y.shape[-1], positions, gate)
+    base = growth.base(step)
+    return Map(step.operation, pixels, x.shape[-1], base, y.shape[-1], positions, gate)
 
 
 def _chain(growth: _Growth, step: Step, prefix: str) -> Chain:
-    maps = (*growth.maps, _map_of(step))
+    maps = (*growth.maps, _map_of(growth, step))
     names = [each.layer.name for each in maps]
     name = _common(names)
     return Chain(
@@ -347,13 +396,23 @@ def _same_everywhere(grown: Sequence[Chain], calls: Counter[int], taken: set[int
         CannotGroupError: if a layer of the chain is also used elsewhere.
     """
     chain = grown[0]
-    members = [each.layer for each in chain.maps] + [layer for layer, _ in chain.between]
     if any([x.layer for x in other.maps] != [x.layer for x in chain.maps] for other in grown[1:]):
         raise CannotGroupError("it is shared, and not followed by the same layers everywhere")
+    members = [
+        layer
+        for other in grown
+        for layer in ([x.layer for x in other.maps] + [x.layer for x in other.between])
+    ]
+    used = Counter(map(id, members))
     for layer in members:
-        if calls[id(layer)] != len(grown) or id(layer) in taken:
-            raise CannotGroupError(f"{layer.name!r} is shared with layers outside the chain")
-    return chain
+        if calls[id(layer)] != used[id(layer)] or id(layer) in taken:
+            raise CannotGroupError(f"{layer.name!r} is also used outside the chain")
+    # What lies between the shared layers may be another layer at every use.
+    between: dict[int, Between] = {}
+    for each in (each for other in grown for each in other.between):
+        if between.setdefault(id(each.layer), each) != each:
+            raise CannotGroupError(f"{each.layer.name!r} is applied to several shapes")
+    return dataclasses.replace(chain, between=tuple(between.values()))
 
 
 def _why_no_chain(growth: _Growth, stop: str) -> str:
@@ -375,7 +434,7 @@ def _why_not(layer: Any) -> str:
             "subclassed: Keras does not know its layers' order; build it with "
             "keras.Model(inputs, model.call(inputs))"
         )
-    if isinstance(layer, _BY_CHANNEL) or _paths_of(layer) > 1:
+    if isinstance(layer, _BY_CHANNEL) or _cardinality_of(layer) > 1:
         return "already grouped"
     if type(layer) in _CONV:
         size = "x".join(map(str, _kernel(layer)))

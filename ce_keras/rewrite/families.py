@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +25,9 @@ from ce_keras.geometry import (
     scaled_widths,
 )
 from ce_keras.law import ClosedFormLaw, ExponentialLaw, Law
-from ce_keras.optimum import Mode, Solution, search
+from ce_keras.optimum import Solution, search
 from ce_keras.rewrite.chains import Chain, Map
-
-Per = Literal["network", "stage"]
+from ce_keras.rewrite.options import Options, Per
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +101,17 @@ class Answer:
 def path_layers(chain: Chain, width: Width, reference: int) -> list[Layer]:
     """One path of a chain as the search sees it, for a reference path of `width`."""
 
-    def scaled(size: int) -> Width:
-        (answer,) = scaled_widths(width, [size], reference)
-        return answer
+    def scaled(size: int, base: int | None = None) -> Width:
+        base = size if base is None else base
+        (answer,) = scaled_widths(width, [base], reference)
+        return size // base * answer
 
     found = []
     for index, each in enumerate(chain.maps):
         first, last = index == 0, each is chain.maps[-1]
         found.append(
             Layer(
-                each.pixels * (each.inputs if first else scaled(each.inputs)),
+                each.pixels * (each.inputs if first else scaled(each.inputs, each.base)),
                 each.outputs if last else scaled(each.outputs),
                 each.positions or 0,
                 # What is added to the sum of the paths is not a path's.
@@ -119,11 +119,11 @@ def path_layers(chain: Chain, width: Width, reference: int) -> list[Layer]:
                 in_law=not each.gate and not (first and chain.kind == "dense"),
             )
         )
-    for layer, shapes in chain.between:
+    for layer, shapes, base in chain.between:
         channels = shapes[0][-1]
         assert channels is not None
         numbers = sum(math.prod(weight.shape) for weight in _trained(layer))
-        found.append(Layer(numbers / channels, scaled(channels), 0, in_law=False))
+        found.append(Layer(numbers / channels, scaled(channels, base), 0, in_law=False))
     return found
 
 
@@ -171,30 +171,28 @@ def _reference(chains: Sequence[Chain]) -> Chain:
     return next(c for c in first if (c.maps[0].inputs, c.maps[-1].outputs) == most)
 
 
-def solve(
-    family: Family,
-    params: int,
-    flops: int | None,
-    mode: Mode,
-    alpha: Any,
-    design: Design | None,
-    seed: int | None,
-    **options: Any,
-) -> Answer:
+def solve(family: Family, params: int, flops: int | None, options: Options) -> Answer:
     """The design of a family in a model of so many parameters and FLOPs.
 
     Raises:
         ValueError: as `ce_keras.search`; or for a budget of FLOPs where they are not known.
     """
-    module, chosen = _with_alpha(family, alpha, seed)
-    if design is not None:
-        return _forced(family, module, chosen, design)
-    if options.get("budget") == "flops" and flops is None:
+    module, chosen = _with_alpha(family, options.alpha, options.seed)
+    if options.design is not None:
+        return _forced(family, module, chosen, options.design)
+    if options.budget == "flops" and flops is None:
         raise ValueError(
             "budget: 'flops' needs a model whose FLOPs are known: give its input a size"
         )
     network = Network(family.name, module, family.path, _rest(family, params, flops))
-    solution = search(network, mode, alpha=chosen, **options)
+    solution = search(
+        network,
+        options.mode,
+        alpha=chosen,
+        budget=options.budget,
+        tolerance=options.tolerance,
+        multiple_of=options.multiple_of,
+    )
     return Answer(
         family,
         solution.design,

@@ -7,7 +7,7 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
-from ce_keras.rewrite.families import Answer
+from ce_keras.geometry import Design
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,29 @@ class Found:
     alpha: float | None
     baseline_variance: float
     variance: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The design of one family of chains.
+
+    Attributes:
+        family: what its chains are.
+        chains: their names.
+        width: the baseline's, of the narrowest of them.
+        design: cardinality, and the width that a path of the narrowest has.
+        law: the variance law, in words.
+        alpha: its constant; `None` if it has none.
+        path_params: parameters of one path of all chains together.
+    """
+
+    family: str
+    chains: tuple[str, ...]
+    width: int
+    design: Design
+    law: str
+    alpha: float | None
+    path_params: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,7 @@ class Report:
         left: the layers that stay, and why.
         before: costs of the model.
         after: costs with the ensembles: predicted by `inspect`, counted by `collegialize`.
-        answers: the designs, one for each family of chains, with the searches behind them.
+        answers: the designs, one for each family of chains.
     """
 
     model: str
@@ -87,7 +110,7 @@ class Report:
     left: tuple[Left, ...]
     before: Costs
     after: Costs
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Chosen, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""

@@ -17,10 +17,7 @@ def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
     """Median seconds of a training step of each model, side by side, on random inputs.
 
     A step is a forward and a backward pass and the update, as `fit` compiles it. The models are
-    copies for the time being: nobody's weights or optimisers are touched.
-
-    Raises:
-        ValueError: for a model whose inputs have no fixed size.
+    compiled and trained.
     """
     steps = [_step(model, batch_size) for model in models]
     for step in steps:
@@ -35,18 +32,25 @@ def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
     return [statistics.median(seconds) for seconds in times]
 
 
-def _step(model: keras.Model, batch_size: int) -> Any:
+def check_measurable(model: keras.Model) -> None:
+    """Raise if a model's steps cannot be timed.
+
+    Raises:
+        ValueError: for inputs of text, or without a fixed size.
+    """
     for tensor in model.inputs:
-        if None in tensor.shape[1:]:
+        if None in tensor.shape[1:] or "string" in str(tensor.dtype):
             raise ValueError(
-                f"measure: the input {tensor.name!r} of {model.name!r} has shape "
-                f"{tuple(tensor.shape)}; a time needs fixed sizes"
+                f"measure: the input {tensor.name!r} of {model.name!r} is {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}; a time needs numbers of fixed sizes"
             )
-    copy = keras.models.clone_model(model)
+
+
+def _step(model: keras.Model, batch_size: int) -> Any:
+    copy = keras.Model(model.inputs, model.outputs)
     rng = np.random.default_rng(0)
     inputs = [_draw(rng, tensor, batch_size) for tensor in copy.inputs]
     # Any loss will do whose gradient is not zero.
-    copy = keras.Model(copy.inputs, copy.outputs)
     targets = [
         np.zeros([batch_size, *(1 if size is None else size for size in tensor.shape[1:])])
         for tensor in copy.outputs
