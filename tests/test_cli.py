@@ -5,6 +5,7 @@ import sys
 import keras
 import pytest
 
+from ce_keras import demo
 from ce_keras.cli import main
 
 
@@ -105,7 +106,9 @@ def test_demo_writes_its_results(capsys, tmp_path):
     assert (tmp_path / "curve.png").exists()
 
 
-def test_demo_json_is_the_file(capsys, tmp_path):
+def test_demo_json_is_the_file(capsys, tmp_path, monkeypatch):
+    row = demo.Trained("dual", "7x7d", 439_201, 8_923_390, 0.04, 12.45, 0.74)
+    monkeypatch.setattr(demo, "compare", lambda *_, **__: [row])  # Trained above.
     settings = ["--epochs", "1", "--images", "100", "--batch-size", "50", "--json"]
     _, output, _ = run(capsys, "demo", "--out", str(tmp_path), *settings)
     assert json.loads(output) == json.loads((tmp_path / "results.json").read_text())
