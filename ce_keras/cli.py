@@ -190,7 +190,12 @@ def _collegialize(options: argparse.Namespace) -> None:
         if options.seed is not None:
             keras.utils.set_random_seed(options.seed)
         ensemble = rewrite.collegialize(
-            model, options.mode, seed=options.seed, measure=options.measure, **arguments
+            model,
+            options.mode,
+            seed=options.seed,
+            init=options.init,
+            measure=options.measure,
+            **arguments,
         )
         report = ensemble.report
         with files.replacing(options.save) as part:
@@ -520,7 +525,7 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
     add = command(
         "collegialize",
         _collegialize,
-        "turn a Keras model into its optimal ensemble; its weights are new",
+        "turn a Keras model into its optimal ensemble",
         "ce-keras collegialize model.keras --mode dual --save smaller.keras",
     ).add_argument
     add("model", metavar="MODEL.keras", help="a model that Keras saved")
@@ -540,6 +545,7 @@ def _models(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="one design for (%(default)s)",
     )
     add("--seed", type=int, help="for the new weights, and for a fit")
+    add("--init", choices=("random", "split"), default="random", help="split keeps trained units")
     add("--measure", type=int, metavar="BATCH", help="time training steps of so many examples")
 
 

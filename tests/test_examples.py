@@ -19,6 +19,9 @@ SMALL = {
         *("--seeds", "1", "--epochs", "1", "--images", "50", "--out", ".")
     ],
     "benchmarks/collegialize.py": ["--only", "MobileNet", "--out", "."],
+    "benchmarks/split_init.py": [
+        *("--only", "dense 200x4", "--seeds", "1", "--images", "100", "--out", ".")
+    ],
     "examples/shrink_keras_applications.py": ["--size", "32", "--steps", "1"],
     "examples/tune_keras_model.py": ["--images", "50", "--epochs", "1"],
     "examples/walkthrough.py": [],
@@ -31,6 +34,7 @@ WRITES = {
     "benchmarks/pipeline.py": ["pipeline.md"],
     "benchmarks/oracle_vs_sweep.py": ["oracle_vs_sweep.md", "oracle_vs_sweep.png"],
     "benchmarks/collegialize.py": ["collegialize.md", "collegialize.json"],
+    "benchmarks/split_init.py": ["split_init.md"],
     "examples/shrink_keras_applications.py": ["smaller.keras"],
     "examples/tune_keras_model.py": [],
     "examples/walkthrough.py": [],

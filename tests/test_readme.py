@@ -56,6 +56,7 @@ def test_make_targets_and_files_that_are_named_exist():
     named = re.findall(r"^make (\w+)$|`make (\w+)`", TEXT, re.MULTILINE)
     assert {first or second for first, second in named} == {
         "demo",
+        "docs",
         "test",
         "lint",
         "wheel",

@@ -30,6 +30,7 @@ from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.families import Answer, families_of, solve
 from ce_keras.rewrite.options import Options, Patterns, Per, checked_options
 from ce_keras.rewrite.report import Chosen, Costs, Found, Left, Report
+from ce_keras.rewrite.splitting import carry_over
 from ce_keras.rewrite.timing import check_measurable, step_seconds
 
 __all__ = ["Report", "collegialize", "inspect"]
@@ -91,6 +92,7 @@ def collegialize(
     skip: Patterns = None,
     per: Per = "network",
     seed: int | None = None,
+    init: Literal["random", "split"] = "random",
     measure: int | None = None,
 ) -> keras.Model:
     """Turn a Keras model into its optimal collegial ensemble (Algorithm 2).
@@ -101,9 +103,9 @@ def collegialize(
     wider in proportion, as in the paper.
 
     The new model is *not trained*: its weights are drawn from the model's own initialisers, and
-    none are carried over. Preprocessing layers, which learn by `adapt`, are the model's own. A
-    compiled model is compiled again in the same way; one whose loss or metrics Keras cannot rebuild
-    is returned uncompiled, with a warning.
+    none are carried over unless `init="split"` asks for it. Preprocessing layers, which learn by
+    `adapt`, are the model's own. A compiled model is compiled again in the same way; one whose loss
+    or metrics Keras cannot rebuild is returned uncompiled, with a warning.
 
     Args:
         model: functional, or sequential with a known input. Models inside it are searched too.
@@ -121,8 +123,12 @@ def collegialize(
         only: patterns, such as `"conv4_*"`: chains are taken that have a layer of such a name.
         skip: patterns: chains with a layer of such a name are left.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
-        seed: for the draws of a fit. Weights follow Keras' own generator:
+        seed: for the draws of a fit, and of a split. Random weights follow Keras' own generator:
             `keras.utils.set_random_seed`.
+        init: `"random"`: new weights, drawn from the model's own initialisers. `"split"`: for a
+            model that is trained: every path takes a share of its units and the weights between
+            them, and everything else is carried over. The function is not kept (only where paths
+            are as wide as the model was), but training starts far ahead.
         measure: a batch size: training steps before and after are timed, for the report.
 
     Returns:
@@ -153,6 +159,8 @@ def collegialize(
         per=per,
         seed=seed,
     )
+    if init not in ("random", "split"):
+        raise ValueError(f"init: got {init!r}; it must be 'random' or 'split'")
     if measure is not None:
         positive_int("measure", measure)
     plan = _plan(model, options)
@@ -160,11 +168,13 @@ def collegialize(
         check_measurable(model)
     if not plan.report.found:
         raise ValueError(f"model: {plan.report}")
-    ensemble = rebuilt(model, plan.answers)
+    ensemble, pairs = rebuilt(model, plan.answers)
+    if init == "split":
+        carry_over(pairs, plan.answers, seed)
     times: Sequence[float | None] = (None, None)
     if measure is not None:
         # Copies are timed: nobody's weights or optimisers are touched.
-        copies = [rebuilt(each, compiled=False) for each in (model, ensemble)]
+        copies = [rebuilt(each, compiled=False).model for each in (model, ensemble)]
         times = step_seconds(copies, measure)
     report = dataclasses.replace(
         plan.report,

@@ -7,7 +7,7 @@ import logging
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -21,20 +21,34 @@ from ce_keras.rewrite.families import Answer
 logger = logging.getLogger("ce_keras")
 
 
+class Rebuilt(NamedTuple):
+    """A model and what it is made of.
+
+    Attributes:
+        model: the new model.
+        pairs: the layers of the old, each with what took its place.
+    """
+
+    model: keras.Model
+    pairs: list[tuple[Any, Any]]
+
+
 def rebuilt(
     model: keras.Model, answers: Sequence[Answer] = (), *, compiled: bool = True
-) -> keras.Model:
+) -> Rebuilt:
     """The model with every chain's layers in place of the old; without answers, a copy.
 
     Weights are new. `compiled`: whether a model that is compiled is compiled again.
     """
+    pairs: list[tuple[Any, Any]] = []
     new: dict[int, Any] = {}
     for answer in answers:
         for chain in answer.family.chains:
             new.update(_paths_for(chain, answer))
 
     def replaced(layer: Any) -> Any:
-        return new[id(layer)] if id(layer) in new else _copied(layer)
+        pairs.append((layer, new[id(layer)] if id(layer) in new else _copied(layer)))
+        return pairs[-1][1]
 
     with _uncompiled(model):
         ensemble = keras.models.clone_model(
@@ -50,7 +64,7 @@ def rebuilt(
             )
         if model.compiled:
             _compile_like(model, ensemble)
-    return ensemble
+    return Rebuilt(ensemble, pairs)
 
 
 @contextlib.contextmanager
