@@ -128,7 +128,7 @@ def collegialize(
         init: `"random"`: new weights, drawn from the model's own initialisers. `"split"`: for a
             model that is trained: every path takes a share of its units and the weights between
             them, and everything else is carried over. The function is not kept (only where paths
-            are as wide as the model was), but training starts far ahead.
+            are as wide as the model was), but training starts ahead, most of all for dense stacks.
         measure: a batch size: training steps before and after are timed, for the report.
 
     Returns:
