@@ -3,7 +3,8 @@ import pytest
 from brute_force import layer_kernels
 
 from ce_keras import closed_form
-from ce_keras.closed_form import kernel_moments
+from ce_keras.closed_form import infinite_width_kernel, kernel_moments
+from ce_keras.ntk import stack_kernels
 
 
 def assert_means(samples, expected, errors=5.0):
@@ -64,6 +65,23 @@ def test_first_order_alpha_is_the_slope_at_wide_layers():
         wide = 1e4 * np.array(widths)
         slope = closed_form.relative_variance(wide) / (1 / wide).sum()
         assert closed_form.first_order_alpha(widths) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_wide_networks_have_the_infinitely_wide_ones_kernel(rng):
+    """Draws of width 300: five standard errors, and the first order in 1/width."""
+    x = rng.normal(size=(3, 6))
+    kernels = stack_kernels(x, [300] * 3, 400, seed=0)
+    limit = infinite_width_kernel(x, x, depth=4)
+    errors = kernels.std(0) / np.sqrt(len(kernels))
+    assert (abs(kernels.mean(0) - limit) < 5 * errors + 5 / 300 * limit.max()).all()
+    np.testing.assert_allclose(np.diag(limit), 4 * (x**2).mean(1), rtol=1e-7)
+
+
+def test_bad_inputs_of_the_infinitely_wide_kernel():
+    with pytest.raises(ValueError, match=r"x1, x2: got shapes \(2,\) and \(2, 3\)"):
+        infinite_width_kernel(np.ones(2), np.ones((2, 3)), 3)
+    with pytest.raises(ValueError, match="depth: got 0"):
+        infinite_width_kernel(np.ones((2, 3)), np.ones((2, 3)), 0)
 
 
 @pytest.mark.parametrize(

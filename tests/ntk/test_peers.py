@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 from ce_keras.layers import CollegialConv2D
-from ce_keras.ntk import empirical_ntk
+from ce_keras.ntk import empirical_ntk, infinite_width_kernel
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".peers/bin/python"
@@ -68,6 +68,10 @@ def test_neural_tangents_gives_the_same_kernels(network, rng, tmp_path):
     script = ROOT / "tests/peers/neural_tangents_kernels.py"
     subprocess.run([PEERS, script, "asked.npz", "told.npz"], check=True, cwd=tmp_path)
     expected = np.load(tmp_path / "told.npz")
+    if network is dense:
+        np.testing.assert_allclose(
+            infinite_width_kernel(x1, x2, 4), expected["infinite"], rtol=1e-9
+        )
     for axes, engine in itertools.product(AXES, ["structured", "tape"]):
         other = None if 0 in axes["diagonal_axes"] else x2
         kernel = empirical_ntk(model, x1, other, engine=engine, **axes)

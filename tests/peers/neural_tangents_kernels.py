@@ -42,6 +42,13 @@ def convolution(x, kernel, strides, groups):
     )
 
 
+def infinite(depth):
+    """The kernel of infinitely wide ReLU layers, whose weights have variance 2 / fan_in."""
+    hidden = [nt.stax.Dense(1, W_std=2**0.5), nt.stax.Relu()] * (depth - 1)
+    *_, kernel = nt.stax.serial(*hidden, nt.stax.Dense(1))
+    return kernel
+
+
 def main():
     """Compute every kernel that is asked for."""
     given = np.load(sys.argv[1])
@@ -56,6 +63,8 @@ def main():
         )
         x2 = None if 0 in axes["diagonal_axes"] else given["x2"]
         kernels[json.dumps(axes)] = kernel(given["x1"], x2, weights)
+    if network is dense:
+        kernels["infinite"] = infinite(4)(given["x1"], given["x2"], "ntk")
     np.savez(sys.argv[2], **kernels)
 
 
