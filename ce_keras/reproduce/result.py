@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -92,6 +93,7 @@ class Points:
     def __init__(self, path: Path | None = None, key: Any = None) -> None:
         self._path, self._key = path, files.plain(key)
         self._done: dict[str, Any] = {}
+        self._begun, self._before = time.perf_counter(), 0.0
         if path is not None and path.exists():
             content = files.read_json(path)
             if content["of"] != self._key:
@@ -99,14 +101,20 @@ class Points:
                     f"out: {path} was begun with other settings, {content['of']}; delete it, or "
                     "give another folder"
                 )
-            self._done = content["points"]
+            self._done, self._before = content["points"], content["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Spent until now, in this process and in those that were stopped."""
+        return self._before + time.perf_counter() - self._begun
 
     def __call__(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
         """The point of a name, measured if it is not there yet."""
         if name not in self._done:
             self._done[name] = files.plain(measure(*arguments))
             if self._path is not None:
-                files.write_json(self._path, {"of": self._key, "points": self._done})
+                content = {"of": self._key, "seconds": self.seconds, "points": self._done}
+                files.write_json(self._path, content)
         return self._done[name]
 
     @contextlib.contextmanager
@@ -154,6 +162,7 @@ class Result:
         seed: of its random numbers.
         seconds: that it took.
         data: the figures, as plain numbers.
+        stem: of its files' names; the name, unless it is one of several.
     """
 
     name: str
@@ -161,11 +170,18 @@ class Result:
     seed: int
     seconds: float
     data: dict[str, Any]
+    stem: str = ""
+
+    @property
+    def file(self) -> str:
+        """Name of its files, without what comes behind the dot."""
+        return self.stem or self.name
 
     @property
     def title(self) -> str:
         """What it is."""
-        return experiment(self.name).TITLE
+        which = self.file.removeprefix(self.name).replace("_", " ").strip()
+        return experiment(self.name).TITLE + (f" ({which})" if which else "")
 
     @property
     def checks(self) -> list[Check]:
@@ -186,7 +202,6 @@ class Result:
 
     def page(self) -> str:
         """The paragraph, the picture and the table, in Markdown."""
-        command = f"ce-keras reproduce {self.name} --scale {self.scale} --seed {self.seed}"
         rows = [
             f"| {check.quantity} | {check.paper} | {check.ours} | {_mark(check.agrees)} |"
             for check in self.checks
@@ -197,17 +212,29 @@ class Result:
                 "",
                 self.paragraph,
                 "",
-                f"![{self.title}]({self.name}.png)",
+                f"![{self.title}]({self.file}.png)",
                 "",
                 "| | paper | ours | agrees |",
                 "|---|---|---|---|",
                 *rows,
                 "",
-                f"`{command}`: {_duration(self.seconds)} on the machine that wrote this page. The "
-                f"figures: [{self.name}.json]({self.name}.json).",
+                f"`{self._command()}`: {_duration(self.seconds)} on the machine that wrote this "
+                f"page. The figures: [{self.file}.json]({self.file}.json).",
                 "",
             ]
         )
+
+    def _command(self) -> str:
+        """What computes it again."""
+        usual = files.plain(experiment(self.name).SCALES[self.scale]._asdict())
+        own = {
+            key: value
+            for key, value in self.data["settings"].items()
+            if value != usual.get(key, value)
+        }
+        if own:
+            return f'reproduce("{self.name}", "{self.scale}", seed={self.seed}, settings={own})'
+        return f"ce-keras reproduce {self.name} --scale {self.scale} --seed {self.seed}"
 
     def digest(self) -> str:
         """What a picture is marked with, to tell whether it is of these figures."""
@@ -227,12 +254,9 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Write `NAME.json`, `NAME.png` and `NAME.md` into a folder."""
         folder = Path(folder)
-        content = {
-            field: getattr(self, field) for field in ("name", "scale", "seed", "seconds", "data")
-        }
-        files.write_json(folder / f"{self.name}.json", content)
-        self.save_picture(folder / f"{self.name}.png")
-        with files.replacing(folder / f"{self.name}.md") as part:
+        files.write_json(folder / f"{self.file}.json", dataclasses.asdict(self))
+        self.save_picture(folder / f"{self.file}.png")
+        with files.replacing(folder / f"{self.file}.md") as part:
             part.write_text(self.page())
 
     @classmethod
@@ -280,11 +304,10 @@ def reproduce(
     chosen = chosen._replace(**(settings or {}))
     key = {"name": name, "seed": seed, "settings": chosen._asdict()}
     points = Points(None if out is None else Path(out) / f".{name}.part.json", key)
-    begun = time.perf_counter()
     data = files.plain(
         {"settings": chosen._asdict(), **module.measure(chosen, seed=seed, points=points)}
     )
-    result = Result(name, scale, seed, round(time.perf_counter() - begun, 1), data)
+    result = Result(name, scale, seed, round(points.seconds, 1), data)
     if out is not None:
         result.save(out)
         points.end()
@@ -295,7 +318,8 @@ def reproduce(
 
 def index(folder: str | Path) -> str:
     """All results of a folder in one table, in Markdown."""
-    paths = {name: Path(folder) / f"{name}.json" for name in NAMES}
+    results = [Result.load(path) for path in Path(folder).glob("[!.]*.json")]
+    results.sort(key=lambda result: (NAMES.index(result.name), result.file))
     lines = [
         "# The paper, computed again",
         "",
@@ -305,10 +329,10 @@ def index(folder: str | Path) -> str:
         "| | figures that agree | scale | took |",
         "|---|--:|---|--:|",
     ]
-    for result in (Result.load(path) for path in paths.values() if path.exists()):
+    for result in results:
         verdicts = [check.agrees for check in result.checks]
         lines.append(
-            f"| [{result.title}]({result.name}.md) | {verdicts.count(True)} of {len(verdicts)} | "
+            f"| [{result.title}]({result.file}.md) | {verdicts.count(True)} of {len(verdicts)} | "
             f"{result.scale} | {_duration(result.seconds)} |"
         )
     return "\n".join(lines) + "\n"
