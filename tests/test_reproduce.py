@@ -176,7 +176,7 @@ def test_permutations_find_what_chance_would():
 def test_a_check_rounds_as_the_paper_prints():
     assert Check.rounded("m", "12", 12.47).agrees
     assert not Check.rounded("rho", "2.45", 2.441).agrees
-    assert Check.within("slope", -1.0, -1.05, 0.02).agrees
+    assert Check.within("slope", -1.0, -1.05, np.float64(0.02)).agrees is True
     assert not Check.within("slope", -1.0, -1.07, 0.02).agrees
 
 

@@ -69,13 +69,13 @@ class Check(NamedTuple):
     def rounded(cls, quantity: str, paper: str, ours: float, digits: int = 2) -> Check:
         """Of a figure that the paper prints, like `"3.3"`: ours must round to it."""
         decimals = len(paper.partition(".")[2])
-        agrees = abs(ours - float(paper)) <= 0.5 * 10**-decimals + 1e-9
+        agrees = bool(abs(ours - float(paper)) <= 0.5 * 10**-decimals + 1e-9)
         return cls(quantity, paper, f"{ours:.{decimals + digits}f}", agrees)
 
     @classmethod
     def within(cls, quantity: str, paper: float, ours: float, error: float) -> Check:
         """Of what is measured with a standard error: ours may be three of them away."""
-        agrees = abs(ours - paper) <= 3 * error
+        agrees = bool(abs(ours - paper) <= 3 * error)  # Not NumPy's.
         return cls(quantity, f"{paper:g}", f"{ours:.3f} ± {error:.3f}", agrees)
 
 
