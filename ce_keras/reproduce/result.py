@@ -160,7 +160,7 @@ class Result:
         name: one of `NAMES`.
         scale: `"small"` or `"full"`.
         seed: of its random numbers.
-        seconds: that it took.
+        seconds: that it took; `None` if that was not kept.
         data: the figures, as plain numbers.
         stem: of its files' names; the name, unless it is one of several.
     """
@@ -168,7 +168,7 @@ class Result:
     name: str
     scale: Scale
     seed: int
-    seconds: float
+    seconds: float | None
     data: dict[str, Any]
     stem: str = ""
 
@@ -349,5 +349,7 @@ def _mark(agrees: bool | None) -> str:
     return "too uncertain to tell" if agrees is None else "yes" if agrees else "**no**"
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "a time that was not kept"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
