@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ce_keras.geometry import baseline
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.result import EXACT, MODES, Check, NoSettings, Points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,16 +14,12 @@ if TYPE_CHECKING:
 TITLE = "Figure 3: primal and dual curves of a fully connected network"
 
 
-class Settings(NamedTuple):
-    """Nothing is drawn: there is nothing to set."""
-
-
-SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings()}
+SCALES = EXACT
 
 _LAWS: dict[str, Any] = {"fitted": None, "closed_form": "closed_form"}
 
 
-def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
     """The optimum of both curves: by the alpha that the figure decodes to, and by theory alone."""
     del settings, seed, points
     return {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.result import EXACT, MODES, Check, NoSettings, Points
 from ce_keras.reproduce.statistics import rank_correlation
 from ce_keras.training.recipe import read_recipe
 
@@ -19,14 +19,10 @@ TITLE = "Figure 6: primal and dual curves of ResNeXt-29"
 _BASELINE = "resnext29"
 
 
-class Settings(NamedTuple):
-    """Nothing is drawn: there is nothing to set."""
+SCALES = EXACT
 
 
-SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings()}
-
-
-def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
     """The optimum of both curves, and where the paper's networks lie on them."""
     del settings, seed, points
     errors = read_recipe("cifar100").expected.error

@@ -40,6 +40,13 @@ NAMES = (
     "table2",
 )
 
+
+class NoSettings(NamedTuple):
+    """Of what is exact: nothing is drawn, and nothing trained."""
+
+
+EXACT: dict[Scale, NoSettings] = {"small": NoSettings(), "full": NoSettings()}
+
 # Figures that differ and are named in a paragraph; the table has all.
 _NAMED = 3
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ce_keras.reproduce import tables
-from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.reproduce.result import EXACT, Check, NoSettings, Points
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 TITLE = "Table 2: designs of ResNet-50 and ResNet-101"
 
 
-class Settings(NamedTuple):
-    """Nothing is drawn: there is nothing to set."""
+SCALES = EXACT
 
 
-SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings()}
-
-
-def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
+def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
     """Every row of the table."""
     del settings, seed, points
     errors = read_recipe("imagenet").expected.error
