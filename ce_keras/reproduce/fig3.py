@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 TITLE = "Figure 3: primal and dual curves of a fully connected network"
 
-
 SCALES = EXACT
 
 _LAWS: dict[str, Any] = {"fitted": None, "closed_form": "closed_form"}

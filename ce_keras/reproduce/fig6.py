@@ -18,7 +18,6 @@ TITLE = "Figure 6: primal and dual curves of ResNeXt-29"
 
 _BASELINE = "resnext29"
 
-
 SCALES = EXACT
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 TITLE = "Table 2: designs of ResNet-50 and ResNet-101"
 
-
 SCALES = EXACT
 
 
