@@ -253,10 +253,12 @@ class CollegialDense(keras.layers.Layer):
         if len(kernel.shape) == 2:
             outputs = ops.matmul(inputs, kernel)
         else:
-            leading = ops.shape(inputs)[:-1]
-            paths = ops.reshape(inputs, (*leading, self.cardinality, self.fan_in))
-            outputs = ops.einsum("...mi,mio->...mo", paths, kernel)
-            outputs = ops.reshape(outputs, (*leading, self.units))
+            # Paths first, by hand: an `einsum` over this layout is several times slower, above all
+            # in its gradients.
+            paths = ops.reshape(inputs, (-1, self.cardinality, self.fan_in))
+            outputs = ops.matmul(ops.transpose(paths, (1, 0, 2)), kernel)
+            outputs = ops.transpose(outputs, (1, 0, 2))
+            outputs = ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         return outputs if self.activation is None else self.activation(outputs)

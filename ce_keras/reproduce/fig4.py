@@ -59,7 +59,7 @@ SCALES: dict[Scale, Settings] = {
         images=10_000,
         epochs=10,
         batch=100,
-        repetitions=8,
+        repetitions=24,
         at_once=8,
         widths=(5, 12, 35, 63, 200),
     ),
