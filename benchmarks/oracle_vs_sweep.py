@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import keras_tuner
@@ -29,6 +29,13 @@ from ce_keras.tuner import CollegialOracle
 
 BASE = 100
 WIDTHS = (3, 5, 8, 12, 18, 25, 35, 50, 70, 100)
+
+
+class Epochs(NamedTuple):
+    """Of one training run, after every epoch: validation error in percent, and seconds so far."""
+
+    errors: list[float]
+    seconds: list[float]
 
 
 class Race:
@@ -44,26 +51,43 @@ class Race:
         half = len(test.labels) // 2
         self._train = train.images / np.float32(255), train.labels.astype("int32")
         self._valid = test.images[:half] / np.float32(255), test.labels[:half].astype("int32")
-        self._epochs = epochs
+        self.epochs = epochs
         self.baseline = geometry.fully_connected(784, [BASE] * 5, 10)
         self.solution = search(self.baseline, widths=WIDTHS, alpha="closed_form")
         curve = self.solution.curve
         self.cardinality = dict(zip(curve.width.tolist(), curve.cardinality.tolist(), strict=True))
-        self.seen: dict[tuple[int, int], tuple[float, float]] = {}
+        self._seen: dict[tuple[int, int], Epochs] = {}
 
-    def run(self, width: int, seed: int) -> tuple[float, float]:
-        """Validation error in percent, and seconds."""
-        if (width, seed) not in self.seen:
+    def run(self, width: int, seed: int) -> Epochs:
+        """A design, trained for all epochs."""
+        if (width, seed) not in self._seen:
             begun = time.perf_counter()
             model = zoo.fully_connected(
                 base=BASE, cardinality=int(self.cardinality[width]), width=width, seed=seed
             )
             model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
             keras.utils.set_random_seed(seed)
-            model.fit(*self._train, batch_size=64, epochs=self._epochs, verbose=0)
-            _, accuracy = model.evaluate(*self._valid, batch_size=500, verbose=0)
-            self.seen[width, seed] = 100 * (1 - accuracy), time.perf_counter() - begun
-        return self.seen[width, seed]
+            errors, seconds = [], []
+            for _ in range(self.epochs):
+                model.fit(*self._train, batch_size=64, verbose=0)
+                _, accuracy = model.evaluate(*self._valid, batch_size=500, verbose=0)
+                errors.append(100 * (1 - accuracy))
+                seconds.append(time.perf_counter() - begun)
+            self._seen[width, seed] = Epochs(errors, seconds)
+        return self._seen[width, seed]
+
+    def last(self, width: int, seed: int) -> float:
+        """A design's error when it is trained."""
+        return self.run(width, seed).errors[-1]
+
+    def trial(self, values: dict[str, Any], seed: int) -> tuple[float, float]:
+        """Error and seconds of a trial; Hyperband's go on where an earlier one stopped."""
+        begun = int(values.get("tuner/initial_epoch", 0))
+        ended = int(values.get("tuner/epochs", self.epochs))
+        run = self.run(int(values["width"]), seed)
+        return run.errors[ended - 1], run.seconds[ended - 1] - (
+            run.seconds[begun - 1] * (begun > 0)
+        )
 
     def sweep(self, oracle: keras_tuner.Oracle, seed: int) -> dict[str, float]:
         """Ask an oracle until it stops: the best error, trials, and seconds."""
@@ -77,7 +101,7 @@ class Race:
                 seconds += time.perf_counter() - begun
                 if trial.status != "RUNNING":
                     return {"error": best, "seconds": seconds, "trials": trials}
-                error, spent = self.run(int(trial.hyperparameters.values["width"]), seed)
+                error, spent = self.trial(trial.hyperparameters.values, seed)
                 best, seconds, trials = min(best, error), seconds + spent, trials + 1
                 oracle.update_trial(trial.trial_id, {"val_error": error})
                 trial.status = "COMPLETED"
@@ -100,11 +124,19 @@ def methods(race: Race, trials: int) -> dict[str, Callable[[int], keras_tuner.Or
     oracles = keras_tuner.oracles
     return {
         "theory": lambda seed: CollegialOracle(
-            objective, race.baseline, alpha="closed_form", widths=WIDTHS, seed=seed + 1
+            objective,
+            race.baseline,
+            alpha="closed_form",
+            widths=WIDTHS,
+            hard_budget=False,  # The grid's designs are the paper's: nearest to the budget.
+            seed=seed + 1,
         ),
         "random": lambda seed: oracles.RandomSearchOracle(**common(seed)),
         "Bayesian": lambda seed: oracles.BayesianOptimizationOracle(
             **common(seed), num_initial_points=3
+        ),
+        "Hyperband": lambda seed: oracles.HyperbandOracle(
+            objective, max_epochs=race.epochs, hyperparameters=space(), seed=seed + 1
         ),
         "grid": lambda seed: oracles.GridSearchOracle(**common(seed, len(WIDTHS))),
     }
@@ -117,7 +149,7 @@ def table(race: Race, found: dict[str, list[dict[str, float]]]) -> list[str]:
         "| method | trials | seconds | best validation error | regret |",
         "|---|---:|---:|---:|---:|",
     ]
-    best = [min(race.seen[width, seed][0] for width in WIDTHS) for seed in seeds]
+    best = [min(race.last(width, seed) for width in WIDTHS) for seed in seeds]
     for name, runs in found.items():
         regret = [run["error"] - best[seed] for seed, run in enumerate(runs)]
         trials = statistics.mean(run["trials"] for run in runs)
@@ -132,7 +164,7 @@ def curve_table(race: Race, seeds: int) -> list[str]:
     solution = race.solution
     lines = ["| design | predicted variance | validation error |", "|---|---:|---:|"]
     for width, variance in zip(solution.curve.width, solution.curve.variance, strict=True):
-        errors = [race.seen[int(width), seed][0] for seed in range(seeds)]
+        errors = [race.last(int(width), seed) for seed in range(seeds)]
         design = f"{race.cardinality[int(width)]}x{width}d"
         lines.append(f"| {design} | {variance:.3f} | {_pm(errors)} % |")
     return lines
@@ -144,18 +176,23 @@ def _pm(values: list[float]) -> str:
 
 
 def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Error against seconds."""
+    """Error against seconds: every seed, and the mean with its standard error."""
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for name, runs in found.items():
-        x, y = ([run[key] for run in runs] for key in ("seconds", "error"))
-        axes.plot(x, y, "o", alpha=0.7, label=name)
+        x, y = (np.array([run[key] for run in runs]) for key in ("seconds", "error"))
+        (dots,) = axes.plot(x, y, ".", alpha=0.35)
+        mean, error = y.mean(), y.std(ddof=1) / math.sqrt(len(y)) if len(y) > 1 else 0.0
+        axes.errorbar(x.mean(), mean, error, fmt="o", capsize=3, color=dots.get_color(), label=name)
     axes.set(xscale="log", xlabel="seconds of search, training included")
     axes.set_ylabel("best validation error, %")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.legend()
     with files.replacing(path) as part:
         figure.savefig(part, dpi=120)
@@ -164,7 +201,7 @@ def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
 def main() -> None:
     """Race, print, and write `oracle_vs_sweep.md` and its picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=4000)

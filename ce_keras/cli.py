@@ -41,6 +41,7 @@ def _search(options: argparse.Namespace) -> None:
         options.mode,
         alpha=options.alpha,
         budget=options.budget,
+        hard_budget=options.hard_budget,
         tolerance=options.tolerance,
         multiple_of=options.multiple_of,
         widths=widths,
@@ -461,6 +462,7 @@ def _theory(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
     add("--alpha", type=_alpha, metavar="A", help=_ALPHA_HELP)
     add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
+    add("--hard-budget", action="store_true", help="never above it, not even by half a path")
     add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
     add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
     add("--widths", type=_widths, metavar="N", help=_WIDTHS_HELP)

@@ -209,6 +209,7 @@ def search(
     alpha: float | Literal["closed_form"] | FittedAlpha | None = None,
     law: Callable[[int], Any] | Mapping[int, Any] | None = None,
     budget: Budget = "params",
+    hard_budget: bool = False,
     tolerance: float = 0.02,
     multiple_of: int | None = None,
     widths: Iterable[int] | None = None,
@@ -234,6 +235,9 @@ def search(
             width, interpolated between its widths.
         budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that gives
             the cost of the whole network and does not fall as cardinality grows.
+        hard_budget: a primal's problem is solved among whole cardinalities of which the network
+            costs no more than the baseline. By default its cardinality is rounded to the nearest,
+            as in the paper, which may cost half a path more.
         tolerance: how far from the optimum a design counts as equal; 0 is the bare optimum. Two
             standard errors of a fitted or measured law are added to it.
         multiple_of: consider only widths that are multiples of this, such as 8.
@@ -267,7 +271,8 @@ def search(
             "number"
         )
     if mode == "primal":
-        optimum = _primal(widths, path_variance, module_cost, network_cost)
+        solve = _primal_in_whole_paths if hard_budget else _primal
+        optimum = solve(widths, path_variance, module_cost, network_cost)
     else:
         optimum = _dual(widths, path_variance, baseline_variance, module_cost)
 
@@ -319,6 +324,16 @@ def _primal(n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cos
     m = module.affordable(n)
     variance = path_variance / m
     return _Optimum(m, variance, np.ones_like(m), variance, network.affordable(n))
+
+
+def _primal_in_whole_paths(
+    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost
+) -> _Optimum:
+    """The same among what can be built without costing more than the baseline."""
+    m = np.floor(network.affordable(n) + 1e-9)  # The baseline itself is one path, but for rounding.
+    with np.errstate(divide="ignore"):
+        variance = path_variance / m
+    return _Optimum(m, variance, module.target / module.of(m, n), variance, m)
 
 
 def _dual(

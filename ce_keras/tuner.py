@@ -41,7 +41,7 @@ _RUNNING, _STOPPED = "RUNNING", "STOPPED"
 def designs_of(solution: Solution) -> Iterator[Design]:
     """The optimum, and then the other designs of its curve, in order of predicted objective.
 
-    A primal's are as near to the baseline's cost as whole paths can be; a dual's as smooth as it.
+    A primal's cost what the baseline does; a dual's are as smooth as it.
 
     >>> [str(design) for design in designs_of(search("resnext29", "dual"))][:3]
     ['10x10d', '15x7d', '13x8d']
@@ -127,8 +127,8 @@ class CollegialOracle(WrappedOracle):
 
     Trial 0 is the answer of `ce_keras.search`. The next ones walk the same curve in order of
     predicted objective, so that the theory can be checked; when it is used up, the search stops.
-    Each costs what its curve says: a primal's design is as near to the baseline's parameters (or
-    FLOPs) as a whole number of paths can be, which may be half a path above.
+    None has more parameters (or FLOPs) than the baseline, unless `hard_budget` is false or the
+    design is one of `seed_designs`.
 
     With `inner`, all trials have the optimal design, and the other hyperparameters are searched by
     that oracle, in a space of two dimensions less. Without it they have their defaults.
@@ -144,6 +144,8 @@ class CollegialOracle(WrappedOracle):
         seed_designs: tried before all others, like `["12x10d"]`.
         names: of the two hyperparameters.
         budget: the cost: `"params"` or `"flops"`.
+        hard_budget: as in `ce_keras.search`, where it is not the default: KerasTuner's users mean
+            a budget. Without it the first trial is the paper's design.
         tolerance: as in `ce_keras.search`.
         multiple_of: as in `ce_keras.search`.
         widths: as in `ce_keras.search`.
@@ -170,6 +172,7 @@ class CollegialOracle(WrappedOracle):
         seed_designs: Sequence[str | Design] = (),
         names: tuple[str, str] = NAMES,
         budget: Literal["params", "flops"] = "params",
+        hard_budget: bool = True,
         tolerance: float = 0.02,
         multiple_of: int | None = None,
         widths: Sequence[int] | None = None,
@@ -198,6 +201,7 @@ class CollegialOracle(WrappedOracle):
             "mode": mode,
             "alpha": alpha,
             "budget": budget,
+            "hard_budget": hard_budget,
             "tolerance": tolerance,
             "multiple_of": multiple_of,
             "widths": widths,
@@ -449,7 +453,7 @@ class CollegialTuner(keras_tuner.Tuner):
 
 
 _ORACLE_OPTIONS = {
-    *("mode", "alpha", "max_trials", "inner", "seed_designs", "names", "budget", "tolerance"),
-    *("multiple_of", "widths", "seed", "hyperparameters", "allow_new_entries", "tune_new_entries"),
-    *("max_retries_per_trial", "max_consecutive_failed_trials"),
+    *("mode", "alpha", "max_trials", "inner", "seed_designs", "names", "budget", "hard_budget"),
+    *("tolerance", "multiple_of", "widths", "seed", "hyperparameters", "allow_new_entries"),
+    *("tune_new_entries", "max_retries_per_trial", "max_consecutive_failed_trials"),
 }

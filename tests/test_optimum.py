@@ -149,6 +149,27 @@ def test_primal_cardinality_is_the_integer_nearest_the_baselines_parameters():
     assert min(distances, key=distances.get) == m
 
 
+@pytest.mark.parametrize("budget", ["params", "flops"])
+@pytest.mark.parametrize("name", ["resnext29", "resnext50"])
+def test_no_design_is_above_a_hard_budget(name, budget):
+    nearest = search(name, budget=budget)
+    hard = search(name, budget=budget, hard_budget=True)
+
+    def cost(solution):
+        curve = solution.curve
+        return curve.parameters if budget == "params" else curve.flops
+
+    most = cost(hard)[-1]  # The baseline: one path of its own width.
+    assert (cost(nearest) > most).any(), "or there would be nothing to keep"
+    assert (cost(hard) <= most).all()
+    assert set(nearest.curve.cardinality - hard.curve.cardinality) == {0, 1}
+    built = hard.curve.variance / hard.curve.cardinality * hard.curve.m
+    np.testing.assert_allclose(built, hard.curve.variance)
+    assert hard.variance <= 1.02 * built.min()
+    dual = search(name, "dual", hard_budget=True)
+    assert dual.to_dict() == search(name, "dual").to_dict(), "a dual's cost is what it minimises"
+
+
 def test_flops_budget_matches_flops():
     solution = search("resnext29", budget="flops")
     path = solution.flops - geometry.baseline("resnext29").flops(

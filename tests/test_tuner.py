@@ -64,7 +64,7 @@ def test_trial_0_is_the_optimum(tmp_path):
         found = tuner(tmp_path / mode, mode=mode)
         look(found)
         (values,) = (trial.hyperparameters.values for trial in trials_of(found))
-        solution = search(FC, mode)
+        solution = search(FC, mode, hard_budget=True)
         assert (values["cardinality"], values["width"]) == solution.design
         assert values["rate"] == 1e-3, "the user's own have their defaults"
         assert {type(values[name]) for name in ("cardinality", "width")} == {int}
@@ -86,7 +86,7 @@ def design(trial):
 
 
 def test_more_trials_walk_the_curve_until_it_is_used_up(tmp_path):
-    solution = search(FC, "primal")
+    solution = search(FC, "primal", hard_budget=True)
     expected = list(designs_of(solution))
     assert expected[0] == solution.design
     assert len(set(expected)) == len(expected)
@@ -94,8 +94,7 @@ def test_more_trials_walk_the_curve_until_it_is_used_up(tmp_path):
     predicted = [objective[widths.index(width)] for _, width in expected[1:]]
     assert predicted == sorted(predicted)
     for m, n in expected:
-        # Within half a path of the budget: the nearest whole number.
-        assert abs(FC.params(m, n) - FC.params(1, 24)) <= FC.params(1, n) / 2
+        assert FC.params(m, n) <= FC.params(1, 24) < FC.params(m + 1, n)
     oracle = begun(CollegialOracle("val_loss", FC, max_trials=99, seed_designs=["5x5d"]), tmp_path)
     found = []
     while (trial := oracle.create_trial("tuner")).status == "RUNNING":
@@ -128,7 +127,8 @@ def test_the_inner_oracle_searches_the_rest(name, tmp_path):
     )
     found.search(x, y, validation_data=(x, y), epochs=1, verbose=0)
     seen = [trial.hyperparameters.values for trial in trials_of(found)]
-    assert {(values["cardinality"], values["width"]) for values in seen} == {search(FC).design}
+    optimum = search(FC, hard_budget=True).design
+    assert {(values["cardinality"], values["width"]) for values in seen} == {optimum}
     others = {(values["rate"], values["decay"]) for values in seen}
     assert len(seen) >= 4
     assert len(others) >= 3
@@ -179,7 +179,7 @@ def test_a_fit_is_made_once_and_kept(tmp_path, monkeypatch):
     first = oracle.create_trial("tuner")
     expected = fit_alpha(FC, seed=5, draws=200)
     assert oracle.fit["alpha"] == expected.alpha
-    assert design(first) == search(FC, alpha=expected).design
+    assert design(first) == search(FC, alpha=expected, hard_budget=True).design
     score(oracle, first, 1.0)
     again = begun(CollegialOracle("val_loss", FC, alpha="fit", max_trials=3, seed=5), tmp_path)
     again.reload()
@@ -259,7 +259,7 @@ def test_a_fit_fixes_the_design_of_an_inner_oracle(tmp_path, monkeypatch):
         project_name="p",
     )
     found.search(x, y, validation_data=(x, y), epochs=1, verbose=0)
-    expected = search(FC, alpha=fit_alpha(FC, seed=0, draws=200)).design
+    expected = search(FC, alpha=fit_alpha(FC, seed=0, draws=200), hard_budget=True).design
     assert {design(trial) for trial in trials_of(found)} == {expected}
 
 
@@ -403,4 +403,4 @@ def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
     for trial in sorted(trials, key=lambda trial: trial["trial_id"]):
         values = trial["hyperparameters"]["values"]
         found.append((values["cardinality"], values["width"]))
-    assert found == list(designs_of(search(FC)))[:4]
+    assert found == list(designs_of(search(FC, hard_budget=True)))[:4]
