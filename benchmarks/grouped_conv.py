@@ -114,13 +114,13 @@ def training_steps(batch: int, designs: Designs) -> dict[str, Callable[[], Any]]
         calls[f"ce_keras, {design}"] = _keras_step(model, x, y)
         if cardinality > 1:
             for which, kinds in STOCK.items():
-                calls[f"{which}, {design}"] = _keras_step(_with_stock_layers(model, kinds), x, y)
+                calls[f"{which}, {design}"] = _keras_step(with_stock_layers(model, kinds), x, y)
         if HAS_TORCH:
             calls[f"PyTorch, {design}"] = _torch_step(cardinality, width, x, y)
     return calls
 
 
-def _with_stock_layers(model: keras.Model, kinds: tuple[type, ...]) -> keras.Model:
+def with_stock_layers(model: keras.Model, kinds: tuple[type, ...]) -> keras.Model:
     """The same network, with Keras' own layers in the place of ours of these kinds."""
 
     def stock(layer: Any) -> Any:

@@ -1,7 +1,7 @@
 """The cards in `zoo/`: what is known of every network, each figure with where it is from.
 
 python benchmarks/zoo_cards.py              # Write them from what was counted and measured.
-python benchmarks/zoo_cards.py --measure    # Measure speeds first: a quarter of an hour.
+python benchmarks/zoo_cards.py --measure    # Measure speeds first: an hour.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import io
 import math
 import os
 import platform
-import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from timing import interleaved
 
 from ce_keras import files
 from ce_keras.designs import PUBLISHED
@@ -36,6 +37,7 @@ RECIPES = {
 }
 
 _BATCH, _ROUNDS = 4, 3
+_SPEEDS = ("inference", "training")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -61,8 +63,10 @@ def rows() -> list[dict[str, Any]]:
                 "published_millions": millions.get(entry.name, ""),
                 "flops": counted["flops"],
                 "activations_mib": f"{counted['activations'] / 2**20:.1f}",
+                "peak_activations_mib": f"{counted['peak_activations'] / 2**20:.1f}",
                 "inference_images_per_second": _rate(counted["inference"]),
                 "training_images_per_second": _rate(counted["training"]),
+                **{f"{name}_times_keras": _times(counted, name) for name in _SPEEDS},
                 "paper_error": expected[0],
                 "paper_source": expected[1],
                 "our_error": ", ".join(f"{value['error']:.2f}" for value in own.values()),
@@ -88,6 +92,11 @@ def _rate(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def _times(counted: dict[str, Any], name: str) -> str:
+    """Empty where there are no paths: the layers are Keras' own."""
+    return f"{counted['times_keras'][name]:.1f}" if "times_keras" in counted else ""
+
+
 def _paper_error(entry: Any) -> tuple[Any, str]:
     """Top-1, in percent, and of what it is."""
     family = entry.family.replace("resnet", "resnext") if entry.design else "resnext29"
@@ -109,25 +118,68 @@ def measure() -> None:
     path = ZOO / "measured.json"
     models = files.read_json(path)["models"] if path.exists() else {}
     for entry in zoo.entries():
-        if entry.name not in models:
-            models[entry.name] = _measured(zoo.create(entry.name, classifier_activation=None))
-            machine = f"{os.cpu_count()} cores, {platform.machine()}"
-            content = {"machine": machine, "batch": _BATCH, "models": models}
-            files.write_json(path, content)
-            print(entry.name, models[entry.name], flush=True)
+        known = models.setdefault(entry.name, {})
+        model = zoo.create(entry.name, classifier_activation=None)
+        known.update(_counted(model))
+        if "training" not in known:
+            known.update(_rates(model))
+        if _is_grouped(model) and "times_keras" not in known:
+            known["times_keras"] = _times_keras(model)
+        machine = f"{os.cpu_count()} cores, {platform.machine()}"
+        files.write_json(path, {"machine": machine, "batch": _BATCH, "models": models})
+        print(entry.name, known, flush=True)
 
 
-def _measured(model: Any) -> dict[str, Any]:
-    import keras
-    import tensorflow as tf
-
+def _counted(model: Any) -> dict[str, int]:
     from ce_keras import zoo
     from ce_keras.layers.flops import flops
+
+    return {
+        "parameters": zoo.trained_parameters(model),
+        "flops": flops(model),
+        "activations": sum(_bytes(layer.output) for layer in model.operations),
+        "peak_activations": peak_activations(model),
+    }
+
+
+def peak_activations(model: Any) -> int:
+    """Bytes alive at most while an image passes, each output held from its layer to its last use.
+
+    Operations run in the model's order, and none overwrites what it reads.
+    """
+    import keras
+
+    operations = model.operations
+    last_use = {
+        id(tensor): index
+        for index, operation in enumerate(operations)
+        for tensor in keras.tree.flatten(operation.input)
+    }
+    last_use.update({id(tensor): len(operations) for tensor in keras.tree.flatten(model.output)})
+    alive: dict[int, int] = {}
+    peak = 0
+    for index, operation in enumerate(operations):
+        alive.update({id(each): _bytes(each) for each in keras.tree.flatten(operation.output)})
+        peak = max(peak, sum(alive.values()))
+        alive = {key: size for key, size in alive.items() if last_use.get(key, -1) > index}
+    return peak
+
+
+def _bytes(tensors: Any) -> int:
+    """Of float32, for one image."""
+    import keras
+
+    return 4 * sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors))
+
+
+def _steps(model: Any) -> dict[str, Callable[[], Any]]:
+    """A batch of inference, and a step of training."""
+    import tensorflow as tf
+
     from ce_keras.training.devices import find_devices
     from ce_keras.training.optimizer import CoupledSGD
 
-    shape = model.input_shape[1:]
-    x, y = tf.random.normal((_BATCH, *shape)), tf.zeros(_BATCH, tf.int32)
+    x, y = tf.random.normal((_BATCH, *model.input_shape[1:])), tf.zeros(_BATCH, tf.int32)
     optimizer = CoupledSGD(0.0)
     optimizer.build(model.trainable_variables)
 
@@ -136,26 +188,33 @@ def _measured(model: Any) -> dict[str, Any]:
 
     train = find_devices().trainer(model, optimizer, losses)
     infer = tf.function(lambda images: model(images, training=False), autograph=False)
-    rates = {}
-    for name, run in {
-        "inference": lambda: infer(x),
-        "training": lambda: train((x, y), False),
-    }.items():
-        run()
-        seconds = []
-        for _ in range(_ROUNDS):
-            begun = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begun)
-        rates[name] = _BATCH / statistics.median(seconds)
-    outputs = (layer.output for layer in model.layers)
-    sizes = [math.prod(tensor.shape[1:]) for each in outputs for tensor in keras.tree.flatten(each)]
-    return {
-        "parameters": zoo.trained_parameters(model),
-        "flops": flops(model),
-        "activations": 4 * sum(sizes),
-        **rates,
-    }
+    return {"inference": lambda: infer(x), "training": lambda: train((x, y), False)}
+
+
+def _rates(model: Any) -> dict[str, float]:
+    """Images a second."""
+    timings = interleaved(_steps(model), _ROUNDS)
+    return {name: _BATCH / timing.median for name, timing in timings.items()}
+
+
+def _is_grouped(model: Any) -> bool:
+    from ce_keras.layers import CollegialConv2D
+
+    return any(isinstance(layer, CollegialConv2D) and layer.groups > 1 for layer in model.layers)
+
+
+def _times_keras(model: Any) -> dict[str, float]:
+    """How many times longer it takes with `keras.layers.Conv2D(groups=...)`, turn by turn."""
+    from grouped_conv import with_stock_layers
+
+    from ce_keras.layers import CollegialConv2D
+
+    ours, theirs = _steps(model), _steps(with_stock_layers(model, (CollegialConv2D,)))
+    ratios = {}
+    for name, step in ours.items():
+        timings = interleaved({"ours": step, "theirs": theirs[name]}, _ROUNDS)
+        ratios[name] = timings["theirs"].median / timings["ours"].median
+    return ratios
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -179,9 +238,14 @@ def card(row: dict[str, Any], machine: str) -> str:
         f"| parameters | {row['parameters']:,} |",
         *([f"| as printed | {row['published_millions']}M |"] if row["published_millions"] else []),
         f"| FLOPs for an image | {row['flops']:,} |",
-        f"| layers' outputs for an image, float32 | {row['activations_mib']} MiB |",
-        f"| images a second, inference | {row['inference_images_per_second']} |",
-        f"| images a second, training | {row['training_images_per_second']} |",
+        f"| activations alive at most, inference | {row['peak_activations_mib']} MiB |",
+        f"| activations of all layers, training | {row['activations_mib']} MiB |",
+        *(f"| images a second, {name} | {row[f'{name}_images_per_second']} |" for name in _SPEEDS),
+        *(
+            f"| times faster than with Keras' own grouped layer, {name} | {times} |"
+            for name in _SPEEDS
+            if (times := row[f"{name}_times_keras"])
+        ),
     ]
     if row["paper_error"]:
         lines.append(f"| the paper's error ({row['paper_source']}) | {row['paper_error']} % |")
@@ -189,7 +253,11 @@ def card(row: dict[str, Any], machine: str) -> str:
     lines += [
         f"| our error ({value['data']}) | {value['error']:.2f} % |" for value in weights.values()
     ]
-    lines += ["", f"Speeds: batches of {_BATCH} on {machine}."]
+    lines += [
+        "",
+        f"Activations are counted: float32, for one image, no output in the place of another. "
+        f"Speeds: batches of {_BATCH} on {machine}.",
+    ]
     if row["command"]:
         lines += ["", f"To train it: `{row['command']}`."]
     for key, value in weights.items():

@@ -8,6 +8,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-network",
+        action="store_true",
+        help="ask of every network of the zoo what is otherwise asked of thin ones: hours",
+    )
+
+
 @pytest.fixture
 def rng():
     import numpy as np

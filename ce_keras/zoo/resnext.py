@@ -81,7 +81,8 @@ def build_resnext(
         sources = keras.utils.get_source_inputs(image)
         model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
     if source is not None:
-        load_weights(model, source, partial=not top)
+        # The file is of the layers built here, not of what `input_tensor` comes from.
+        load_weights(keras.Model(image, x), source, partial=not top)
     return model
 
 

@@ -82,7 +82,7 @@ def _fetched(entry: Mapping[str, Any]) -> Path:
 
 
 def load_weights(model: keras.Model, path: str | Path, partial: bool = False) -> None:
-    """Give a model the weights of a file.
+    """Give a model the weights of a file, all or none.
 
     Args:
         model: built.
@@ -96,12 +96,14 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
     if path.suffix != ".safetensors":
         # What the file has more, as a classifier, Keras leaves alone. What it lacks may be no more
         # than a warning, after which some layers would stay random.
+        before = model.get_weights()
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             try:
                 model.load_weights(path)
-            except UserWarning as warning:
-                raise ValueError(f"weights: {path} does not fit: {warning}") from None
+            except (UserWarning, ValueError, KeyError, OSError) as error:
+                model.set_weights(before)  # Keras may have come halfway.
+                raise ValueError(f"weights: {path} does not fit: {error}") from error
         return
     from safetensors.numpy import load_file
 

@@ -1,6 +1,7 @@
 """What every network of the zoo must do.
 
-All of them are built and counted. What depends on the kind of network only is asked of thin ones.
+All of them are built and counted. What depends on the kind of network only is asked of thin ones,
+and of all, at up to 64 pixels, with `--every-network`.
 """
 
 import math
@@ -26,8 +27,28 @@ THIN = {
 }
 
 
+EVERY = {
+    entry.name: (28, 28, 1)
+    if entry.family in ("resnext11", "fully_connected")
+    # Sides of 32 for the networks that are made for them.
+    else (32, 32, 3)
+    if entry.family in ("resnext29", "wide_resnet")
+    else (64, 64, 3)
+    for entry in ENTRIES
+}
+
+
+def asked_of(config):
+    return EVERY if config.getoption("--every-network") else THIN
+
+
+def pytest_generate_tests(metafunc):
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", asked_of(metafunc.config))
+
+
 def thin(name, **options):
-    shape = options.pop("input_shape", THIN[name])
+    shape = options.pop("input_shape", (THIN | EVERY)[name])
     if name == "wide_resnet10_1":
         return zoo.wide_resnet(shape, depth=10, widening=1, **options)
     return zoo.create(name, input_shape=shape, **options)
@@ -76,32 +97,31 @@ def test_sizes_that_others_publish():
         assert network.params(*design) == count, name
 
 
-@pytest.mark.parametrize("name", THIN)
 def test_a_network_computes_trains_and_repeats_itself(name, rng):
     model = thin(name, seed=1)
+    shape = model.input_shape[1:]
     for batch in (1, 3):
-        outputs = model(rng.normal(size=(batch, *THIN[name])).astype("float32"))
+        outputs = model(rng.normal(size=(batch, *shape)).astype("float32"))
         assert outputs.shape == (batch, model.output_shape[-1])
         np.testing.assert_allclose(np.sum(outputs, axis=1), 1, rtol=1e-5)
-    if name != "fully_connected_3x5d":
-        side = THIN[name][0] + 9
-        other = thin(name, input_shape=(side, side, THIN[name][2]), seed=1)
-        assert other(np.ones((2, side, side, THIN[name][2]), "float32")).shape[0] == 2
+    if not name.startswith("fully_connected"):
+        larger = (shape[0] + 9, shape[1] + 9, shape[2])
+        other = thin(name, input_shape=larger, seed=1)
+        assert other(np.ones((2, *larger), "float32")).shape[0] == 2
     for one, again in zip(model.get_weights(), thin(name, seed=1).get_weights(), strict=True):
         np.testing.assert_array_equal(one, again)
     for dtype in (None, "mixed_bfloat16"):
         model = thin(name, seed=1, dtype=dtype)
         model.compile(keras.optimizers.SGD(0.002, 0.9), "sparse_categorical_crossentropy")
-        x, y = rng.normal(size=(16, *THIN[name])).astype("float32"), np.arange(16) % 10
+        x, y = rng.normal(size=(16, *shape)).astype("float32"), np.arange(16) % 10
         losses = [model.train_on_batch(x, y) for _ in range(8)]
         assert losses[-1] < losses[0], dtype
         assert model.output.dtype == "float32"
 
 
-@pytest.mark.parametrize("name", THIN)
 def test_a_network_is_the_same_exported(name, rng, tmp_path):
     model = thin(name, seed=2)
-    x = rng.normal(size=(2, *THIN[name])).astype("float32")
+    x = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
     expected = model(x).numpy()
 
     def same(found):
@@ -140,9 +160,9 @@ for file in Path(sys.argv[1]).glob("*.keras"):
 """
 
 
-def test_networks_come_back_in_a_new_process(rng, tmp_path):
+def test_networks_come_back_in_a_new_process(rng, tmp_path, pytestconfig):
     expected = {}
-    for name, shape in THIN.items():
+    for name, shape in asked_of(pytestconfig).items():
         model = thin(name, seed=3)
         x = rng.normal(size=(2, *shape)).astype("float32")
         expected[name] = model(x).numpy()
@@ -211,6 +231,29 @@ def test_flops_of_what_is_not_known_are_not_guessed():
     separable = keras.layers.SeparableConv2D(5, 3, depth_multiplier=2, padding="same")
     model = keras.Sequential([keras.Input((4, 4, 3)), separable])
     assert flops(model) == 2 * 16 * (6 * 9 + 5 * 6)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".safetensors"])
+def test_weights_of_a_network_on_other_layers(suffix, tmp_path, rng):
+    """A file is of the network, not of what its `input_tensor` is the output of."""
+    trained, path = zoo.create("resnext11_2x3d", seed=0), tmp_path / f"a{suffix}"
+    zoo.save_weights(trained, path) if suffix == ".safetensors" else trained.save_weights(path)
+    image = keras.Input((28, 28, 3))
+    grey = keras.layers.Conv2D(1, 1, name="grey")(image)
+    whole = zoo.create("resnext11_2x3d", input_tensor=grey, seed=1, weights=path)
+    x = rng.normal(size=(2, 28, 28, 3)).astype("float32")
+    np.testing.assert_allclose(whole(x), trained(whole.get_layer("grey")(x)), rtol=1e-5)
+
+
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    zoo.create("resnext11_2x3d", classes=7, seed=0).save_weights(path)
+    model = zoo.create("resnext11_2x3d", seed=1)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="does not fit"):
+        zoo.load_weights(model, path)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_weights_that_do_not_fit(tmp_path):
