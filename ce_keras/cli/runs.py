@@ -1,0 +1,215 @@
+"""Commands that train, and that reproduce the paper: train, evaluate, export, reproduce, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ce_keras import files
+from ce_keras.cli.output import load_zoo, show, table
+from ce_keras.designs import MODES
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What trains, and what reproduces the paper."""
+    from ce_keras.reproduce import NAMES
+
+    add = command(
+        "train",
+        _train,
+        "train a network by a recipe, and go on where a run was stopped",
+        "ce-keras train fashion_mnist --mode dual --out run",
+    ).add_argument
+    add("recipe", help="a TOML file, or the name of one that comes with the package")
+    add("--mode", choices=MODES, help="the design, instead of the recipe's")
+    add("--set", action="append", metavar="KEY=VALUE", help="like optimizer.rate=0.05; repeatable")
+    add("--out", type=Path, help="folder of the run (runs/RECIPE-MODEL)")
+    add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
+    add("--runs", type=int, default=1, help="repeated runs, each with a seed (%(default)s)")
+    add("--save-every", type=int, metavar="N", help="steps between checkpoints within an epoch")
+    add("--devices", nargs="+", default=(), metavar="NAME", help="like gpu:0 gpu:1 (all GPUs)")
+    add("--dry-run", action="store_true", help="say what would be trained, and stop")
+
+    add = command(
+        "evaluate", _evaluate, "test a finished run's model again", "ce-keras evaluate run"
+    ).add_argument
+    add("run_folder", metavar="RUN", type=Path, help="the run's folder")
+
+    add = command(
+        "export",
+        _export,
+        "write a finished run's model for use elsewhere",
+        "ce-keras export run --format saved_model",
+    ).add_argument
+    add("run_folder", metavar="RUN", type=Path, help="the run's folder")
+    add("--format", choices=("keras", "saved_model", "litert", "onnx"), default="keras")
+    add("--to", type=Path, metavar="PATH", help="where to; beside the run's model if not given")
+
+    add = command(
+        "reproduce",
+        _reproduce,
+        "compute a figure or table of the paper again",
+        "ce-keras reproduce fig3 --out reproduction",
+    ).add_argument
+    add("name", choices=(*NAMES, "all"), metavar="NAME", help=f"{', '.join(NAMES)}; or all")
+    add("--scale", choices=("small", "full"), default="small", help="minutes, or as in the paper")
+    add("--out", type=Path, default=Path("reproduction"), help="folder (%(default)s)")
+    add("--seed", type=int, default=0, help="for reproducible draws and runs (%(default)s)")
+
+    add = command(
+        "demo",
+        _demo,
+        "derive designs, then train them beside their baseline (a few minutes)",
+        "ce-keras demo --out demo",
+    ).add_argument
+    add("--out", type=Path, default=Path("demo"), help="folder for curve.png and results.json")
+    add("--epochs", type=int, default=5, help="passes through the images (%(default)s)")
+    add("--images", type=int, default=10_000, help="training images (%(default)s)")
+    add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
+    add("--source", default="embedded", help="'embedded', 'tfds' or a folder of IDX files")
+    add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from ce_keras.training.recipe import read_recipe
+
+    changes = dict(_assignment(text) for text in options.set or ())
+    if options.mode:
+        changes["model.mode"] = options.mode
+    recipe = read_recipe(options.recipe, changes)
+    job = _load_job()
+    devices = job.find_devices(options.devices)  # First: several machines insist.
+    planned = job.plan(recipe)
+    if options.dry_run:
+        show(options, planned, _plan_text(planned))
+        return
+    out = options.out or Path("runs") / f"{Path(options.recipe).stem}-{planned['model']}"
+    if not options.json:
+        print(f"{_plan_text(planned)}\nin {out}", flush=True)
+    results = job.train(
+        recipe,
+        out,
+        seed=options.seed,
+        runs=options.runs,
+        save_every=options.save_every,
+        devices=devices,
+    )
+    expected, top5 = planned["expected_error"], planned["expected_top5_error"]
+    source = f" ({recipe.expected.source})"
+    paper = "" if expected is None else f"; the paper: {expected} %{source}"
+    if top5 is not None and "top5_error" in results:
+        paper += f"; top-5 {results['top5_error']:.2f} %, the paper: {top5} %"
+    spread = results.get("standard_error")
+    error = f"{results['error']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+    show(options, results, f"test error {error} %{paper}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set: got {text!r}; write KEY=VALUE, like optimizer.rate=0.05")
+    return key, value
+
+
+def _plan_text(planned: dict[str, Any]) -> str:
+    return (
+        f"{planned['model']}: {planned['parameters']:,} parameters, "
+        f"{planned['flops']:,} FLOPs an image\n"
+        f"{planned['train_images']:,} training and {planned['test_images']:,} test images; "
+        f"{planned['steps']:,} steps, {planned['steps_per_epoch']:,} an epoch\n"
+        f"about {planned['memory'] / 2**20:,.0f} MiB for weights and activations"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    errors = _load_job().evaluate(options.run_folder)
+    text = f"test error {errors['error']:.2f} %, top-5 {errors['top5_error']:.2f} %"
+    show(options, errors, text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    path = _load_job().export(options.run_folder, options.format, options.to)
+    show(options, {"path": str(path)}, f"written to {path}")
+
+
+def _load_job() -> Any:
+    """What trains, once TensorFlow is there."""
+    load_zoo()
+    from ce_keras.training import job
+
+    return job
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from ce_keras import reproduce
+
+    names = reproduce.NAMES if options.name == "all" else (options.name,)
+    told = []
+    for name in names:
+        result = reproduce.reproduce(name, options.scale, options.out, seed=options.seed)
+        told.append({"name": name, "checks": [check._asdict() for check in result.checks]})
+        if not options.json:
+            print(f"{result.title}\n{result.paragraph}\n", flush=True)
+    if options.json:
+        print(json.dumps(told, indent=2))
+    else:
+        print(f"Figures, pictures and pages are in {options.out}.")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ce_keras import __version__, demo
+
+    settings = {
+        name: getattr(options, name)
+        for name in ("epochs", "images", "batch_size", "source", "seed")
+    }
+    data = demo.load(**settings)  # What is wrong is said before anything else.
+    solutions = demo.derive(options.out / "curve.png")
+    if not options.json:
+        print(_derivation(options, solutions.values()), flush=True)
+    load_zoo()
+    rows = demo.compare(solutions, data, **settings)
+    results = {
+        "version": __version__,
+        "network": demo.NETWORK,
+        "settings": settings,
+        "solutions": {mode: solution.to_dict() for mode, solution in solutions.items()},
+        "trained": [row._asdict() for row in rows],
+    }
+    files.write_json(options.out / "results.json", results)
+    show(options, results, _comparison(options, rows))
+
+
+def _derivation(options: argparse.Namespace, solutions: Iterable[Any]) -> str:
+    return "\n\n".join(
+        [
+            "Derived in milliseconds, without training a candidate:",
+            *map(str, solutions),
+            f"The curves are drawn in {options.out / 'curve.png'}.",
+            "Training the baseline and both designs on Fashion-MNIST, "
+            f"{options.epochs} epochs each:\n",
+        ]
+    )
+
+
+def _comparison(options: argparse.Namespace, rows: Iterable[Any]) -> str:
+    header = ["", "design", "parameters", "FLOPs", "ms/step", "test error"]
+    lines = [
+        [
+            row.role,
+            row.design,
+            f"{row.parameters:,}",
+            f"{row.flops:,}",
+            f"{1e3 * row.seconds_per_step:.1f}",
+            f"{row.test_error:.2f} ± {row.test_error_std:.2f} %",
+        ]
+        for row in rows
+    ]
+    return (
+        f"\n{table([header, *lines], left=2)}\n\n"
+        "± is one standard error of the test set alone; another seed moves the errors as much.\n"
+        f"All figures are in {options.out / 'results.json'}."
+    )

@@ -1,0 +1,206 @@
+"""Commands that derive designs: search, fit-alpha, list."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from ce_keras.cli.output import load_zoo, show, table
+from ce_keras.designs import PUBLISHED
+from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
+from ce_keras.optimum import search
+
+_MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"
+_ALPHA_HELP = "the variance law's constant, or closed_form; the network's own constant by default"
+_WIDTHS_HELP = "only these widths, like 10 or 8,16,24 or 4-64; of fc: its hidden layers, like 500x5"
+_TOLERANCE_HELP = "take the widest design this close to the optimum (%(default)s)"
+
+
+def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """What derives designs."""
+    add = command(
+        "search",
+        _search,
+        "the optimal cardinality and width of a baseline",
+        "ce-keras search resnext29 --mode dual --plot curve.png",
+    ).add_argument
+    add(
+        "baseline",
+        help=f"one of {', '.join(BASELINES)}, with its width like resnext29-1x226d; or fc, a fully "
+        "connected network of --inputs and --widths",
+    )
+    add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
+    add("--alpha", type=parse_alpha, metavar="A", help=_ALPHA_HELP)
+    add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
+    add("--hard-budget", action="store_true", help="never above it, not even by half a path")
+    add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
+    add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
+    add("--widths", type=_widths, metavar="N", help=_WIDTHS_HELP)
+    add("--inputs", type=int, metavar="N", help="input size of fc")
+    add("--outputs", type=int, default=1, metavar="N", help="output size of fc (%(default)s)")
+    add("--plot", type=Path, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
+
+    add = command(
+        "fit-alpha",
+        _fit_alpha,
+        "fit the variance law's constant to a module (Algorithm 1)",
+        "ce-keras fit-alpha bottleneck",
+    ).add_argument
+    add("module", choices=("bottleneck", "fc"), help="the paper's block, or fully connected layers")
+    add("--inputs", type=int, metavar="N", help="input size of fc, or channels of the block (256)")
+    add("--widths", type=_widths, metavar="N", help="hidden layers of fc, like 500x5")
+    add("--draws", type=int, default=2000, help="networks for each width (%(default)s)")
+    add(
+        "--method",
+        choices=("auto", "closed_form", "sampler", "ensemble", "tape"),
+        default="auto",
+        help="how kernels are drawn: ensemble and tape by Keras networks (%(default)s)",
+    )
+    add("--parameterization", choices=("ntk", "standard"), default="ntk", help="(%(default)s)")
+    add("--seed", type=int, default=0, help="for reproducible draws (%(default)s)")
+    add("--checkpoint", type=Path, metavar="FILE", help="keeps what is done, to go on from")
+    add("--plot", type=Path, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")
+
+    add = command(
+        "list",
+        _list,
+        "the paper's designs, with their parameters as published and as counted",
+        "ce-keras list",
+    ).add_argument
+    add("--built", action="store_true", help="count in Keras models that are built for it")
+
+
+def _search(options: argparse.Namespace) -> None:
+    baseline, widths = _described(options)
+    solution = search(
+        baseline,
+        options.mode,
+        alpha=options.alpha,
+        budget=options.budget,
+        hard_budget=options.hard_budget,
+        tolerance=options.tolerance,
+        multiple_of=options.multiple_of,
+        widths=widths,
+    )
+    if options.plot:
+        from ce_keras import plotting
+
+        plotting.save_curves([solution], options.plot)
+    show(options, solution.to_dict(), repr(solution))
+
+
+def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
+    """The baseline and the widths to consider; `fc` is described by its sizes."""
+    if options.baseline == "fc":
+        return _fully_connected(options, options.outputs), None
+    if options.inputs is not None:
+        raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
+    return options.baseline, options.widths
+
+
+def _fit_alpha(options: argparse.Namespace) -> None:
+    from ce_keras.ntk import fit_alpha
+
+    fit = fit_alpha(
+        _module(options),
+        draws=options.draws,
+        method=options.method,
+        parameterization=options.parameterization,
+        seed=options.seed,
+        checkpoint=options.checkpoint,
+    )
+    if options.plot:
+        from ce_keras import plotting
+
+        plotting.save_curves([fit], options.plot)
+    points = zip(
+        fit.width.tolist(), fit.log_ratio.tolist(), fit.log_ratio_error.tolist(), strict=True
+    )
+    content = {
+        **{name: getattr(fit, name) for name in ("module", "method", "draws", "alpha")},
+        **{name: getattr(fit, name) for name in ("alpha_error", "intercept", "holds")},
+        "points": [{"width": n, "log_ratio": y, "error": error} for n, y, error in points],
+    }
+    show(options, content, repr(fit))
+
+
+def _module(options: argparse.Namespace) -> Module:
+    if options.module == "bottleneck":
+        return bottleneck(256 if options.inputs is None else options.inputs, 256)
+    return _fully_connected(options)
+
+
+def _fully_connected(options: argparse.Namespace, outputs: int = 1) -> Module:
+    if options.inputs is None or options.widths is None:
+        raise ValueError("fc: needs its sizes, like --inputs 748 --widths 500x5")
+    return fully_connected(options.inputs, options.widths, outputs, name="fc")
+
+
+def _list(options: argparse.Namespace) -> None:
+    count = _count_built() if options.built else _count_derived
+    rows = []
+    for row in PUBLISHED:
+        parameters = count(row.network, *row.design)
+        decimals = len(f"{row.millions}".partition(".")[2])
+        rows.append(
+            {
+                "network": row.network,
+                "mode": row.mode,
+                "design": str(row.design),
+                "table": row.table,
+                "published_millions": row.millions,
+                "parameters": parameters,
+                # As near as the printed figure can be: one unit in its last place.
+                "agrees": abs(parameters / 1e6 - row.millions) < 10**-decimals,
+                "flops": int(resnext(row.network).flops(*row.design)),
+            }
+        )
+    header = ["network", "mode", "design", "table", "published", "parameters", "FLOPs"]
+    lines = [
+        [
+            row["network"],
+            row["mode"],
+            row["design"],
+            row["table"],
+            f"{row['published_millions']:g}M",
+            f"{row['parameters']:,}" + ("" if row["agrees"] else " (differs)"),
+            f"{row['flops']:,}",
+        ]
+        for row in rows
+    ]
+    show(options, rows, table([header, *lines], left=4))
+
+
+def _count_derived(network: str, cardinality: int, width: int) -> int:
+    return int(resnext(network).params(cardinality, width))
+
+
+def _count_built() -> Callable[[str, int, int], int]:
+    zoo = load_zoo()
+    return lambda network, cardinality, width: zoo.trained_parameters(
+        zoo.NETWORKS[network](cardinality=cardinality, width=width)
+    )
+
+
+def parse_alpha(text: str) -> float | str:
+    """The value of `--alpha`."""
+    try:
+        return text if text == "closed_form" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or closed_form") from None
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        width, times, count = text.partition("x")
+        if times:
+            return [int(width)] * int(count)
+        first, dash, last = text.partition("-")
+        if dash:
+            return list(range(int(first), int(last) + 1))
+        return [int(width) for width in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
+        ) from None
