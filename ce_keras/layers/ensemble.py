@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from keras import layers, ops
 
 from ce_keras.checks import positive_int
 from ce_keras.layers.collegial import aggregate, register
+from ce_keras.layers.fan_in import leaves
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis, side_by_side
 from ce_keras.layers.initializers import path_seed
 
@@ -198,10 +200,20 @@ class CollegialEnsemble(layers.Layer):
 
 def configuration(model: keras.Model) -> dict[str, Any] | None:
     """What the model can be rebuilt from, or `None` where its classes do not say."""
+    if any(_misnamed(getattr(layer, "activation", None)) for layer in leaves(model)):
+        return None
     try:
         return keras.saving.serialize_keras_object(model)
     except NotImplementedError:
         return None
+
+
+def _misnamed(activation: Any) -> bool:
+    """Whether Keras would write down a function of one's own as its own of the same name."""
+    if not inspect.isfunction(activation) or activation.__name__ == "<lambda>":
+        return False
+    name = keras.activations.serialize(activation)
+    return isinstance(name, str) and keras.activations.get(name) is not activation
 
 
 def rebuilt(

@@ -75,7 +75,8 @@ def empirical_ntk(
 
     Raises:
         ValueError: for another backend, an unknown engine, axes that are not there, variables
-            that are not the model's, no examples, or a model whose examples influence each other.
+            that are not the model's, no examples, inputs that are infinite or NaN, or a model whose
+            outputs have no axis of examples or whose examples influence each other.
 
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"),
     ...                           keras.layers.Dense(2)])
@@ -91,6 +92,8 @@ def empirical_ntk(
     x2 = None if x2 is None else _tensors(x2)
     n1 = _count("x1", x1)
     n2 = n1 if x2 is None else _count("x2", x2)
+    _refuse_infinite("x1", x1)
+    _refuse_infinite("x2", x2)
     engine_of = _engine(model, x1, trace_axes, diagonal_axes, engine, variables)
     axes = engine_of.axes
     if axes.same_examples and n1 != n2:
@@ -196,6 +199,11 @@ def _made(
             f"model: {model.name!r} has several outputs; make a model of the one whose kernel is "
             "wanted"
         )
+    if not outputs.shape.rank or outputs.shape[0] != 1:
+        raise ValueError(
+            f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
+            "their first axis must be the examples"
+        )
     axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, outputs.dtype.name)
     _refuse_interaction(model, x)
     if kind == "tape":
@@ -264,6 +272,17 @@ def _count(argument: str, x: Any) -> int:
             "or more"
         )
     return counts.pop()
+
+
+def _refuse_infinite(argument: str, x: Any) -> None:
+    """One such number would be in every entry of its row, after all the work."""
+    for part in tf.nest.flatten(x):
+        if part is not None and part.dtype.is_floating:
+            wrong = int(tf.math.count_nonzero(~tf.math.is_finite(part)))
+            if wrong:
+                raise ValueError(
+                    f"{argument}: {wrong} of its {tf.size(part)} numbers are infinite or NaN"
+                )
 
 
 def _part(x: Any, rows: slice) -> Any:

@@ -8,6 +8,7 @@ from keras import layers
 
 from ce_keras import zoo
 from ce_keras.layers import CollegialConv2D, CollegialDense, CollegialEnsemble
+from ce_keras.layers.ensemble import configuration
 
 
 def perceptron():
@@ -352,6 +353,22 @@ def test_members_of_several_inputs_and_outputs(rng):
         "sum": (None, 2),
         "other": (None, 3),
     }
+
+
+def test_a_function_named_like_one_of_keras_stays_what_it_is():
+    """Keras would write it down as its own."""
+
+    def relu(x):
+        return -x
+
+    def build_member():
+        return keras.Sequential([keras.Input((3,)), layers.Dense(2, activation=relu)])
+
+    assert configuration(build_member()) is None
+    ensemble = CollegialEnsemble(build_member, 2, grouped=False)
+    x = np.ones((1, 3), "float32")
+    expected = -sum(x @ member.layers[0].kernel.numpy() for member in ensemble.members)
+    np.testing.assert_allclose(ensemble(x), expected / np.sqrt(2), rtol=1e-5)
 
 
 def test_a_template_that_cannot_be_copied_is_refused():

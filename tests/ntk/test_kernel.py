@@ -429,6 +429,21 @@ class Centred(layers.Layer):
         return x - keras.ops.mean(x, axis=0)
 
 
+def test_inputs_and_outputs_that_no_kernel_is_of(rng):
+    image = keras.Input((3,))
+    outputs = layers.Dense(2)(image)
+    model = keras.Model(image, outputs)
+    x = rng.normal(size=(4, 3)).astype("float32")
+    x[1, 2] = np.nan
+    with pytest.raises(ValueError, match="x1: 1 of its 12 numbers are infinite or NaN"):
+        empirical_ntk(model, x)
+    with pytest.raises(ValueError, match="x2: 1 of its"):
+        empirical_ntk(model, x[:1], x)
+    total = keras.Model(image, keras.ops.sum(outputs))
+    with pytest.raises(ValueError, match=r"shape \(\) for one example; their first axis must be"):
+        empirical_ntk(total, x[:1])
+
+
 def test_examples_that_interact_are_refused(rng):
     model = sequential((5,), layers.Dense(3), Centred(), layers.Dense(2))
     with pytest.raises(ValueError, match="changes with the other examples of its batch"):
