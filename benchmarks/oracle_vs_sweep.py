@@ -4,7 +4,7 @@ Every method proposes designs of the fully connected network on the baseline's p
 each trial trains one of them on the embedded images for the same number of epochs. The whole curve
 is trained as well: what it holds best is what regret is counted from.
 
-    python benchmarks/oracle_vs_sweep.py [--seeds 5] [--trials 8] [--epochs 6]
+    python benchmarks/oracle_vs_sweep.py [--seeds 8] [--trials 5] [--epochs 6]
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Cards are up to date, and what they say of trained weights is so."""
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -35,6 +37,18 @@ def test_what_was_counted_for_the_cards_is_what_is_built():
             network = geometry.resnext(entry.family.replace("resnet", "resnext"))
             assert counted[entry.name]["parameters"] == network.params(*entry.design)
             assert counted[entry.name]["flops"] == network.flops(*entry.design)
+
+
+def test_activations_alive_at_most_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    peak_activations = importlib.import_module("zoo_cards").peak_activations
+    x = keras.Input((4,))
+    wide = keras.layers.Dense(8)(x)
+    narrow = keras.layers.Dense(4)(wide)
+    chain = keras.Model(x, keras.layers.Dense(2)(narrow))
+    assert peak_activations(chain) == 4 * (4 + 8), "the first layer's input and output"
+    skip = keras.Model(x, keras.layers.Add()([x, narrow]))
+    assert peak_activations(skip) == 4 * (4 + 8 + 4), "the skip holds the input"
 
 
 @pytest.mark.parametrize("name", ["resnext11_7x7d", "fully_connected_3x63d"])
