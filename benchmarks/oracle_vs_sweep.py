@@ -14,7 +14,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,15 +45,16 @@ class Race:
     is charged the same seconds.
     """
 
-    def __init__(self, images: int, epochs: int) -> None:
+    def __init__(self, images: int, epochs: int, widths: Sequence[int]) -> None:
         train, test = load_fashion_mnist()
         train = balanced(train, images)
         half = len(test.labels) // 2
         self._train = train.images / np.float32(255), train.labels.astype("int32")
         self._valid = test.images[:half] / np.float32(255), test.labels[:half].astype("int32")
         self.epochs = epochs
+        self.widths = tuple(widths)
         self.baseline = geometry.fully_connected(784, [BASE] * 5, 10)
-        self.solution = search(self.baseline, widths=WIDTHS, alpha="closed_form")
+        self.solution = search(self.baseline, widths=widths, alpha="closed_form")
         curve = self.solution.curve
         self.cardinality = dict(zip(curve.width.tolist(), curve.cardinality.tolist(), strict=True))
         self._seen: dict[tuple[int, int], Epochs] = {}
@@ -114,7 +115,7 @@ def methods(race: Race, trials: int) -> dict[str, Callable[[int], keras_tuner.Or
 
     def space() -> keras_tuner.HyperParameters:
         hp = keras_tuner.HyperParameters()
-        hp.Choice("width", list(WIDTHS))
+        hp.Choice("width", list(race.widths))
         return hp
 
     def common(seed: int, count: int = trials) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def methods(race: Race, trials: int) -> dict[str, Callable[[int], keras_tuner.Or
             objective,
             race.baseline,
             alpha="closed_form",
-            widths=WIDTHS,
+            widths=race.widths,
             hard_budget=False,  # The grid's designs are the paper's: nearest to the budget.
             seed=seed + 1,
         ),
@@ -138,7 +139,7 @@ def methods(race: Race, trials: int) -> dict[str, Callable[[int], keras_tuner.Or
         "Hyperband": lambda seed: oracles.HyperbandOracle(
             objective, max_epochs=race.epochs, hyperparameters=space(), seed=seed + 1
         ),
-        "grid": lambda seed: oracles.GridSearchOracle(**common(seed, len(WIDTHS))),
+        "grid": lambda seed: oracles.GridSearchOracle(**common(seed, len(race.widths))),
     }
 
 
@@ -149,7 +150,7 @@ def table(race: Race, found: dict[str, list[dict[str, float]]]) -> list[str]:
         "| method | trials | seconds | best validation error | regret |",
         "|---|---:|---:|---:|---:|",
     ]
-    best = [min(race.last(width, seed) for width in WIDTHS) for seed in seeds]
+    best = [min(race.last(width, seed) for width in race.widths) for seed in seeds]
     for name, runs in found.items():
         regret = [run["error"] - best[seed] for seed, run in enumerate(runs)]
         trials = statistics.mean(run["trials"] for run in runs)
@@ -205,11 +206,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
     options = parser.parse_args()
-    race = Race(options.images, options.epochs)
+    race = Race(options.images, options.epochs, options.widths)
     for seed in range(options.seeds):
-        for width in WIDTHS:
+        for width in race.widths:
             race.run(width, seed)
     found = {
         name: [race.sweep(make(seed), seed) for seed in range(options.seeds)]

@@ -16,7 +16,8 @@ SMALL = {
     "benchmarks/ntk.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/pipeline.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/oracle_vs_sweep.py": [
-        *("--seeds", "1", "--epochs", "1", "--images", "50", "--out", ".")
+        *("--seeds", "1", "--epochs", "1", "--images", "50"),
+        *("--widths", "12", "35", "100", "--out", "."),
     ],
     "benchmarks/collegialize.py": ["--only", "MobileNet", "--out", "."],
     "benchmarks/split_init.py": [

@@ -21,7 +21,6 @@ from ce_keras.layers.flops import flops
 ENTRIES = zoo.entries()
 THIN = {
     "resnext11_2x3d": (28, 28, 1),
-    "resnext29_2x2d": (32, 32, 3),
     "fully_connected_3x5d": (28, 28, 1),
     "wide_resnet10_1": (32, 32, 3),
 }
