@@ -86,9 +86,8 @@ class Race:
         begun = int(values.get("tuner/initial_epoch", 0))
         ended = int(values.get("tuner/epochs", self.epochs))
         run = self.run(int(values["width"]), seed)
-        return run.errors[ended - 1], run.seconds[ended - 1] - (
-            run.seconds[begun - 1] * (begun > 0)
-        )
+        before = run.seconds[begun - 1] if begun else 0.0
+        return run.errors[ended - 1], run.seconds[ended - 1] - before
 
     def sweep(self, oracle: keras_tuner.Oracle, seed: int) -> dict[str, float]:
         """Ask an oracle until it stops: the best error, trials, and seconds."""

@@ -331,9 +331,9 @@ def _primal_in_whole_paths(
 ) -> _Optimum:
     """The same among what can be built without costing more than the baseline."""
     m = np.floor(network.affordable(n) + 1e-9)  # The baseline itself is one path, but for rounding.
-    with np.errstate(divide="ignore"):
-        variance = path_variance / m
-    return _Optimum(m, variance, module.target / module.of(m, n), variance, m)
+    with np.errstate(divide="ignore"):  # Where not even one path fits.
+        variance, rho = path_variance / m, module.target / module.of(m, n)
+    return _Optimum(m, variance, rho, variance, m)
 
 
 def _dual(

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "examples/quickstart.py": ["--images", "100"],
     "benchmarks/grouped_conv.py": ["--small", "--rounds", "2", "--batch", "1", "--out", "."],
+    "benchmarks/block_dense.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/search.py": ["--rounds", "2", "--out", "."],
     "benchmarks/ntk.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/pipeline.py": ["--small", "--rounds", "2", "--out", "."],
@@ -30,6 +31,7 @@ SMALL = {
 WRITES = {
     "examples/quickstart.py": ["curve.png"],
     "benchmarks/grouped_conv.py": ["grouped_conv.json", "grouped_conv.md"],
+    "benchmarks/block_dense.py": ["block_dense.md"],
     "benchmarks/search.py": ["search.md"],
     "benchmarks/ntk.py": ["ntk.md"],
     "benchmarks/pipeline.py": ["pipeline.md"],
