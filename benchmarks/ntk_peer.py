@@ -51,13 +51,14 @@ def network(name, outputs):
 def kernels(name, outputs):
     """The kernel by each of its implementations, compiled."""
     apply, params, x = network(name, outputs)
+    axes = (-1,) if outputs == 1 else ()
     for implementation in (
         nt.NtkImplementation.NTK_VECTOR_PRODUCTS,
         nt.NtkImplementation.STRUCTURED_DERIVATIVES,
         nt.NtkImplementation.JACOBIAN_CONTRACTION,
     ):
         kernel = jax.jit(
-            nt.empirical_ntk_fn(apply, trace_axes=(-1,), vmap_axes=0, implementation=implementation)
+            nt.empirical_ntk_fn(apply, trace_axes=axes, vmap_axes=0, implementation=implementation)
         )
         yield functools.partial(lambda kernel: kernel(x, None, params).block_until_ready(), kernel)
 

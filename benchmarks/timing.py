@@ -13,6 +13,9 @@ from ce_keras import files
 # Frameworks' threads spin for a while after their last task, in the way of whoever comes next.
 _SETTLE = 0.3
 
+# A core that has slept is slow at first: a turn begins with so long of calls that do not count.
+_WARM = 0.1
+
 
 class Timing(NamedTuple):
     """Seconds of one contestant: the median, and the quartiles around it."""
@@ -47,10 +50,19 @@ def interleaved(
             if round_number >= least and statistics.median(seconds[name]) > slow:
                 continue
             time.sleep(_SETTLE)
-            begun = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - begun)
+            if not seconds[name] or seconds[name][-1] < slow:
+                _timed(run, _WARM)
+            seconds[name].append(_timed(run))
     return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _timed(run: Callable[[], object], least: float = 0.0) -> float:
+    """Seconds that one call takes, or as many as take `least` seconds."""
+    begun = time.perf_counter()
+    while True:
+        run()
+        if (seconds := time.perf_counter() - begun) >= least:
+            return seconds
 
 
 def _summary(values: list[float]) -> Timing:

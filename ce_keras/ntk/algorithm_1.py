@@ -3,13 +3,15 @@
 As printed, a Keras network is built for every draw and its kernel taken by `tf.GradientTape`. It
 is slow, and kept so: it is what everything faster is held against. But T draws of a network are
 the T paths of a collegial ensemble: one forward and one backward pass through grouped layers give
-the gradient of every path, and so T kernels.
+every path's input and signal at every layer, and so T kernels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -20,14 +22,14 @@ from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, side_by_side
-from ce_keras.ntk.initial_values import InitialValues, initial_values
+from ce_keras.ntk.graphs import graph_of
+from ce_keras.ntk.initial_values import BLOCK, PIECE, Draw, InitialValues, initial_values
+from ce_keras.ntk.records import Recorder
+from ce_keras.ntk.shares import Gradients
 
 Build = Callable[[], keras.Model]
 #: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
 Readout = Callable[[Any], Any]
-
-# Weights of an ensemble: 128 megabytes, and as much again for their gradients and products.
-_WEIGHTS = 2**25
 
 
 def stack_model(stack: Stack) -> keras.Model:
@@ -141,7 +143,7 @@ def ensemble_kernels(
     readout: Readout = middle_unit,
     ntk: bool = True,
 ) -> np.ndarray:
-    """The same, with as many draws as fit into memory as the paths of one network.
+    """The same, with many draws as the paths of one network: as many as stay in the caches.
 
     Weights are drawn here, by the laws of Keras' initialisers.
 
@@ -154,44 +156,82 @@ def ensemble_kernels(
         CannotGroupError: where a layer has no grouped form, or an initialiser of its own.
     """
     member = build()
-    most = max(1, _WEIGHTS // max(1, member.count_params()))
+    room = PIECE - BLOCK * len(member.weights)  # Every variable begins with a block.
+    most = max(1, room // max(1, member.count_params()))
     # As few ensembles as there must be, of as many paths each.
     rounds = -(-draws // most)
     paths = -(-draws // rounds)
     network = side_by_side(member, paths, kernel_initializer="zeros")
     values = initial_values(member, network)
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
-    products = _traced_products(network, counted, paths, x, readout)
+    draw = Draw(values)
+    products = graph_of(_products(network, draw, counted, paths, x, readout), draw.specs)
     kernels = np.empty((rounds, paths, len(counted)))
-    for kernel in kernels:
-        for value in values:
-            value.draw(rng)
-        kernel[:] = products()
+    step = tf.function(lambda random: products(*draw.values(random)), autograph=False)
+    random = _ahead(functools.partial(draw.random, rng), rounds)
+    for kernel, its in zip(kernels, random, strict=True):
+        kernel[:] = step(its)
     weights = [value.variance if ntk else 1.0 for value in counted]
     return (kernels.reshape(rounds * paths, -1) @ weights)[:draws]
 
 
-def _traced_products(
+def _ahead(function: Callable[[], Any], times: int) -> Iterator[Any]:
+    """What a function gives, each time begun while the last is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(function)
+        for _ in range(times - 1):
+            now, coming = coming.result(), pool.submit(function)
+            yield now
+        yield coming.result()
+
+
+def _products(
     network: keras.Model,
-    values: Sequence[InitialValues],
+    draw: Draw,
+    counted: Sequence[InitialValues],
     paths: int,
     x: np.ndarray,
     readout: Readout,
-) -> Callable[[], Any]:
-    """Of every path and variable, the product of the gradients at both inputs, as a graph."""
+) -> Callable[..., Any]:
+    """From drawn values, of every path and variable the product of the gradients at both inputs."""
+    variables = [value.variable for value in counted]
+    recorder = Recorder(network, variables)
 
     def read(outputs: Any) -> Any:
         by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
         rank = by_member.shape.rank
         by_member = tf.transpose(by_member, [rank - 2, *range(rank - 2), rank - 1])
-        return tf.reduce_sum(_read(readout, by_member))
+        return tf.reshape(tf.reduce_sum(_read(readout, by_member)), [1, 1])
 
-    def products() -> Any:
-        gradients = _gradients(network, [value.variable for value in values], x, read)
-        pairs = zip(values, gradients[0], gradients[-1], strict=True)
-        return tf.stack([_by_path(a * b, value.axis, paths) for value, a, b in pairs], 1)
+    def shares(example: np.ndarray) -> dict[int, Any]:
+        one = tf.constant(example[None], network.inputs[0].dtype)
+        return dict(recorder.shares(one, read, (1, 1, 1), recorder.without_rule))
 
-    return tf.function(products, autograph=False).get_concrete_function()
+    def products(*values: Any) -> Any:
+        mapping = zip(draw.variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=mapping):
+            first = shares(x[0])
+            last = first if len(x) == 1 else shares(x[-1])
+        return tf.stack([_by_path(value, first, last, paths) for value in counted], 1)
+
+    return products
+
+
+def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], paths: int) -> Any:
+    """Each path's inner product of a variable's gradients, `(paths,)`."""
+    key = id(value.variable)
+    if key not in first:  # The network does not use it.
+        return tf.zeros([paths])
+    one, two = first[key], last[key]
+    if isinstance(one, Gradients) and value.axis:
+        one, two = (Gradients(_paths_first(each.j, value, paths)) for each in (one, two))
+    return one.by_path(two, paths)
+
+
+def _paths_first(gradient: Any, value: InitialValues, paths: int) -> Any:
+    """A gradient with its paths along the first axis."""
+    before = math.prod(value.variable.shape[: value.axis])
+    return tf.transpose(tf.reshape(gradient, [before, paths, -1]), [1, 0, 2])
 
 
 def _read(readout: Readout, outputs: Any) -> Any:
@@ -203,12 +243,6 @@ def _read(readout: Readout, outputs: Any) -> Any:
             f"be a number of each network: {tuple(outputs.shape[:1])}"
         )
     return read
-
-
-def _by_path(x: Any, axis: int | None, paths: int) -> Any:
-    """The sum of each path's part of a grouped variable, `(paths,)`."""
-    before = 1 if axis is None else math.prod(x.shape[:axis])
-    return tf.reduce_sum(tf.reshape(x, [before, paths, -1]), [0, 2])
 
 
 def _gradients(

@@ -29,7 +29,7 @@ from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
 from ce_keras.ntk.shares import Gradients, Lookups, Products, Share, wide
 
 # Rows of a matrix that keep a core busy.
-_ENOUGH = 32
+_ENOUGH = 192
 
 Shares = list[tuple[Any, Share]]
 #: Takes a tensor and what turns its signal into shares; gives the tensor, now watched.
@@ -220,12 +220,16 @@ def _patches(x: Any, layer: Any) -> list[Any]:
 def _grouped(places: list[Any], groups: int) -> list[Any]:
     """What the places of a kernel see, in parts of the fan-in `(examples, positions, groups, f)`.
 
-    A part for every place, where matrix products with so few channels are still efficient.
+    As few places in a part as make matrix products efficient: all of them are a large copy.
     """
     examples, positions, channels = places[0].shape
     shape = [examples, positions, groups, channels // groups]
     parts = [tf.reshape(place, shape) for place in places]
-    return parts if shape[-1] >= _ENOUGH else [tf.concat(parts, axis=-1)]
+    size = -(-_ENOUGH // shape[-1])
+    return [
+        tf.concat(parts[at : at + size], axis=-1) if size > 1 else parts[at]
+        for at in range(0, len(parts), size)
+    ]
 
 
 # Normalisation and tables ------------------------------------------------------------------------

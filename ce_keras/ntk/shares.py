@@ -21,6 +21,9 @@ import tensorflow as tf
 # Pairs of positions: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
 
+# Rows of a matrix that are many: they keep all cores busy.
+_MANY = 128
+
 
 class Share(Protocol):
     """What a variable adds to the kernel: a few tensors."""
@@ -68,6 +71,13 @@ class Gradients(NamedTuple):
         """The variable's part of the kernel, see `Share`."""
         return _inner_products(self.j, other.j, same_examples)
 
+    def by_path(self, other: Gradients, paths: int) -> Any:
+        """Of one example and output, each path's inner product: `(paths,)`.
+
+        Paths lie one after another along the parameters.
+        """
+        return tf.reduce_sum(tf.reshape(self.j * other.j, [paths, -1]), 1)
+
 
 class Products(NamedTuple):
     """Sums over positions of outer products: inputs and signals.
@@ -113,14 +123,50 @@ class Products(NamedTuple):
 
     def _gram_of_vectors(self, other: Products, same_examples: bool) -> Any:
         """One position, one group: a dense layer. Plain matrix products."""
-        b1, b2 = (tf.reshape(x.b, [*x.b.shape[:4], x.b.shape[-1]]) for x in (self, other))
-        rows = [
-            [tf.reshape(part, [1, 1, 1, *part.shape[::3]]) for part in x.a] for x in (self, other)
-        ]
-        inputs = tf.add_n(
-            [_inner_products(a1, a2, same_examples) for a1, a2 in zip(*rows, strict=True)]
+        mine = self._as_vectors()
+        its = mine if other is self else other._as_vectors()
+        signals, *inputs = (
+            _inner_products(one, two, same_examples) for one, two in zip(mine, its, strict=True)
         )
-        return inputs * _inner_products(b1, b2, same_examples)
+        return signals * tf.add_n(inputs)
+
+    def by_path(self, other: Products, paths: int) -> Any:
+        """Of one example and output, each path's inner product: `(paths,)`.
+
+        Paths lie one after another along the groups; along the outputs, where all have one input.
+        """
+        signals, its = (self._signals_by_path(paths), other._signals_by_path(paths))
+        # Inputs are the path's own, or, in the first layer of an ensemble, everybody's.
+        pairs = [
+            (tf.transpose(one[0], [1, 0, 2]), tf.transpose(two[0], [1, 0, 2]))
+            for one, two in zip(self.a, other.a, strict=True)
+        ]
+        p, c = signals.shape[1:]
+        f = sum(one.shape[-1] for one, _ in pairs)
+        if p * (f + c) <= f * c:
+            inputs = tf.add_n([tf.matmul(one, two, transpose_b=True) for one, two in pairs])
+            products = inputs * tf.matmul(signals, its, transpose_b=True)
+        else:
+            products = tf.concat(
+                [
+                    tf.matmul(one, signals, transpose_a=True)
+                    * tf.matmul(two, its, transpose_a=True)
+                    for one, two in pairs
+                ],
+                1,
+            )
+        return tf.reduce_sum(tf.reshape(products, [paths, -1]), 1)
+
+    def _signals_by_path(self, paths: int) -> Any:
+        """The signals of one example, `(groups, p, c)`: a path has one group or several."""
+        p, g, c = self.b.shape[-3:]
+        groups = max(g, paths)
+        return tf.transpose(tf.reshape(self.b, [p, groups, g * c // groups]), [1, 0, 2])
+
+    def _as_vectors(self) -> list[Any]:
+        """The signals and the parts of the inputs, each `(t, d, r, n, k)`."""
+        b = tf.reshape(self.b, [*self.b.shape[:4], self.b.shape[-1]])
+        return [b, *(tf.reshape(part, [1, 1, 1, *part.shape[::3]]) for part in self.a)]
 
     def _fewer_by_position(self, other: Products) -> bool:
         """Whether products of all pairs of positions make for fewer operations than gradients."""
@@ -204,15 +250,44 @@ def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
     m = second.shape[3]
     if same_examples:
         return _einsum("tdrnk,tdsmk->drsnm", True, first, second)
-    if t == d == 1:
-        products = tf.matmul(
-            tf.reshape(first, [r * n, k]), tf.reshape(second, [r * m, k]), transpose_b=True
-        )
-    else:
-        one, two = tf.reshape(first, [t, d, r * n, k]), tf.reshape(second, [t, d, r * m, k])
-        products = tf.reduce_sum(tf.matmul(one, two, transpose_b=True), 0)
-    products = tf.reshape(products, [d, r, n, r, m])
-    return moved(products, [0, 1, 3, 2, 4])
+    shape = [k] if t == d == 1 else [t, d, k]  # A plain matrix product, where it is one.
+    one = tf.reshape(first, [*shape[:-1], r * n, k])
+    two = one if second is first else tf.reshape(second, [*shape[:-1], r * m, k])
+    products = _products_of_rows(one, two)
+    if len(shape) > 1:
+        products = tf.reduce_sum(products, 0)
+    return moved(tf.reshape(products, [d, r, n, r, m]), [0, 1, 3, 2, 4])
+
+
+def _products_of_rows(one: Any, two: Any) -> Any:
+    """The product one @ two^T, for rows that can be far longer than they are many."""
+    count, length = one.shape[-2:]
+    if two is one and min(count // 2, length // 16) >= _MANY:
+        return _symmetric_products(one)
+    if len(one.shape) == 2 and max(count, two.shape[0]) <= _MANY and length >= 16 * _MANY:
+        # Of such a product only its rows are dealt out to cores: so pieces of them.
+        one, two = (_in_pieces(rows) for rows in (one, two))
+        return tf.reduce_sum(tf.matmul(one, two, transpose_b=True), 0)
+    return tf.matmul(one, two, transpose_b=True)
+
+
+def _symmetric_products(rows: Any) -> Any:
+    """The product rows @ rows^T; of what is below the diagonal, only a little is computed."""
+    half = rows.shape[-2] // 2
+    above, below = rows[..., :half, :], rows[..., half:, :]
+    beside = tf.matmul(above, below, transpose_b=True)
+    halves = [
+        tf.concat([_products_of_rows(above, above), beside], -1),
+        tf.concat([tf.linalg.matrix_transpose(beside), _products_of_rows(below, below)], -1),
+    ]
+    return tf.concat(halves, -2)
+
+
+def _in_pieces(rows: Any) -> Any:
+    """Rows `(n, k)` as `(pieces, n, k / pieces)`."""
+    n, k = rows.shape
+    pieces = math.gcd(k, 16)
+    return tf.transpose(tf.reshape(rows, [n, pieces, k // pieces]), [1, 0, 2])
 
 
 def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:

@@ -1,5 +1,6 @@
 """Networks by the thousand: as printed, and as the paths of one ensemble."""
 
+import math
 import re
 
 import keras
@@ -14,7 +15,14 @@ from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
 from ce_keras.ntk import algorithm_1, stack_kernels
 from ce_keras.ntk.algorithm_1 import ensemble_kernels, middle_unit, stack_model, tape_kernels
-from ce_keras.ntk.initial_values import InitialValues, initial_values
+from ce_keras.ntk.initial_values import (
+    Draw,
+    InitialValues,
+    _normal,
+    _truncated,
+    _uniform,
+    initial_values,
+)
 
 
 def perceptron():
@@ -81,10 +89,12 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     template = build()
     ensemble = CollegialEnsemble(template, 3)
     values = initial_values(template, ensemble.paths)
-    for value in values:
-        value.draw(rng)
+    draw = Draw(values)
+    drawn = draw.values(draw.random(rng))
+    for variable, value in zip(draw.variables, drawn, strict=True):
+        variable.assign(value)
     counted = [value for value in values if value.trainable]
-    products = algorithm_1._traced_products(ensemble.paths, counted, 3, x, middle_unit)()
+    products = algorithm_1._products(ensemble.paths, draw, counted, 3, x, middle_unit)(*drawn)
     for path in range(3):
         member = ensemble.get_member(path)
         gradients = []
@@ -124,7 +134,8 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
 
 def test_ensembles_larger_than_memory_are_drawn_in_parts(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
-    monkeypatch.setattr(algorithm_1, "_WEIGHTS", 10 * perceptron().count_params())
+    room = 10 * perceptron().count_params() + algorithm_1.BLOCK * len(perceptron().weights)
+    monkeypatch.setattr(algorithm_1, "PIECE", room)
     kernels = ensemble_kernels(perceptron, x, 25, rng)
     assert kernels.shape == (25,)
     assert len(set(kernels[kernels > 0])) > 15
@@ -160,10 +171,10 @@ def test_values_follow_the_initialisers_law(initializer, rng):
     whole = keras.Variable(np.zeros((40, 3, 3, 4, 5), "float32"))
     shape = (3, 3, 4, 5)
     value = InitialValues(whole, shape, initializer)
+    draw = Draw([value])
     drawn, expected = [], []
     for seed in range(20):
-        value.draw(rng)
-        drawn.append(whole.numpy().reshape(-1))
+        drawn.append(draw.values(draw.random(rng))[0].numpy().reshape(-1))
         config = initializer.get_config() | {"seed": seed}
         own = [type(initializer).from_config(config | {"seed": 100 * seed + i}) for i in range(40)]
         expected.append(np.reshape([np.ravel(one(shape)) for one in own], -1))
@@ -175,6 +186,29 @@ def test_values_follow_the_initialisers_law(initializer, rng):
         assert abs((drawn**power).mean() - (expected**power).mean()) <= 5 * error
     assert value.variance == pytest.approx(drawn.var(), rel=0.02)
     assert drawn.max() <= 1.05 * expected.max()
+
+
+def test_normal_numbers_are_boxs_and_mullers_to_single_precision():
+    grid = (np.arange(-(2**15), 2**15) + 0.5) * 2.0**-15
+    radius, angle = np.meshgrid(grid[::257], grid[::31])
+    normal = _normal(tf.constant(np.stack([radius, angle]).astype("float32"))).numpy()
+    length = np.sqrt(-2 * np.log(radius / 2 + 0.5))
+    np.testing.assert_allclose(normal[0], length * np.cos(np.pi * angle), atol=5e-6)
+    np.testing.assert_allclose(normal[1], length * np.sin(np.pi * angle), atol=5e-6)
+    square = -2 * np.log(grid / 2 + 0.5)  # Of the length: exponential, with moments 2 and 8.
+    assert square.mean() == pytest.approx(2, rel=1e-5)
+    assert (square**2).mean() == pytest.approx(8, rel=1e-4)
+
+
+def test_other_numbers_have_their_laws_moments():
+    grid = ((np.arange(-(2**15), 2**15) + 0.5) * 2.0**-15).astype("float32")
+    density = math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    second = 1 - 4 * density  # Of a normal number between -2 and 2.
+    fourth = 3 * second - 16 * density
+    for quantile, kurtosis in ((_uniform, 9 / 5), (_truncated, fourth / second**2)):
+        numbers = np.asarray(quantile(tf.constant(grid)), float)
+        assert (numbers**2).mean() == pytest.approx(1, rel=1e-5)
+        assert (numbers**4).mean() == pytest.approx(kurtosis, rel=1e-5)
 
 
 class Tenfold(initializers.HeNormal):

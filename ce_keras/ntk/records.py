@@ -1,0 +1,167 @@
+"""One forward and one backward pass of a model, and from them every variable's share.
+
+The forward pass is the model's own. While it runs, every layer that has a rule (see
+`ce_keras.ntk.rules`) hands over its output before the activation; one backward pass for each
+output gives the signals there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from ce_keras.layers.fan_in import leaves
+from ce_keras.ntk.rules import Record, Rule, replaced, rule_of
+from ce_keras.ntk.shares import Share, wide
+from ce_keras.ntk.tape import gradients_by_tape
+
+Arrange = Callable[[Any], Any]
+
+#: Held while the layers of a model are not themselves: no other thread may call it meanwhile.
+RECORDING = threading.RLock()
+
+
+class _Record(NamedTuple):
+    """One application of a layer: where its signal is wanted, and what that is turned into."""
+
+    layer: Any
+    point: Any
+    shares: Callable[[Any], list[tuple[Any, Share]]]
+
+
+class Recorder:
+    """The shares of a model's variables.
+
+    Args:
+        model: a built Keras model.
+        variables: those whose shares are wanted.
+
+    Attributes:
+        without_rule: variables of layers that have none.
+    """
+
+    def __init__(self, model: keras.Model, variables: Sequence[Any]) -> None:
+        self._model = model
+        self._wanted = {id(variable) for variable in variables}
+        self._layers = [
+            (layer, rule)
+            for layer in leaves(model)
+            if (rule := rule_of(layer)) and any(id(v) in self._wanted for v in layer.variables)
+        ]
+        ruled = {id(v) for layer, _ in self._layers for v in layer.variables}
+        self.without_rule = [v for v in variables if id(v) not in ruled]
+
+    def shares(
+        self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
+    ) -> Iterator[tuple[int, Share]]:
+        """Every variable's share, by the variable's identity, one after another.
+
+        They are made as they are asked for, and signals dropped as they are used: all of them at
+        once are many times the kernel.
+
+        Args:
+            x: the model's inputs.
+            arrange: turns its outputs into the numbers to differentiate, `(examples, total)`.
+            counts: how many of them are traced, diagonal and paired.
+            by_tape: variables whose gradients the tape is to give.
+        """
+        # A tape that is read once lets go of what it has read.
+        again = bool(by_tape) or math.prod(counts) > 1
+        with tf.GradientTape(persistent=again, watch_accessed_variables=False) as tape:
+            for variable in by_tape:
+                tape.watch(variable.value)
+            with self._recorded(tape, tf.nest.flatten(x)[0].shape[0]) as records:
+                outputs = wide(arrange(self._model(x, training=False)))
+            total = tf.reduce_sum(outputs, axis=0)
+        signals = _signals(tape, total, [record.point for record in records], counts)
+        rest = gradients_by_tape(tape, outputs, by_tape, counts) if by_tape else []
+        del tape, total, outputs
+        taped = {id(variable) for variable in by_tape}
+        yield from ((id(v), share) for v, share in zip(by_tape, rest, strict=True))
+
+        uses = collections.Counter(id(v) for record in records for v in record.layer.variables)
+        begun: dict[int, Share] = {}
+        # Backwards: the last layer's signal is the first to be there.
+        while records:
+            record = records.pop()
+            for variable, share in record.shares(signals.pop()):
+                key = id(variable)
+                begun[key] = begun[key].join(share) if key in begun else share
+            for key in {id(v) for v in record.layer.variables}:
+                uses[key] -= 1
+                if not uses[key] and key in begun:
+                    share = begun.pop(key)
+                    if key in self._wanted and key not in taped:
+                        yield key, share
+
+    @contextlib.contextmanager
+    def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[_Record]]:
+        """The layers' own `call`s replaced by their rules, which record as they go."""
+        records: list[_Record] = []
+        outer = tf.compat.v1.get_default_graph()
+
+        def record(layer: Any, output: Any, shares: Any) -> Any:
+            inside = tf.compat.v1.get_default_graph() is not outer
+            if inside or output.shape[0] != examples:
+                # In a loop, whose tensors nobody outside can have, or not example by example.
+                return output
+            # In at least single precision, whatever the model's: kernels are sums of many products.
+            point = wide(tf.convert_to_tensor(output))
+            tape.watch(point)
+            records.append(_Record(layer, point, shares))
+            return tf.cast(point, output.dtype)
+
+        # Given back only when all layers are themselves again.
+        with RECORDING, contextlib.ExitStack() as stack:
+            for layer, rule in self._layers:
+                by_rule = _by_rule(layer, rule, functools.partial(record, layer))
+                stack.enter_context(replaced(layer, call=by_rule))
+            yield records
+
+
+def _by_rule(layer: Any, rule: Rule, record: Record) -> Callable[..., Any]:
+    own = layer.call
+    name = next(iter(inspect.signature(own).parameters))
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        # The input has a name of its own in every layer.
+        x, arguments = (
+            (options.pop(name), arguments) if name in options else (arguments[0], arguments[1:])
+        )
+
+        def plain(x: Any) -> Any:
+            return own(x, *arguments, **options)
+
+        x = tf.convert_to_tensor(x)
+        return rule(
+            layer, plain, tf.cast(x, layer.compute_dtype) if x.dtype.is_floating else x, record
+        )
+
+    return functools.wraps(own)(call)
+
+
+def _signals(
+    tape: tf.GradientTape, total: Any, points: list[Any], counts: Sequence[int]
+) -> list[Any]:
+    """d(each output)/d(each point), `(traced, diagonal, paired, examples, ...)`.
+
+    Examples do not meet, so the gradient of an output summed over examples is every example's.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    if total.shape[0] == 1:
+        signals = tape.gradient(total, points, unconnected_gradients=zero)
+    else:
+        signals = tape.jacobian(total, points, unconnected_gradients=zero)
+    return [
+        tf.reshape(signal, [*counts, *point.shape])
+        for signal, point in zip(signals, points, strict=True)
+    ]
