@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test peers lint format wheel docs notebook lock clean
+.PHONY: demo test peers torch lint format wheel docs notebook lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
@@ -14,13 +14,19 @@ demo: $(UV)
 
 test: $(UV)
 	$(UV) sync --quiet --frozen --inexact
-	-$(MAKE) --silent peers
+	-$(MAKE) --silent --keep-going peers torch
 	.venv/bin/pytest -n 2
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
 peers: $(UV)
 	$(UV) venv --quiet --allow-existing .peers
 	$(UV) pip install --quiet --python .peers -r tests/peers/requirements.txt
+
+# PyTorch, a backend of Keras and to compare with, built for CPUs alone where there is such a build;
+# tests that need it are skipped where it does not install.
+torch: $(UV)
+	$(UV) pip install --quiet --python .venv --torch-backend cpu torch==2.13.0 2>/dev/null \
+	  || .uv/bin/pip --quiet --disable-pip-version-check --python .venv install torch==2.13.0
 
 lint: $(UV)
 	$(UV) lock --check --quiet

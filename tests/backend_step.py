@@ -1,6 +1,7 @@
-"""On any backend: load a model, predict, take a training step, save. Run by test_backends."""
+"""On any backend: load models, predict, take a training step, save. Run by test_backends."""
 
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,14 +10,16 @@ import ce_keras  # noqa: F401
 
 
 def main(folder):
-    data = np.load(f"{folder}/data.npz")
-    model = keras.models.load_model(f"{folder}/model.keras")
-    before = model.predict(data["x"], verbose=0)
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
-    loss = model.train_on_batch(data["x"], data["y"])
-    after = model.predict(data["x"], verbose=0)
-    np.savez(f"{folder}/{keras.backend.backend()}.npz", before=before, loss=loss, after=after)
-    model.save(f"{folder}/{keras.backend.backend()}.keras")
+    for part in sorted(Path(folder).iterdir()):
+        data = np.load(part / "data.npz")
+        model = keras.models.load_model(part / "model.keras")
+        before = model.predict(data["x"], verbose=0)
+        model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+        loss = model.train_on_batch(data["x"], data["y"])
+        after = model.predict(data["x"], verbose=0)
+        backend = keras.backend.backend()
+        np.savez(part / f"{backend}.npz", before=before, loss=loss, after=after)
+        model.save(part / f"{backend}.keras")
 
 
 if __name__ == "__main__":
