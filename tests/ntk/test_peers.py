@@ -92,7 +92,7 @@ def in_torch(model, parameters, x):
 
 @pytest.mark.parametrize("engine", ["structured", "tape"])
 def test_torch_func_gives_the_same_kernel(engine, rng):
-    torch = pytest.importorskip("torch", reason="PyTorch is no dependency, not even of the tests")
+    torch = pytest.importorskip("torch", reason="`make torch` installs it")
     model = convolutional()
     x1, x2 = (rng.normal(size=(n, 7, 6, 4)).astype("float32") for n in (4, 3))
     parameters = [torch.from_numpy(weight.numpy()).double() for weight in model.weights]

@@ -20,7 +20,7 @@ def by_hand(weights, gradients, rates, momentum, decay):
 
 
 def by_torch(weights, gradients, rates, momentum, decay):
-    torch = pytest.importorskip("torch", reason="PyTorch is no dependency, not even of the tests")
+    torch = pytest.importorskip("torch", reason="`make torch` installs it")
     parameters = [torch.nn.Parameter(torch.from_numpy(weight.copy())) for weight in weights]
     optimizer = torch.optim.SGD(parameters, rates[0], momentum, weight_decay=decay)
     for step, rate in zip(gradients, rates, strict=True):
