@@ -145,11 +145,11 @@ def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
 
 
 def memory(case: Case) -> float:
-    """MiB at the peak of three kernels, tracing included, above what was held before."""
+    """MiB at the peak of three kernels, tracing and compiling included, above those before."""
     model = build(case)
     x = draw(case, model)
-    # As the peer's: the compiler has been at work, on the forward pass.
-    tf.function(functools.partial(build(case), training=False), jit_compile=True)(x[:1])
+    # The peer's process has had its compiler at work too, on the forward pass.
+    tf.function(functools.partial(model, training=False), jit_compile=True)(x[:1])
     model(x[:1], training=False)
     before = peak_memory(reset=True)
     for _ in range(3):
@@ -253,7 +253,7 @@ def main() -> None:
             "|---|---|---:|---:|",
             *kernels(cases, peer, options.rounds),
             "",
-            "| peak memory of three kernels, tracing included | by | |",
+            "| peak memory of three kernels, the compiler being loaded | by | |",
             "|---|---|---:|",
             *memories(cases, options.peer),
             "",

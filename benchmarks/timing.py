@@ -34,7 +34,7 @@ def interleaved(
     slow: float = 1.0,
     least: int = 3,
 ) -> dict[str, Timing]:
-    """Run every contestant once a round, after one call that is not counted.
+    """Run every contestant once a round, each time after calls that are not counted.
 
     Args:
         contestants: what to time, by name. Each must finish its work before it returns.

@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,31 @@ def test_the_report_is_of_its_pages():
     assert index_of(DOCS) == (DOCS / "index.md").read_text()
     assert set(NAMES) <= set(SHOWN)
     assert all(f"({stem}.md)" in index_of(DOCS) for stem in SHOWN)
+
+
+def test_a_page_tells_the_command_that_makes_it(tmp_path, capsys):
+    from ce_keras.cli import main
+
+    changes = [
+        part
+        for key, value in SMALL["lemma1"].items()
+        for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
+    folder = ["--out", str(tmp_path)]
+    assert main(["reproduce", "lemma1", "--seed", "3", *changes, *folder]) == 0
+    page = (tmp_path / "lemma1.md").read_text()
+    assert "`ce-keras reproduce lemma1 --scale small --seed 3 --set " in page
+    command = next(line for line in page.split("`") if line.startswith("ce-keras reproduce"))
+    first = (tmp_path / "lemma1.json").read_text()
+    assert main([*shlex.split(command)[1:], *folder]) == 0
+    again = json.loads((tmp_path / "lemma1.json").read_text())
+    assert again["data"] == json.loads(first)["data"]
+    capsys.readouterr()
+    assert main(["reproduce", "all", *changes, *folder]) == 2
+    assert "settings are of one figure or table" in capsys.readouterr().err
+    assert main(["reproduce", "fig3", "--set", "widths", *folder]) == 2
+    assert main(["reproduce", "fig3", "--set", "widths=[3]", *folder]) == 2
+    assert "settings: fig3 has no ['widths']" in capsys.readouterr().err
 
 
 def test_the_command_writes_and_says(tmp_path, capsys):

@@ -56,6 +56,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ).add_argument
     add("name", choices=(*NAMES, "all"), metavar="NAME", help=f"{', '.join(NAMES)}; or all")
     add("--scale", choices=("small", "full"), default="small", help="minutes, or as in the paper")
+    add("--set", action="append", metavar="KEY=VALUE", help="like epochs=20; repeatable")
     add("--out", type=Path, default=Path("reproduction"), help="folder (%(default)s)")
     add("--seed", type=int, default=0, help="for reproducible draws and runs (%(default)s)")
 
@@ -114,6 +115,15 @@ def _assignment(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    """A key and its value: as JSON where it is that, otherwise as text."""
+    key, value = _assignment(text)
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def _plan_text(planned: dict[str, Any]) -> str:
     return (
         f"{planned['model']}: {planned['parameters']:,} parameters, "
@@ -147,9 +157,14 @@ def _reproduce(options: argparse.Namespace) -> None:
     from ce_keras import reproduce
 
     names = reproduce.NAMES if options.name == "all" else (options.name,)
+    settings = dict(_setting(text) for text in options.set or ())
+    if settings and len(names) > 1:
+        raise ValueError(f"--set: got {options.set}; settings are of one figure or table, not all")
     told = []
     for name in names:
-        result = reproduce.reproduce(name, options.scale, options.out, seed=options.seed)
+        result = reproduce.reproduce(
+            name, options.scale, options.out, seed=options.seed, settings=settings
+        )
         told.append({"name": name, "checks": [check._asdict() for check in result.checks]})
         if not options.json:
             print(f"{result.title}\n{result.paragraph}\n", flush=True)

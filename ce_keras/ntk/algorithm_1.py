@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.geometry import Stack
-from ce_keras.layers import CollegialDense
+from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
-from ce_keras.layers.grouping import CannotGroupError, side_by_side
-from ce_keras.ntk.graphs import graph_of
+from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
+from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.ntk.initial_values import BLOCK, PIECE, Draw, InitialValues, initial_values
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
@@ -156,8 +156,7 @@ def ensemble_kernels(
         CannotGroupError: where a layer has no grouped form, or an initialiser of its own.
     """
     member = build()
-    room = PIECE - BLOCK * len(member.weights)  # Every variable begins with a block.
-    most = max(1, room // max(1, member.count_params()))
+    most = max(1, _room(member) // max(1, _numbers(member)))
     # As few ensembles as there must be, of as many paths each.
     rounds = -(-draws // most)
     paths = -(-draws // rounds)
@@ -165,7 +164,9 @@ def ensemble_kernels(
     values = initial_values(member, network)
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     draw = Draw(values)
-    products = graph_of(_products(network, draw, counted, paths, x, readout), draw.specs)
+    products = traced(_products(network, draw, counted, paths, x, readout), draw.specs)
+    if rounds > 1:
+        products = compiled(products, draw.specs)
     kernels = np.empty((rounds, paths, len(counted)))
     step = tf.function(lambda random: products(*draw.values(random)), autograph=False)
     random = _ahead(functools.partial(draw.random, rng), rounds)
@@ -173,6 +174,17 @@ def ensemble_kernels(
         kernel[:] = step(its)
     weights = [value.variance if ntk else 1.0 for value in counted]
     return (kernels.reshape(rounds * paths, -1) @ weights)[:draws]
+
+
+def _room(member: keras.Model) -> int:
+    """How many numbers an ensemble may hold; each of its variables begins with a block."""
+    return PIECE - BLOCK * len(member.weights)
+
+
+def _numbers(member: keras.Model) -> int:
+    """How many a member holds: weights, or what its layers put out."""
+    shapes = [layer.output.shape[1:] for layer in functional(member).layers]
+    return max(member.count_params(), sum(math.prod(size or 1 for size in s) for s in shapes))
 
 
 def _ahead(function: Callable[[], Any], times: int) -> Iterator[Any]:
@@ -196,6 +208,8 @@ def _products(
     """From drawn values, of every path and variable the product of the gradients at both inputs."""
     variables = [value.variable for value in counted]
     recorder = Recorder(network, variables)
+    by_tape = {id(v) for v in [*recorder.without_rule, *_small_kernels(network)]}
+    taped = [variable for variable in variables if id(variable) in by_tape]
 
     def read(outputs: Any) -> Any:
         by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
@@ -205,7 +219,7 @@ def _products(
 
     def shares(example: np.ndarray) -> dict[int, Any]:
         one = tf.constant(example[None], network.inputs[0].dtype)
-        return dict(recorder.shares(one, read, (1, 1, 1), recorder.without_rule))
+        return dict(recorder.shares(one, read, (1, 1, 1), taped))
 
     def products(*values: Any) -> Any:
         mapping = zip(draw.variables, values, strict=True)
@@ -217,12 +231,21 @@ def _products(
     return products
 
 
+def _small_kernels(network: keras.Model) -> list[Any]:
+    """Kernels with fewer weights than what they see at all places: cheapest as gradients."""
+    return [
+        layer.kernel
+        for layer in network.layers
+        if isinstance(layer, CollegialConv2D)
+        and math.prod(layer.kernel_size) > 1
+        and None not in layer.output.shape[1:]
+        and math.prod(layer.output.shape[1:-1]) > layer.filters // layer.cardinality
+    ]
+
+
 def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], paths: int) -> Any:
     """Each path's inner product of a variable's gradients, `(paths,)`."""
-    key = id(value.variable)
-    if key not in first:  # The network does not use it.
-        return tf.zeros([paths])
-    one, two = first[key], last[key]
+    one, two = first[id(value.variable)], last[id(value.variable)]
     if isinstance(one, Gradients) and value.axis:
         one, two = (Gradients(_paths_first(each.j, value, paths)) for each in (one, two))
     return one.by_path(two, paths)

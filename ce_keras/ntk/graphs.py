@@ -1,4 +1,4 @@
-"""TensorFlow functions as graphs, by whichever of its two ways of running them is faster."""
+"""TensorFlow functions as graphs, and which of them are worth compiling."""
 
 from __future__ import annotations
 
@@ -26,9 +26,19 @@ _COMPILED = frozenset(
 )
 
 
-def graph_of(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Callable[..., Any]:
-    """The function for tensors of these shapes: compiled by XLA where that pays."""
-    traced = tf.function(function, autograph=False).get_concrete_function(*specs)
-    if not {op.type for op in traced.graph.get_operations()} <= _COMPILED:
-        return traced
-    return tf.function(traced, autograph=False, jit_compile=True).get_concrete_function(*specs)
+def traced(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    """The function of tensors of these shapes as a graph."""
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+
+def compiled(graph: Any, specs: Sequence[tf.TensorSpec]) -> Any:
+    """The graph as XLA compiles it, where that pays; otherwise itself.
+
+    It does not pay where the order of operations matters, which XLA does not keep: for a graph
+    that is arranged to hold little at a time.
+    """
+    own = {op.type for op in graph.graph.get_operations()} <= _COMPILED
+    # Numbers that are no indices: XLA reads rows that are not there without a word.
+    if not own or not all(spec.dtype.is_floating for spec in specs):
+        return graph
+    return tf.function(graph, autograph=False, jit_compile=True).get_concrete_function(*specs)

@@ -31,7 +31,7 @@ from ce_keras.layers.initializers import CONSTANTS
 #: Numbers that are drawn at a time: few enough for the caches.
 PIECE = 2**22
 
-#: Numbers with one deviation and mean.
+#: Numbers with one deviation.
 BLOCK = 2**10
 
 # Keras divides by this, so that a normal cut off at two has the standard deviation asked for.
@@ -73,13 +73,15 @@ class InitialValues:
             variable.assign(initializer(tuple(variable.shape), dtype=variable.dtype))
         elif self.law is not None:
             self.variance = self.law.deviation**2
+            if not self.variance:
+                variable.assign(np.full(variable.shape, self.law.mean))
         else:
             # As it is for the orthogonal initialiser, whose numbers know of each other.
             rng = np.random.default_rng(0)
             count = -(-10_000 // math.prod(path_shape))
             self.variance = float(np.var([self._draw_one(rng) for _ in range(count)]))
 
-    def by_path(self, rng: np.random.Generator) -> np.ndarray:
+    def initialised(self, rng: np.random.Generator) -> np.ndarray:
         """New values from the initialiser itself, called for every path."""
         whole = tuple(self.variable.shape)
         paths = math.prod(whole) // math.prod(self._path_shape)
@@ -120,7 +122,7 @@ class Draw:
         """The random part, which needs one core; `values` makes the most of all."""
         return [
             *(sheet.random(rng) for sheet in self._sheets),
-            [tf.convert_to_tensor(value.by_path(rng)) for value in self._by_path],
+            [tf.convert_to_tensor(value.initialised(rng)) for value in self._by_path],
         ]
 
     def values(self, random: Sequence[list[Any]]) -> list[Any]:
@@ -151,12 +153,13 @@ class _Sheet:
 
     def random(self, rng: np.random.Generator) -> list[Any]:
         """Random bits, for every piece two rows of 16-bit integers."""
-        draw = rng.bit_generator.random_raw
-        rows = (2, PIECE // 2)
-        return [
-            tf.convert_to_tensor(draw(PIECE // 4).view(np.int16).reshape(rows))
-            for _ in self._deviations
-        ]
+        every = np.iinfo(np.int64)
+
+        def piece() -> Any:
+            words = rng.integers(every.min, every.max, PIECE // 4, np.int64, endpoint=True)
+            return tf.convert_to_tensor(words.view(np.int16).reshape(2, PIECE // 2))
+
+        return [piece() for _ in self._deviations]
 
     def cut(self, bits: Sequence[Any]) -> list[Any]:
         """The values of every variable."""

@@ -24,6 +24,9 @@ _MOST_PAIRS = 2**26
 # Rows of a matrix that are many: they keep all cores busy.
 _MANY = 128
 
+# Numbers that may be copied to be multiplied faster: 16 megabytes.
+_MOST_COPIED = 2**22
+
 
 class Share(Protocol):
     """What a variable adds to the kernel: a few tensors."""
@@ -245,7 +248,7 @@ class Lookups(NamedTuple):
 
 
 def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
-    """tdrnk, tdsmk -> drsnm, without moving a number of the two: they can be large."""
+    """tdrnk, tdsmk -> drsnm, without a copy of the two where they are large."""
     t, d, r, n, k = first.shape
     m = second.shape[3]
     if same_examples:
@@ -264,10 +267,13 @@ def _products_of_rows(one: Any, two: Any) -> Any:
     count, length = one.shape[-2:]
     if two is one and min(count // 2, length // 16) >= _MANY:
         return _symmetric_products(one)
-    if len(one.shape) == 2 and max(count, two.shape[0]) <= _MANY and length >= 16 * _MANY:
-        # Of such a product only its rows are dealt out to cores: so pieces of them.
-        one, two = (_in_pieces(rows) for rows in (one, two))
-        return tf.reduce_sum(tf.matmul(one, two, transpose_b=True), 0)
+    pieces = math.gcd(length, 16)
+    few = len(one.shape) == 2 and max(count, two.shape[0]) <= _MANY
+    if few and pieces > 1 and 16 * _MANY <= length <= _MOST_COPIED // count:
+        # Only rows and columns of a product are dealt out to cores, not a long sum: so pieces.
+        parts = _in_pieces(one, pieces)
+        others = parts if two is one else _in_pieces(two, pieces)
+        return tf.reduce_sum(tf.matmul(parts, others, transpose_b=True), 0)
     return tf.matmul(one, two, transpose_b=True)
 
 
@@ -283,10 +289,9 @@ def _symmetric_products(rows: Any) -> Any:
     return tf.concat(halves, -2)
 
 
-def _in_pieces(rows: Any) -> Any:
+def _in_pieces(rows: Any, pieces: int) -> Any:
     """Rows `(n, k)` as `(pieces, n, k / pieces)`."""
     n, k = rows.shape
-    pieces = math.gcd(k, 16)
     return tf.transpose(tf.reshape(rows, [n, pieces, k // pieces]), [1, 0, 2])
 
 

@@ -6,7 +6,8 @@ add to the kernel, without forming a jacobian of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,12 +16,15 @@ import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
-from ce_keras.ntk.graphs import graph_of
+from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import one_by_one, wide
 
 # Graphs that an engine keeps, each for one number of examples.
-_MOST_TRACED = 8
+_MOST_GRAPHS = 8
+
+# Entries of a kernel: a graph of larger ones is arranged to hold few of them at a time.
+_MOST_COMPILED = 2**20
 
 
 class StructuredEngine:
@@ -48,27 +52,27 @@ class StructuredEngine:
         # A gate that starts at zero hides what is behind it: weights a little off their own.
         with keras.StatelessScope(state_mapping=_perturbed(model)):
             self.by_tape = self._disagreeing(examples)
-        self._traced: dict[Any, Any] = {}
+        self._graphs: dict[Any, Callable[..., Any]] = {}
         self._fresh = True
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs.
 
-        The first kernel of one output is computed as it comes: tracing pays from the second on.
+        The first kernel of one output is computed as it comes: tracing pays later on.
         """
         as_it_comes, self._fresh = self._fresh and self.axes.total == 1, False
         if as_it_comes:
             return self._kernel(x1, x2)
-        flat = tf.nest.flatten((x1, x2))
-        key = tuple((None if x is None else (x.dtype, *x.shape)) for x in flat)
+        flat = [x for x in tf.nest.flatten((x1, x2)) if x is not None]
+        key = (x2 is None, *((x.dtype, *x.shape) for x in flat))
         # Oldest first: of many sizes only the last few are kept.
-        traced = self._traced.pop(key, None) or self._trace((x1, x2))
-        self._traced[key] = traced
-        if len(self._traced) > _MOST_TRACED:
-            del self._traced[next(iter(self._traced))]
-        return traced(*[x for x in flat if x is not None])
+        graph = self._graphs.pop(key, None) or self._trace((x1, x2))
+        self._graphs[key] = graph
+        if len(self._graphs) > _MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        return graph(*flat)
 
-    def _trace(self, inputs: Any) -> Any:
+    def _trace(self, inputs: Any) -> Callable[..., Any]:
         """The kernel for inputs of these shapes as a graph, of the inputs that are not `None`."""
         flat = tf.nest.flatten(inputs)
 
@@ -78,7 +82,9 @@ class StructuredEngine:
             return self._kernel(*tf.nest.pack_sequence_as(inputs, packed))
 
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in flat if x is not None]
-        return graph_of(compute, specs)
+        graph = traced(compute, specs)
+        small = math.prod(graph.structured_outputs.shape) <= _MOST_COMPILED
+        return compiled(graph, specs) if small else graph
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         same = self.axes.same_examples

@@ -52,13 +52,16 @@ def gradients_by_tape(
 ) -> list[Gradients]:
     """The jacobians of arranged outputs `(N, total)`, one for each variable."""
     examples, total = outputs.shape
-    jacobians = tape.jacobian(
-        outputs,
-        [variable.value for variable in variables],
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    values = [variable.value for variable in variables]
+    zero = tf.UnconnectedGradients.ZERO
+    if examples == total == 1:
+        gradients = tape.gradient(outputs, values, unconnected_gradients=zero)
+        jacobians = [tf.convert_to_tensor(gradient) for gradient in gradients]  # A table's: rows.
+    else:
         # Vectorised, it is wrong through Keras' grouped convolutions.
-        experimental_use_pfor=False,
-    )
+        jacobians = tape.jacobian(
+            outputs, values, unconnected_gradients=zero, experimental_use_pfor=False
+        )
     return [
         Gradients(
             tf.reshape(

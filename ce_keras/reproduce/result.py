@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import shlex
 import shutil
 import tempfile
 import time
@@ -239,9 +240,12 @@ class Result:
             for key, value in self.data["settings"].items()
             if value != usual.get(key, value)
         }
-        if own:
-            return f'reproduce("{self.name}", "{self.scale}", seed={self.seed}, settings={own})'
-        return f"ce-keras reproduce {self.name} --scale {self.scale} --seed {self.seed}"
+        told = (
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in own.items()
+        )
+        changes = "".join(f" --set {shlex.quote(change)}" for change in told)
+        return f"ce-keras reproduce {self.name} --scale {self.scale} --seed {self.seed}{changes}"
 
     def digest(self) -> str:
         """What a picture is marked with, to tell whether it is of these figures."""

@@ -15,6 +15,7 @@ from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
 from ce_keras.ntk import algorithm_1, stack_kernels
 from ce_keras.ntk.algorithm_1 import ensemble_kernels, middle_unit, stack_model, tape_kernels
+from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.ntk.initial_values import (
     Draw,
     InitialValues,
@@ -58,6 +59,13 @@ def frozen_and_constant():
     return keras.Model(image, layers.Dense(1, bias_initializer="random_normal")(x))
 
 
+def wide_and_sloped():
+    image = keras.Input((3, 3, 2))
+    x = layers.PReLU(alpha_initializer="random_normal")(layers.Conv2D(32, 1)(image))
+    x = layers.Conv2D(12, 2, activation="tanh")(x)
+    return keras.Model(image, layers.Conv2D(2, 2, padding="same")(x))
+
+
 def several_paths():
     return keras.Sequential(
         [
@@ -76,6 +84,7 @@ MEMBERS = {
     "residual": residual,
     "frozen_and_constant": frozen_and_constant,
     "several_paths": several_paths,
+    "wide_and_sloped": wide_and_sloped,
 }
 
 
@@ -91,10 +100,13 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     values = initial_values(template, ensemble.paths)
     draw = Draw(values)
     drawn = draw.values(draw.random(rng))
+    counted = [value for value in values if value.trainable]
+    function = algorithm_1._products(ensemble.paths, draw, counted, 3, x, middle_unit)
+    graph = traced(function, draw.specs)
+    products = graph(*drawn)
+    np.testing.assert_allclose(compiled(graph, draw.specs)(*drawn), products, rtol=1e-4, atol=1e-5)
     for variable, value in zip(draw.variables, drawn, strict=True):
         variable.assign(value)
-    counted = [value for value in values if value.trainable]
-    products = algorithm_1._products(ensemble.paths, draw, counted, 3, x, middle_unit)(*drawn)
     for path in range(3):
         member = ensemble.get_member(path)
         gradients = []
@@ -132,7 +144,7 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
     assert_same_means(printed**2, together**2)
 
 
-def test_ensembles_larger_than_memory_are_drawn_in_parts(monkeypatch, rng):
+def test_what_does_not_fit_the_caches_is_drawn_in_parts(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
     room = 10 * perceptron().count_params() + algorithm_1.BLOCK * len(perceptron().weights)
     monkeypatch.setattr(algorithm_1, "PIECE", room)
@@ -163,6 +175,7 @@ def test_the_default_readout_is_one_unit_of_the_middle_pixel():
         initializers.RandomNormal(0.5, 2.0),
         initializers.TruncatedNormal(0.5, 2.0),
         initializers.RandomUniform(-1.0, 3.0),
+        initializers.RandomUniform(0.25, 0.25),
         initializers.Orthogonal(),
     ],
     ids=lambda initializer: type(initializer).__name__,
@@ -174,7 +187,7 @@ def test_values_follow_the_initialisers_law(initializer, rng):
     draw = Draw([value])
     drawn, expected = [], []
     for seed in range(20):
-        drawn.append(draw.values(draw.random(rng))[0].numpy().reshape(-1))
+        drawn.append(np.ravel(draw.values(draw.random(rng))[0] if value.variance else whole))
         config = initializer.get_config() | {"seed": seed}
         own = [type(initializer).from_config(config | {"seed": 100 * seed + i}) for i in range(40)]
         expected.append(np.reshape([np.ravel(one(shape)) for one in own], -1))

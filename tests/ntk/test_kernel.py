@@ -13,7 +13,7 @@ from ce_keras.layers import (
     CollegialEnsemble,
     FusedBatchNormalization,
 )
-from ce_keras.ntk import empirical_ntk
+from ce_keras.ntk import empirical_ntk, shares
 
 
 def sequential(shape, *stack):
@@ -573,3 +573,32 @@ def test_threads_share_a_model(rng):
     whole = empirical_ntk(model, x, engine="tape")
     for n, kernel in zip(sizes, kernels, strict=True):
         np.testing.assert_allclose(kernel, whole[:n, :n], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 4200), (520, 4100), (60, 4096), (60, 4099), (7, 5)])
+def test_products_of_rows_are_the_products_of_rows(shape, rng):
+    one, two = rng.normal(size=(2, *shape))
+    for rows, others in ((one, one), (one, two), (np.stack([one, two]), np.stack([two, one]))):
+        first = tf.constant(rows)
+        second = first if others is rows else tf.constant(others)
+        found = shares._products_of_rows(first, second)
+        np.testing.assert_allclose(found, rows @ np.swapaxes(others, -1, -2), atol=1e-9)
+
+
+def test_kernels_stay_the_same_as_they_are_traced_and_compiled(rng):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(40, "relu"), layers.Dense(3)])
+    x = rng.normal(size=(6, 5)).astype("float32")
+    for axes in ((-1,), ()):
+        kernels = [empirical_ntk(model, x, trace_axes=axes) for _ in range(4)]
+        for kernel in kernels[1:]:
+            np.testing.assert_allclose(kernel, kernels[0], rtol=1e-4, atol=1e-5)
+
+
+def test_ids_that_are_not_in_a_table_are_refused_however_often():
+    ids = keras.Input((2,), dtype="int32")
+    rows = layers.Embedding(5, 3, trainable=False)(ids)
+    model = keras.Model(ids, layers.Dense(1)(layers.Flatten()(rows)))
+    for _ in range(3):
+        empirical_ntk(model, np.array([[0, 1], [2, 3]]))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        empirical_ntk(model, np.array([[0, 1], [2, 99]]))
