@@ -13,8 +13,10 @@ from ce_keras import files
 # Frameworks' threads spin for a while after their last task, in the way of whoever comes next.
 _SETTLE = 0.3
 
-# A core that has slept is slow at first: a turn begins with so long of calls that do not count.
-_WARM = 0.1
+# A core that has slept is slow at first: a turn begins with so long of calls that do not count,
+_WARM = 0.3
+# and goes on with as many as take so long, whose mean counts.
+_LONG = 0.1
 
 
 class Timing(NamedTuple):
@@ -52,17 +54,18 @@ def interleaved(
             time.sleep(_SETTLE)
             if not seconds[name] or seconds[name][-1] < slow:
                 _timed(run, _WARM)
-            seconds[name].append(_timed(run))
+            seconds[name].append(_timed(run, _LONG))
     return {name: _summary(values) for name, values in seconds.items()}
 
 
-def _timed(run: Callable[[], object], least: float = 0.0) -> float:
-    """Seconds that one call takes, or as many as take `least` seconds."""
-    begun = time.perf_counter()
+def _timed(run: Callable[[], object], least: float) -> float:
+    """Seconds that a call takes, of as many as take `least` seconds together."""
+    begun, calls = time.perf_counter(), 0
     while True:
         run()
+        calls += 1
         if (seconds := time.perf_counter() - begun) >= least:
-            return seconds
+            return seconds / calls
 
 
 def _summary(values: list[float]) -> Timing:

@@ -61,6 +61,7 @@ def test_make_targets_and_files_that_are_named_exist():
         "lint",
         "wheel",
         "peers",
+        "torch",
     }
     assert {first or second for first, second in named} <= set(targets)
     for path in re.findall(r"\]\((?!http)(.*?)\)", TEXT):

@@ -146,13 +146,10 @@ class StructuredEngine:
 
 def _perturbed(model: keras.Model) -> list[tuple[Any, Any]]:
     """The trainable variables, each with values a little off its own."""
-    rng = np.random.default_rng(0)
     mapping = []
-    for variable in model.trainable_variables:
+    for index, variable in enumerate(model.trainable_variables):
         values = wide(tf.convert_to_tensor(variable.value))
         off = 0.1 * tf.sqrt(tf.reduce_mean(values**2)) + 0.1
-        noise = rng.standard_normal(values.shape, dtype=np.float32)
-        mapping.append(
-            (variable, tf.cast(values + off * tf.cast(noise, off.dtype), variable.dtype))
-        )
+        noise = tf.random.stateless_normal(values.shape, (0, index), dtype=values.dtype)
+        mapping.append((variable, tf.cast(values + off * noise, variable.dtype)))
     return mapping
