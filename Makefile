@@ -22,11 +22,13 @@ peers: $(UV)
 	$(UV) venv --quiet --allow-existing .peers
 	$(UV) pip install --quiet --python .peers -r tests/peers/requirements.txt
 
-# PyTorch, a backend of Keras and to compare with, built for CPUs alone where there is such a build;
-# tests that need it are skipped where it does not install.
+# PyTorch, a backend of Keras and to compare with: its build for CPUs, or, where the index of those
+# cannot be reached, whichever pip finds. Tests that need it are skipped where it does not install.
+TORCH := torch==2.13.0
 torch: $(UV)
-	$(UV) pip install --quiet --python .venv --torch-backend cpu torch==2.13.0 2>/dev/null \
-	  || .uv/bin/pip --quiet --disable-pip-version-check --python .venv install torch==2.13.0
+	$(UV) sync --quiet --frozen --inexact
+	$(UV) pip install --quiet --python .venv --torch-backend cpu $(TORCH) 2>/dev/null \
+	  || .uv/bin/pip --quiet --disable-pip-version-check --python .venv install $(TORCH)
 
 lint: $(UV)
 	$(UV) lock --check --quiet

@@ -1,15 +1,31 @@
-"""Checks of arguments that many rooms make, in the same words."""
+"""Arguments, as many rooms read and check them, in the same words."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import numbers
 import operator
+import tomllib
 from typing import Any, Literal
 
 #: Of a layer's weights: `"ntk"`, unit normals that the forward pass scales (Eq. 3), or
 #: `"standard"`, which have that scale themselves.
 Parameterization = Literal["ntk", "standard"]
+
+
+def value_of(text: str) -> Any:
+    """What is meant by a value in a command: JSON, TOML, or else the text itself.
+
+    >>> [value_of(text) for text in ("3", "[5, 12]", "null", "1_000", "mnist")]
+    [3, [5, 12], None, 1000, 'mnist']
+    """
+    with contextlib.suppress(json.JSONDecodeError):
+        return json.loads(text)
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"value = {text}")["value"]
+    return text
 
 
 def positive_int(argument: str, value: Any) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ce_keras import files
+from ce_keras.checks import value_of
 from ce_keras.cli.output import load_zoo, show, table
 from ce_keras.designs import MODES
 
@@ -115,15 +116,6 @@ def _assignment(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    """A key and its value: as JSON where it is that, otherwise as text."""
-    key, value = _assignment(text)
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
 def _plan_text(planned: dict[str, Any]) -> str:
     return (
         f"{planned['model']}: {planned['parameters']:,} parameters, "
@@ -157,7 +149,8 @@ def _reproduce(options: argparse.Namespace) -> None:
     from ce_keras import reproduce
 
     names = reproduce.NAMES if options.name == "all" else (options.name,)
-    settings = dict(_setting(text) for text in options.set or ())
+    changes = dict(_assignment(text) for text in options.set or ())
+    settings = {key: value_of(text) for key, text in changes.items()}
     if settings and len(names) > 1:
         raise ValueError(f"--set: got {options.set}; settings are of one figure or table, not all")
     told = []

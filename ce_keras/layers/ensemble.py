@@ -204,7 +204,7 @@ def configuration(model: keras.Model) -> dict[str, Any] | None:
         return None
     try:
         return keras.saving.serialize_keras_object(model)
-    except NotImplementedError:
+    except NotImplementedError:  # How Keras says that a class has no `get_config`.
         return None
 
 

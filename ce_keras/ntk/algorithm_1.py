@@ -23,7 +23,8 @@ from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
 from ce_keras.ntk.graphs import compiled, traced
-from ce_keras.ntk.initial_values import BLOCK, PIECE, Draw, InitialValues, initial_values
+from ce_keras.ntk.initial_values import Draw, InitialValues, initial_values
+from ce_keras.ntk.random_numbers import BLOCK, PIECE
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
 

@@ -2,40 +2,25 @@
 
 Keras draws one variable at a time. Most of its initialisers draw every number alike, with a spread
 that follows from the shape of one network's variable: then all networks' numbers are one draw.
-
-A draw is sixteen random bits a number, and the law's quantile there, or for normal numbers Box's
-and Muller's transformation of two. Compiled, that is six times faster than NumPy draws normal
-numbers on all cores. So a number has one of 2^16 values, and a pair of normal ones of 2^32: their
-second moment is the law's to 1e-5, their fourth to 1e-4.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import initializers
-from numpy.polynomial import Chebyshev, Polynomial
 
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import reseed
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis
 from ce_keras.layers.initializers import CONSTANTS
-
-#: Numbers that are drawn at a time: few enough for the caches.
-PIECE = 2**22
-
-#: Numbers with one deviation.
-BLOCK = 2**10
-
-# Keras divides by this, so that a normal cut off at two has the standard deviation asked for.
-_CUT_OFF = 0.87962566103423978
+from ce_keras.ntk.random_numbers import CUT_OFF, Quantile, Sheet, normal, truncated, uniform
 
 
 class InitialValues:
@@ -113,8 +98,8 @@ class Draw:
         for value in varied:
             if value.law is not None:
                 by_quantile.setdefault(value.law.quantile, []).append(value)
-        self._sheets = [_Sheet(*each) for each in by_quantile.items()]
-        drawn = [value for sheet in self._sheets for value in sheet.values] + self._by_path
+        self._sheets = [_sheet(*each) for each in by_quantile.items()]
+        drawn = [*itertools.chain.from_iterable(by_quantile.values()), *self._by_path]
         self.variables = [value.variable for value in drawn]
         self.specs = [tf.TensorSpec(v.shape, v.dtype) for v in self.variables]
 
@@ -133,45 +118,14 @@ class Draw:
         return [tf.cast(value, spec.dtype) for value, spec in zip(found, self.specs, strict=True)]
 
 
-class _Sheet:
-    """Numbers by one quantile function, drawn in pieces and cut into variables.
-
-    A variable begins with a block, and blocks at addresses where a cut needs no copy.
-    """
-
-    def __init__(self, quantile: Quantile, values: Sequence[InitialValues]) -> None:
-        self.values = values
-        self._quantile = quantile
-        blocks = [-(-math.prod(value.variable.shape) // BLOCK) for value in values]
-        self._begins = [BLOCK * sum(blocks[:at]) for at in range(len(blocks))]
-        pieces = -(-BLOCK * sum(blocks) // PIECE)
-        deviations = np.zeros(pieces * PIECE // BLOCK, np.float32)
-        laws = [value.law for value in values if value.law]
-        deviations[: sum(blocks)] = np.repeat([law.deviation for law in laws], blocks)
-        self._deviations = [tf.constant(piece) for piece in np.split(deviations, pieces)]
-        self._means = [law.mean for law in laws]
-
-    def random(self, rng: np.random.Generator) -> list[Any]:
-        """Random bits, for every piece two rows of 16-bit integers."""
-        every = np.iinfo(np.int64)
-
-        def piece() -> Any:
-            words = rng.integers(every.min, every.max, PIECE // 4, np.int64, endpoint=True)
-            return tf.convert_to_tensor(words.view(np.int16).reshape(2, PIECE // 2))
-
-        return [piece() for _ in self._deviations]
-
-    def cut(self, bits: Sequence[Any]) -> list[Any]:
-        """The values of every variable."""
-        numbers = _numbers(self._quantile)
-        pieces = [numbers(*each) for each in zip(bits, self._deviations, strict=True)]
-        sheet = pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0)
-        found = []
-        for begin, value, mean in zip(self._begins, self.values, self._means, strict=True):
-            shape = value.variable.shape
-            own = tf.reshape(sheet[begin : begin + math.prod(shape)], shape)
-            found.append(own + mean if mean else own)
-        return found
+def _sheet(quantile: Quantile, values: Sequence[InitialValues]) -> Sheet:
+    laws = [value.law for value in values if value.law]
+    return Sheet(
+        quantile,
+        [value.variable.shape for value in values],
+        [law.deviation for law in laws],
+        [law.mean for law in laws],
+    )
 
 
 def initial_values(member: keras.Model, network: keras.Model) -> list[InitialValues]:
@@ -215,9 +169,6 @@ def _initializer_of(layer: Any, variable: Any) -> Any:
 
 # Laws --------------------------------------------------------------------------------------------
 
-#: From two rows of random numbers between -1 and 1 to as many of deviation 1 and mean 0.
-Quantile = Callable[[Any], Any]
-
 
 class Law(NamedTuple):
     """Of numbers that are drawn alike: `deviation` times what `quantile` gives, plus `mean`."""
@@ -231,18 +182,18 @@ def _law(initializer: Any, shape: Sequence[int]) -> Law | None:
     """The law of an initialiser that draws every number alike."""
     kind = type(initializer)
     if kind is initializers.RandomNormal:
-        return Law(initializer.stddev, initializer.mean, _normal)
+        return Law(initializer.stddev, initializer.mean, normal)
     if kind is initializers.TruncatedNormal:
-        return Law(_CUT_OFF * initializer.stddev, initializer.mean, _truncated)
+        return Law(CUT_OFF * initializer.stddev, initializer.mean, truncated)
     if kind is initializers.RandomUniform:
         low, high = initializer.minval, initializer.maxval
-        return Law((high - low) / math.sqrt(12), (low + high) / 2, _uniform)
+        return Law((high - low) / math.sqrt(12), (low + high) / 2, uniform)
     if isinstance(initializer, initializers.VarianceScaling):
         fan_in, fan_out = _fans(shape)
         fan = {"fan_in": fan_in, "fan_out": fan_out}.get(initializer.mode, (fan_in + fan_out) / 2)
-        quantiles = {"truncated_normal": _truncated, "uniform": _uniform}
+        quantiles = {"truncated_normal": truncated, "uniform": uniform}
         deviation = math.sqrt(initializer.scale / max(1.0, fan))
-        return Law(deviation, 0.0, quantiles.get(initializer.distribution, _normal))
+        return Law(deviation, 0.0, quantiles.get(initializer.distribution, normal))
     return None
 
 
@@ -252,50 +203,3 @@ def _fans(shape: Sequence[int]) -> tuple[int, int]:
         return math.prod(shape), math.prod(shape)
     field = math.prod(shape[:-2])
     return field * shape[-2], field * shape[-1]
-
-
-@functools.cache
-def _numbers(quantile: Quantile) -> Callable[[Any, Any], Any]:
-    """From the bits of a piece, and the deviation of every block, its numbers: compiled."""
-
-    def numbers(bits: Any, deviation: Any) -> Any:
-        # Evenly spread between -1 and 1, both left out.
-        between = (tf.cast(tf.reshape(bits, [2, -1, BLOCK]), tf.float32) + 0.5) * 2.0**-15
-        return tf.reshape(quantile(between) * tf.reshape(deviation, [2, -1, 1]), [PIECE])
-
-    specs = [
-        tf.TensorSpec([2, PIECE // 2], tf.int16),
-        tf.TensorSpec([PIECE // BLOCK], tf.float32),
-    ]
-    return tf.function(numbers, autograph=False, jit_compile=True).get_concrete_function(*specs)
-
-
-def _uniform(between: Any) -> Any:
-    return between * math.sqrt(3)
-
-
-def _truncated(between: Any) -> Any:
-    inside = math.erf(math.sqrt(2))  # What is within two deviations.
-    return tf.math.erfinv(between * inside) * (math.sqrt(2) / _CUT_OFF)
-
-
-def _normal(between: Any) -> Any:
-    """Box's and Muller's transformation: the first row gives radii, the second angles.
-
-    The sine of an angle is the cosine a quarter of a turn before it: as one expression for both,
-    it is computed in one loop over the numbers.
-    """
-    radius, angle = tf.unstack(between)
-    angle = angle - tf.reshape([0.0, 0.5], [2, 1, 1])  # In half turns.
-    angle = tf.where(angle < -1, angle + 2, angle)
-    cosine = _polynomial(lambda square: np.cos(np.pi * np.sqrt(square)), angle * angle)
-    return tf.sqrt(-2 * tf.math.log(radius / 2 + 0.5)) * cosine
-
-
-def _polynomial(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
-    """A smooth function on [0, 1], to single precision: XLA's own cosine is far slower."""
-    fit = Chebyshev.interpolate(function, 6, domain=[0, 1]).convert(kind=Polynomial)
-    total, *others = fit.coef[::-1]
-    for coefficient in others:
-        total = total * x + coefficient
-    return total

@@ -312,7 +312,7 @@ def _without_repeats(term: str) -> str:
 def one_by_one(terms: Iterator[Any]) -> Any | None:
     """The sum, each term begun when the ones before are done: they need not be held together.
 
-    `None` if there is no term.
+    `None` if there is no term. A compiled graph keeps no such order: only small ones are.
     """
     total = next(terms, None)
     if total is None:

@@ -6,7 +6,6 @@ add to the kernel, without forming a jacobian of the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +21,6 @@ from ce_keras.ntk.shares import one_by_one, wide
 
 # Graphs that an engine keeps, each for one number of examples.
 _MOST_GRAPHS = 8
-
-# Entries of a kernel: a graph of larger ones is arranged to hold few of them at a time.
-_MOST_COMPILED = 2**20
 
 
 class StructuredEngine:
@@ -82,9 +78,7 @@ class StructuredEngine:
             return self._kernel(*tf.nest.pack_sequence_as(inputs, packed))
 
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in flat if x is not None]
-        graph = traced(compute, specs)
-        small = math.prod(graph.structured_outputs.shape) <= _MOST_COMPILED
-        return compiled(graph, specs) if small else graph
+        return compiled(traced(compute, specs), specs)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         same = self.axes.same_examples

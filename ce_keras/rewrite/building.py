@@ -139,6 +139,7 @@ def _copied(layer: Any) -> Any:
         return layer  # What it learnt is data, not weights.
     try:
         return type(layer).from_config(_config(layer))
+    # What Keras, and constructors of one's own, say where a configuration is not enough.
     except (TypeError, ValueError, NotImplementedError) as error:
         if not getattr(layer, "weights", []):
             # A Lambda, say: without weights there is nothing that two models could disturb.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ce_keras.checks import value_of
 from ce_keras.designs import MODES
 from ce_keras.geometry import RESNEXTS
 
@@ -193,16 +194,13 @@ def _find(path: str | Path) -> Path:
 
 
 def _set(content: dict[str, Any], key: str, text: str) -> None:
-    """Replace one value; text that is not TOML is taken as a string."""
+    """Replace one value, given as text."""
     *sections, name = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise ValueError(f"--set {key}: {section} is a value, not a section")
-    try:
-        content[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        content[name] = text
+    content[name] = value_of(text)
 
 
 def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:

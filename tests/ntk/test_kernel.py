@@ -13,7 +13,7 @@ from ce_keras.layers import (
     CollegialEnsemble,
     FusedBatchNormalization,
 )
-from ce_keras.ntk import empirical_ntk, shares
+from ce_keras.ntk import empirical_ntk
 
 
 def sequential(shape, *stack):
@@ -573,16 +573,6 @@ def test_threads_share_a_model(rng):
     whole = empirical_ntk(model, x, engine="tape")
     for n, kernel in zip(sizes, kernels, strict=True):
         np.testing.assert_allclose(kernel, whole[:n, :n], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(300, 4200), (520, 4100), (60, 4096), (60, 4099), (7, 5)])
-def test_products_of_rows_are_the_products_of_rows(shape, rng):
-    one, two = rng.normal(size=(2, *shape))
-    for rows, others in ((one, one), (one, two), (np.stack([one, two]), np.stack([two, one]))):
-        first = tf.constant(rows)
-        second = first if others is rows else tf.constant(others)
-        found = shares._products_of_rows(first, second)
-        np.testing.assert_allclose(found, rows @ np.swapaxes(others, -1, -2), atol=1e-9)
 
 
 def test_kernels_stay_the_same_as_they_are_traced_and_compiled(rng):
