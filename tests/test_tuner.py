@@ -173,7 +173,7 @@ def test_a_fit_is_made_once_and_kept(tmp_path, monkeypatch):
 
     from ce_keras.ntk import fit_alpha
 
-    monkeypatch.setattr("ce_keras.tuner.fit_alpha", counted)
+    monkeypatch.setattr("ce_keras.tuner.oracles.fit_alpha", counted)
     oracle = begun(CollegialOracle("val_loss", FC, alpha="fit", max_trials=3, seed=5), tmp_path)
     assert oracle.fit is None
     first = oracle.create_trial("tuner")
@@ -246,7 +246,8 @@ def test_a_fit_fixes_the_design_of_an_inner_oracle(tmp_path, monkeypatch):
     from ce_keras.ntk import fit_alpha
 
     monkeypatch.setattr(
-        "ce_keras.tuner.fit_alpha", lambda module, seed: fit_alpha(module, seed=seed, draws=200)
+        "ce_keras.tuner.oracles.fit_alpha",
+        lambda module, seed: fit_alpha(module, seed=seed, draws=200),
     )
     x, y = data()
     found = CollegialTuner(

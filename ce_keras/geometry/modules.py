@@ -1,0 +1,203 @@
+"""Layers, paths, modules and networks, as functions of one width."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ce_keras.checks import positive_int
+
+#: A width, or an array of widths that is answered element by element. Likewise a cardinality.
+Width = Any
+
+
+class Design(NamedTuple):
+    """A collegial ensemble's shape: `cardinality` paths of `width`, written like `37x10d`.
+
+    >>> print(Design(37, 10), Design.parse("12x10d").width)
+    37x10d 10
+    """
+
+    cardinality: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.cardinality}x{self.width}d"
+
+    @classmethod
+    def parse(cls, text: str) -> Design:
+        """Read `"37x10d"`. Raises `ValueError` for anything else."""
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)d", text)
+        if match is None:
+            raise ValueError(
+                f"design: got {text!r}; write cardinality and width like '37x10d' "
+                "(37 paths, each 10 wide)"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear map of a path, or of a network: dense or convolutional.
+
+    Attributes:
+        fan_in: inputs that one output unit sums: for a convolution,
+            `kernel_h * kernel_w * input_channels` of one path.
+        outputs: output units, or channels.
+        positions: places at which the map is applied (output pixels of a convolution).
+        bias: whether each output has a trained shift.
+        norm: whether a normalisation with trained scale and shift follows.
+        in_law: whether `1 / fan_in` counts in the variance law (Eq. 9).
+    """
+
+    fan_in: Width
+    outputs: Width
+    positions: int = 1
+    bias: bool = False
+    norm: bool = False
+    in_law: bool = True
+
+    @property
+    def params(self) -> Width:
+        """Trained parameters."""
+        return (self.fan_in + self.bias + 2 * self.norm) * self.outputs
+
+    @property
+    def flops(self) -> Width:
+        """Floating-point operations for one example: two for each multiply-add of the map."""
+        return 2 * self.fan_in * self.outputs * self.positions
+
+
+def dense(inputs: Width, outputs: Width, **options: Any) -> Layer:
+    """A fully connected layer; `options` are :class:`Layer`'s other attributes."""
+    return Layer(inputs, outputs, **options)
+
+
+def conv(inputs: Width, outputs: Width, kernel: int = 1, **options: Any) -> Layer:
+    """A convolution with a square `kernel`; `options` are :class:`Layer`'s other attributes."""
+    return Layer(kernel * kernel * inputs, outputs, **options)
+
+
+def _sum(terms: Iterable[Width], width: Width) -> Width:
+    """The sum, one for each width even where the terms do not depend on it."""
+    total = sum(terms)
+    return total if np.ndim(width) == 0 else total + np.zeros(np.shape(width), dtype=np.int64)
+
+
+class Stack(NamedTuple):
+    """ReLU layers without biases, read at one output unit.
+
+    Attributes:
+        inputs: features of the input (channels of a pixel, for a convolution).
+        positions: at how many places the first layer is applied for the second to see: 1 for a
+            fully connected network, 9 below a 3x3 convolution.
+        widths: units of the hidden layers, first to last.
+    """
+
+    inputs: int
+    positions: int
+    widths: Sequence[Width]
+
+
+@dataclass(frozen=True)
+class Module:
+    """What is ensembled: `cardinality` independent paths, each a function of one width.
+
+    Describe your own by the layers of one path. The example is a basic residual block of two
+    3x3 convolutions between 64 channels:
+
+    >>> basic = Module("basic block", width=64,
+    ...                path=lambda n: [conv(64, n, 3), conv(n, 64, 3)], alpha=2.0)
+    >>> basic.params(1, 64)
+    73728
+
+    Attributes:
+        name: how it is called in reports.
+        width: the baseline's width, that of its single path.
+        path: the layers of one path of a given width. Must accept an array of widths.
+        alpha: the constant of the variance law for this module, used where the search is given
+            none; `None` if it is not known.
+        stack: one path as a plain stack of ReLU layers, a function of the width, where it is one:
+            what the exact theory and the samplers of `ce_keras.ntk` read.
+    """
+
+    name: str
+    width: int
+    path: Callable[[Width], Sequence[Layer]]
+    alpha: float | None = None
+    stack: Callable[[Width], Stack] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "width", positive_int("width", self.width))
+
+    @property
+    def module(self) -> Module:
+        """What the variance law is read from: the module itself."""
+        return self
+
+    def inverse_fan_in(self, width: Width) -> Width:
+        """The sum of Eq. 9 for one path: 1 / fan_in over the layers that count in the law."""
+        return _sum((1 / layer.fan_in for layer in self.layers(width) if layer.in_law), width)
+
+    def params(self, cardinality: Width, width: Width) -> Width:
+        """Trained parameters of the ensemble: m * beta(n) in Eq. 8."""
+        return cardinality * _sum((layer.params for layer in self.layers(width)), width)
+
+    def flops(self, cardinality: Width, width: Width) -> Width:
+        """FLOPs of the ensemble for one example."""
+        return cardinality * _sum((layer.flops for layer in self.layers(width)), width)
+
+    def layers(self, width: Width) -> Sequence[Layer]:
+        """The layers of one path.
+
+        Raises:
+            ValueError: if there are none, or `path` cannot take an array of widths.
+        """
+        try:
+            layers = self.path(width)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"path: that of {self.name!r} fails for widths {width!r} ({error}); it must take "
+                "an array, so write np.maximum for max, and // for int(... / ...)"
+            ) from error
+        if not layers:
+            raise ValueError(f"path: that of {self.name!r} has no layers")
+        return layers
+
+
+@dataclass(frozen=True)
+class Network:
+    """Modules stacked, and everything around them that a design leaves alone.
+
+    Attributes:
+        name: how it is called in reports.
+        module: the module whose variance law decides (the first stage's block).
+        paths: the layers of one path of every module in the network, given the first's width.
+        fixed: the layers that no design changes.
+    """
+
+    name: str
+    module: Module
+    paths: Callable[[Width], Sequence[Layer]]
+    fixed: Sequence[Layer]
+
+    @property
+    def width(self) -> int:
+        """The baseline's width, that of the first stage's single path."""
+        return self.module.width
+
+    def params(self, cardinality: Width, width: Width) -> Width:
+        """Trained parameters of the whole network."""
+        return _sum((layer.params for layer in self.fixed), width) + cardinality * _sum(
+            (layer.params for layer in self.paths(width)), width
+        )
+
+    def flops(self, cardinality: Width, width: Width) -> Width:
+        """FLOPs of the whole network for one example."""
+        return _sum((layer.flops for layer in self.fixed), width) + cardinality * _sum(
+            (layer.flops for layer in self.paths(width)), width
+        )

@@ -1,0 +1,114 @@
+"""An oracle within a budget: no model is too large to be tried."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import keras_tuner
+
+from ce_keras import zoo
+from ce_keras.checks import positive_int
+from ce_keras.layers.flops import flops
+from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
+
+# How often a proposal beyond the budget is drawn again before the space counts as used up.
+_DRAWS = 1000
+
+# Where KerasTuner's oracles keep what they mean to do next.
+_PLANS = ("_ordered_ids", "_populate_next", "_brackets", "_current_bracket", "_current_iteration")
+
+
+class BudgetOracle(WrappedOracle):
+    """Any oracle, of which no proposal is too large.
+
+    A proposal beyond the budget is replaced before it becomes a trial: by the next combination of
+    a grid search, and by a random draw otherwise. So no model is too large to be tried, and none
+    fails because it is.
+
+    Args:
+        inner: the oracle that proposes.
+        build: the hypermodel: from hyperparameters to a model whose parameters and FLOPs are
+            counted.
+        max_params: trained parameters, at most.
+        max_flops: FLOPs for one example, at most.
+
+    Raises:
+        ValueError: without a budget, or one that is not a positive number.
+    """
+
+    def __init__(
+        self,
+        inner: keras_tuner.Oracle,
+        build: Callable[[Any], keras.Model],
+        *,
+        max_params: int | None = None,
+        max_flops: int | None = None,
+    ) -> None:
+        if max_params is None and max_flops is None:
+            raise ValueError("max_params, max_flops: give one of them at least")
+        for name, value in {"max_params": max_params, "max_flops": max_flops}.items():
+            if value is not None:
+                positive_int(name, value)
+        super().__init__(inner)
+        self._build = getattr(build, "build", build)
+        self._most = max_params, max_flops
+        self._known: dict[str, bool] = {}
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """A proposal within the budget."""
+        *_, innermost = chain(self)
+        is_grid = hasattr(innermost, "_get_next_combination")
+        while True:
+            before = {k: copy.deepcopy(v) for k, v in self.__dict__.items() if k in _PLANS}
+            response = self.inner.populate_space(trial_id)
+            if response["status"] != RUNNING:
+                return response
+            another = innermost._get_next_combination if is_grid else self._redrawn
+            values = self._fitting(response["values"], another)
+            if values is not None:
+                return {"status": RUNNING, "values": values}
+            # As if it had not been asked; but a grid goes on from elsewhere.
+            if is_grid and self.start_order:
+                before.pop("_populate_next")
+            self.__dict__.update(before)
+            if not (is_grid and self.start_order):
+                return {"status": "IDLE" if self.ongoing_trials else STOPPED, "values": None}
+
+    def _fitting(
+        self, values: dict[str, Any] | None, another: Callable[[Any], dict[str, Any] | None]
+    ) -> dict[str, Any] | None:
+        """Values within the budget that are new: these, or others until some are."""
+        for _ in range(_DRAWS):
+            if values is None:
+                return None
+            if self._within(values) and not self._duplicate(values):
+                return values
+            values = another(values)
+        return None
+
+    def _redrawn(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        drawn = self._random_values()
+        if drawn is None:
+            return None
+        # What an oracle tells the tuner, such as Hyperband's epochs, is not up to chance.
+        told = {name: value for name, value in values.items() if name.startswith("tuner/")}
+        return {**drawn, **told}
+
+    def _within(self, values: Mapping[str, Any]) -> bool:
+        """Whether the model of these values may be tried; each is built once."""
+        key = self._compute_values_hash(values)
+        if key not in self._known:
+            hp = self.get_space()
+            hp.values = dict(values)
+            try:
+                model = self._build(hp)
+            except keras_tuner.errors.FailedTrialError:
+                return self._known.setdefault(key, False)
+            max_params, max_flops = self._most
+            self._known[key] = (
+                max_params is None or zoo.trained_parameters(model) <= max_params
+            ) and (max_flops is None or flops(model) <= max_flops)
+        return self._known[key]

@@ -1,0 +1,105 @@
+"""The thin tuner, and a hypermodel of the zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_tuner
+
+from ce_keras import zoo
+from ce_keras.geometry import RESNEXTS, Module, Network
+from ce_keras.tuner.oracles import CollegialOracle
+
+
+class CollegialHyperModel(keras_tuner.HyperModel):
+    """A ResNeXt of the zoo, ready to be tuned: its design, and the rate of its training.
+
+    Args:
+        network: a family of the zoo.
+        classes: outputs.
+        input_shape: of the images; the family's if not given.
+        seed: for reproducible weights.
+
+    Raises:
+        ValueError: for a network that is no family.
+    """
+
+    def __init__(
+        self,
+        network: str = "resnext29",
+        classes: int | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(name=network)
+        if network not in RESNEXTS:
+            raise ValueError(f"network: got {network!r}; it must be one of {', '.join(RESNEXTS)}")
+        self.network = network
+        self._options: dict[str, Any] = {
+            "classes": classes or RESNEXTS[network].classes,
+            "input_shape": input_shape,
+            "seed": seed,
+        }
+
+    def build(self, hp: Any) -> keras.Model:
+        """A compiled model."""
+        model = zoo.NETWORKS[self.network](
+            cardinality=hp.Int("cardinality", 1, 256),
+            width=hp.Int("width", 1, RESNEXTS[self.network].width),
+            **self._options,
+        )
+        rate = hp.Float("rate", 1e-3, 1.0, sampling="log", default=0.1)
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+
+class CollegialTuner(keras_tuner.Tuner):
+    """A tuner with a `CollegialOracle`.
+
+    Args:
+        hypermodel: `build(hp)`, or a hypermodel.
+        objective: as in KerasTuner; of the inner oracle, if there is one, its own.
+        baseline: as in `CollegialOracle`; that of a `CollegialHyperModel` if not given.
+        options: of `CollegialOracle` by their names; the others are the tuner's (`directory`,
+            `project_name`, `overwrite`, `executions_per_trial` and so on).
+    """
+
+    def __init__(
+        self,
+        hypermodel: Any = None,
+        objective: Any = None,
+        baseline: str | Module | Network | None = None,
+        **options: Any,
+    ) -> None:
+        if baseline is None:
+            if not isinstance(hypermodel, CollegialHyperModel):
+                raise ValueError("baseline: is needed, such as 'resnext29'")
+            baseline = hypermodel.network
+        own = {name: options.pop(name) for name in _ORACLE_OPTIONS & options.keys()}
+        directory = options.get("directory")
+        options["directory"] = str(directory) if isinstance(directory, Path) else directory
+        super().__init__(CollegialOracle(objective, baseline, **own), hypermodel, **options)
+
+    def run_trial(self, trial: Any, *arguments: Any, **options: Any) -> Any:
+        """Train a trial: for as many epochs as an inner Hyperband says."""
+        values = trial.hyperparameters.values
+        for name in ("epochs", "initial_epoch"):
+            if f"tuner/{name}" in values:
+                options[name] = values[f"tuner/{name}"]
+        return super().run_trial(trial, *arguments, **options)
+
+    def _build_hypermodel(self, hp: Any) -> keras.Model:
+        model = super()._build_hypermodel(hp)
+        if "tuner/trial_id" in hp.values:  # Hyperband goes on with this trial's weights.
+            model.load_weights(self._get_checkpoint_fname(hp.values["tuner/trial_id"]))
+        return model
+
+
+_ORACLE_OPTIONS = {
+    *("mode", "alpha", "max_trials", "inner", "seed_designs", "names", "budget", "hard_budget"),
+    *("tolerance", "multiple_of", "widths", "seed", "hyperparameters", "allow_new_entries"),
+    *("tune_new_entries", "max_retries_per_trial", "max_consecutive_failed_trials"),
+}

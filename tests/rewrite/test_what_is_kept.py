@@ -1,0 +1,236 @@
+"""What lies between and around chains: kept as it is, or named as the reason why not."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from rewritable import hidden
+
+from ce_keras import collegialize, inspect
+from ce_keras.layers.flops import trained_parameters
+
+
+def leak(ensemble, cardinality, entry="a", exit_layer="c"):
+    """How far the first path's outputs move when the other paths' entries do."""
+    paths = keras.Model(ensemble.get_layer(entry).output, ensemble.get_layer(exit_layer).input)
+    shape = [2, *(size or 3 for size in paths.inputs[0].shape[1:])]
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    moved, first = x.copy(), shape[-1] // cardinality
+    moved[..., first:] += np.random.default_rng(1).normal(size=moved[..., first:].shape)
+    outputs = [keras.ops.convert_to_numpy(paths(each)) for each in (x, moved)]
+    own = outputs[0].shape[-1] // cardinality
+    apart = abs(outputs[1] - outputs[0])
+    assert apart[..., own:].max() > 0
+    return apart[..., :own].max()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: layers.LayerNormalization(center=False, scale=False),
+        lambda: layers.GroupNormalization(1, center=False, scale=False),
+        lambda: layers.GroupNormalization(2, center=False, scale=False),
+    ],
+)
+def test_a_normalisation_without_weights_keeps_paths_apart(norm):
+    model = keras.Sequential(
+        [keras.Input((5, 6)), hidden("a"), norm(), hidden("b"), layers.Dense(2, name="c")]
+    )
+    for design in ("2x4d", "7x3d"):
+        ensemble = collegialize(model, design=design)
+        assert leak(ensemble, int(design[0])) == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_shared_layers_with_different_layers_between(order):
+    a, b, c = hidden("a"), hidden("b"), layers.Dense(2, name="c")
+    between = [layers.LayerNormalization(name="norm"), layers.ReLU()][::order]
+    inputs = [keras.Input((6,)), keras.Input((6,))]
+    model = keras.Model(inputs, [c(b(own(a(x)))) for own, x in zip(between, inputs, strict=True)])
+    ensemble = collegialize(model, design="2x4d")
+    assert type(ensemble.get_layer("norm")).__name__ == "CollegialLayerNormalization"
+
+
+def test_masks_pass_through_paths():
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            layers.Embedding(10, 6, mask_zero=True),
+            *map(hidden, "abc"),
+            layers.GlobalAveragePooling1D(),
+        ]
+    )
+    ensemble = collegialize(model, design="2x4d")
+    padded, alone = np.array([[1, 2, 0, 0, 0]]), np.array([[1, 2]])
+    np.testing.assert_allclose(ensemble(padded), ensemble(alone), rtol=1e-5)
+
+
+def test_what_preprocessing_learnt_is_kept():
+    norm = layers.Normalization(name="norm")
+    norm.adapt(100 + 5 * np.random.default_rng(0).normal(size=(500, 6)))
+    model = keras.Sequential([keras.Input((6,)), norm, hidden("a"), hidden("b"), layers.Dense(2)])
+    ensemble = collegialize(model, design="2x4d")
+    assert abs(ensemble.get_layer("norm")(np.full((1, 6), 100.0))).numpy().max() < 0.3
+
+
+def own_loss(wanted, given):
+    return keras.ops.mean((wanted - given) ** 2, axis=-1)
+
+
+def test_a_loss_of_ones_own_is_left_to_its_owner(caplog):
+    model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    model.compile("adam", own_loss)
+    ensemble = collegialize(model, design="2x4d")
+    assert model.compiled
+    assert not ensemble.compiled
+    assert "is returned uncompiled" in caplog.text
+
+
+def own_activation(x):
+    return keras.ops.relu(x) ** 2
+
+
+class Bare(layers.Layer):
+    def __init__(self, size):
+        super().__init__(name="bare")
+        self.own = layers.Dense(size)
+
+    def call(self, x):
+        return self.own(x)
+
+
+def test_functions_of_ones_own_are_kept_where_they_are():
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(6, own_activation, name="first"),
+            hidden("a"),
+            hidden("b"),
+            layers.Dense(2, own_activation, name="last"),
+        ]
+    )
+    ensemble = collegialize(model, design="2x4d")
+    for name in ("first", "last"):
+        assert ensemble.get_layer(name).activation is own_activation
+
+
+def test_a_layer_that_cannot_be_built_again_is_named_at_once():
+    model = keras.Sequential(
+        [keras.Input((6,)), Bare(6), hidden("a"), hidden("b"), layers.Dense(2)]
+    )
+    for asked in (inspect, collegialize):
+        with pytest.raises(ValueError, match="model: layer 'bare', a Bare, cannot be built again"):
+            asked(model)
+
+
+class OwnStep(keras.Sequential):
+    pass
+
+
+def test_a_lost_class_is_said(caplog):
+    model = OwnStep([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    collegialize(model, design="2x4d")
+    assert "is a OwnStep: its ensemble is a plain Sequential" in caplog.text
+
+
+def test_a_layer_that_is_also_in_a_wrapper_is_not_torn_apart():
+    shared, one, many = hidden("a"), keras.Input((6,)), keras.Input((5, 6))
+    outputs = [layers.Dense(2)(hidden("b")(shared(one))), layers.TimeDistributed(shared)(many)]
+    with pytest.raises(ValueError, match=r"'a', inside 'time_distributed.*is used elsewhere too"):
+        deeper = layers.Dense(2)(hidden("e")(hidden("d")(outputs[0])))
+        collegialize(keras.Model([one, many], [deeper, outputs[1]]))
+
+
+def test_an_exit_must_be_plain():
+    def build(**options):
+        last = layers.Dense(2, name="c", **options)
+        return keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), last])
+
+    assert inspect(build(activation="softmax"), design="2x4d").found
+    assert not inspect(build(kernel_constraint="unit_norm"), design="2x4d").found
+    quantised = build()
+    quantised.get_layer("c").quantize("int8")
+    assert not inspect(quantised, design="2x4d").found
+
+
+def test_what_is_flattened_between_is_counted():
+    model = keras.Sequential(
+        [
+            keras.Input((3, 3, 4)),
+            hidden("a", 7),
+            layers.Flatten(),
+            layers.BatchNormalization(),
+            hidden("b", 12),
+            layers.Dense(2, name="c"),
+        ]
+    )
+    ensemble = collegialize(model, design="2x4d")
+    assert ensemble.report.after == inspect(model, design="2x4d").after
+    assert ensemble.report.after.params == trained_parameters(ensemble)
+
+
+def test_one_slope_for_all_channels_is_no_paths():
+    image = keras.Input((4, 4, 6))
+    x = layers.PReLU(shared_axes=[1, 2, 3])(layers.Conv2D(8, 1, name="a")(image))
+    x = layers.Conv2D(6, 1)(layers.Conv2D(8, 3, padding="same")(x))
+    (left, *_) = inspect(keras.Model(image, x)).left
+    assert "has one slope for all channels" in left.reason
+
+
+def test_groups_of_channels_do_not_shrink():
+    groups = layers.GroupNormalization(4, name="groups")
+    model = keras.Sequential([keras.Input((5,)), hidden("a"), groups, hidden("b"), layers.Dense(2)])
+    ensemble = collegialize(model, design="2x4d")
+    assert ensemble.get_layer("groups").groups == 4  # Of two channels each, as before.
+    x = np.random.default_rng(0).normal(size=(4, 5))
+    assert np.ptp(ensemble(x).numpy(), axis=0).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": "foo"}, "alpha: got 'foo'; it must be a positive number, 'fit'"),
+        ({"alpha": True}, "alpha: got True"),
+        ({"alpha": {1: 2.0}}, "alpha: got .* its keys are patterns"),
+        ({"design": "2x4d", "budget": "foo"}, "budget: got 'foo'"),
+        ({"design": "2x4d", "tolerance": -1}, "tolerance: got -1"),
+        ({"only": [5]}, r"only: got \[5\]"),
+    ],
+)
+def test_bad_arguments_whatever_the_model(options, message):
+    nothing = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match=message):
+        inspect(nothing, **options)
+
+
+def test_a_multiple_that_is_too_wide_leaves_the_chain():
+    model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    report = inspect(model, multiple_of=16)
+    assert not report.found
+    assert "too narrow for a width that is a multiple of 16" in report.left[0].reason
+
+
+def test_what_cannot_be_timed_is_said_before():
+    model = keras.Sequential([keras.Input((None, 6)), hidden("a"), hidden("b"), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"measure: the input .* a time needs numbers of fixed"):
+        collegialize(model, measure=2)
+    with pytest.raises(ValueError, match="measure: got True"):
+        collegialize(model, measure=True)
+    squared = layers.Lambda(lambda x: x**2)
+    timed = keras.Sequential(
+        [keras.Input((6,)), squared, hidden("a"), hidden("b"), layers.Dense(2)]
+    )
+    assert collegialize(timed, design="2x4d", measure=2).report.after.step_seconds > 0
+
+
+def test_the_report_does_not_hold_the_model():
+    import gc
+    import weakref
+
+    model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    ensemble = collegialize(model, design="2x4d")
+    old = weakref.ref(model.get_layer("a"))
+    del model
+    gc.collect()
+    assert ensemble.report.found
+    assert old() is None
