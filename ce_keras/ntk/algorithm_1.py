@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
-from ce_keras.ntk.graphs import compiled, traced
+from ce_keras.ntk.graphs import traced
 from ce_keras.ntk.initial_values import Draw, InitialValues, initial_values
 from ce_keras.ntk.random_numbers import BLOCK, PIECE
 from ce_keras.ntk.records import Recorder
@@ -166,8 +167,6 @@ def ensemble_kernels(
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     draw = Draw(values)
     products = traced(_products(network, draw, counted, paths, x, readout), draw.specs)
-    if rounds > 1:
-        products = compiled(products, draw.specs)
     kernels = np.empty((rounds, paths, len(counted)))
     step = tf.function(lambda random: products(*draw.values(random)), autograph=False)
     random = _ahead(functools.partial(draw.random, rng), rounds)
@@ -220,7 +219,7 @@ def _products(
 
     def shares(example: np.ndarray) -> dict[int, Any]:
         one = tf.constant(example[None], network.inputs[0].dtype)
-        return dict(recorder.shares(one, read, (1, 1, 1), taped))
+        return dict(chain.from_iterable(recorder.shares(one, read, (1, 1, 1), taped)))
 
     def products(*values: Any) -> Any:
         mapping = zip(draw.variables, values, strict=True)

@@ -107,16 +107,14 @@ class OutputAxes:
         return tuple(shape)
 
     def restore(self, kernel: Any) -> Any:
-        """A kernel `(diagonal, paired, paired, N1[, N2])` in the order it is returned in."""
+        """A kernel `(diagonal, paired, N1, paired[, N2])` in the order it is returned in."""
         diagonal, paired = self._sizes["diagonal"], self._sizes["paired"]
-        examples = 1 if self.same_examples else 2
         many, two = len(diagonal), len(paired)
-        rank = many + 2 * two + examples
-        sizes = [*diagonal, *paired, *paired]
-        kernel = tf.reshape(kernel, [*sizes, *kernel.shape[3:]])
-        order = list(range(rank - examples, rank))
+        n, m = kernel.shape[2], kernel.shape[4:]
+        kernel = tf.reshape(kernel, [*diagonal, *paired, n, *paired, *m])
+        order = [many + two] if self.same_examples else [many + two, many + 2 * two + 1]
         singles = iter(range(many))
-        pairs = iter((many + axis, many + two + axis) for axis in range(two))
+        pairs = iter((many + axis, many + two + 1 + axis) for axis in range(two))
         for kind in self._kinds:
             if kind == "diagonal":
                 order.append(next(singles))

@@ -23,8 +23,8 @@ _COMPILED = frozenset(
 )
 
 # Numbers that a graph gives. One for more is arranged to hold few at a time, in an order of
-# operations that XLA does not keep.
-_MOST_COMPILED = 2**20
+# operations that XLA does not keep; and what it gains there is little.
+_MOST_COMPILED = 2**18
 
 
 def traced(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:

@@ -62,8 +62,8 @@ class Recorder:
 
     def shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
-    ) -> Iterator[tuple[int, Share]]:
-        """Every variable's share, by the variable's identity, one after another.
+    ) -> Iterator[Sequence[tuple[int, Share]]]:
+        """Every variable's share, by the variable's identity, one layer after another.
 
         They are made as they are asked for, and signals dropped as they are used: all of them at
         once are many times the kernel.
@@ -86,7 +86,7 @@ class Recorder:
         rest = gradients_by_tape(tape, outputs, by_tape, counts) if by_tape else []
         del tape, total, outputs
         taped = {id(variable) for variable in by_tape}
-        yield from ((id(v), share) for v, share in zip(by_tape, rest, strict=True))
+        yield from ([(id(v), share)] for v, share in zip(by_tape, rest, strict=True))
 
         uses = collections.Counter(id(v) for record in records for v in record.layer.variables)
         begun: dict[int, Share] = {}
@@ -96,12 +96,10 @@ class Recorder:
             for variable, share in record.shares(signals.pop()):
                 key = id(variable)
                 begun[key] = begun[key].join(share) if key in begun else share
-            for key in {id(v) for v in record.layer.variables}:
-                uses[key] -= 1
-                if not uses[key] and key in begun:
-                    share = begun.pop(key)
-                    if key in self._wanted and key not in taped:
-                        yield key, share
+            own = list(dict.fromkeys(id(v) for v in record.layer.variables))
+            uses.subtract(own)
+            done = [(key, begun.pop(key)) for key in own if not uses[key] and key in begun]
+            yield [each for each in done if each[0] in self._wanted and each[0] not in taped]
 
     @contextlib.contextmanager
     def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[_Record]]:

@@ -63,7 +63,7 @@ def _plain(layer: Any) -> bool:
 
 def _dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     def shares(signal: Any) -> Shares:
-        return [(layer.kernel, Products([_inputs(x)], _signals(signal))), *_bias(layer, signal)]
+        return _kernel_and_bias(layer, [_inputs(x)], _signals(signal), signal)
 
     return _linear(layer, call, x, record, shares)
 
@@ -74,7 +74,7 @@ def _collegial_dense(layer: Any, call: Callable[..., Any], x: Any, record: Recor
 
     def shares(signal: Any) -> Shares:
         a = _inputs(x, groups) * scale
-        return [(layer.kernel, Products([a], _signals(signal, groups))), *_bias(layer, signal)]
+        return _kernel_and_bias(layer, [a], _signals(signal, groups), signal)
 
     return _linear(layer, call, x, record, shares)
 
@@ -90,7 +90,7 @@ def _einsum_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) 
     def shares(signal: Any) -> Shares:
         a = _gathered(wide(x), inputs, [example, positions, groups, summed])
         b = _gathered(signal, "012" + outputs, ["0", "1", "2", example, positions, groups, made])
-        return [(layer.kernel, Products([a], b)), *_bias(layer, signal)]
+        return _kernel_and_bias(layer, [a], b, signal)
 
     return _linear(layer, call, x, record, shares)
 
@@ -114,7 +114,7 @@ def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -
     def shares(signal: Any) -> Shares:
         scale = _scale(layer) if isinstance(layer, CollegialConv2D) else 1.0
         a = _grouped(_patches(scale * wide(x), layer), layer.groups)
-        return [(layer.kernel, Products(a, _signals(signal, layer.groups))), *_bias(layer, signal)]
+        return _kernel_and_bias(layer, a, _signals(signal, layer.groups), signal)
 
     if layer.groups > 1 and layer.rank == 2 and not isinstance(layer, CollegialConv2D):
         with replaced(layer, convolution_op=_native(layer)):
@@ -145,7 +145,7 @@ def _depthwise(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
 
     def shares(signal: Any) -> Shares:
         a = _grouped(_patches(wide(x), layer), groups)
-        return [(layer.kernel, Products(a, _signals(signal, groups))), *_bias(layer, signal)]
+        return _kernel_and_bias(layer, a, _signals(signal, groups), signal)
 
     return _linear(layer, call, x, record, shares)
 
@@ -328,6 +328,15 @@ def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
         for name in attributes:
             del names[name]
         names.update(kept)
+
+
+def _kernel_and_bias(layer: Any, a: Sequence[Any], b: Any, signal: Any) -> Shares:
+    """The shares of a linear map's two variables; of vectors, a bias is the weight of a one."""
+    kernel = (layer.kernel, Products(a, b))
+    sizes = {math.prod(shape) for shape in (signal.shape[4:], b.shape[-1:])}
+    if layer.bias is None or sizes != {math.prod(layer.bias.shape)}:
+        return [kernel, *_bias(layer, signal)]
+    return [kernel, (layer.bias, Products([tf.ones([b.shape[3], 1, 1, 1], b.dtype)], b))]
 
 
 def _bias(layer: Any, signal: Any) -> Shares:

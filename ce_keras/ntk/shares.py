@@ -43,11 +43,11 @@ class Share(Protocol):
         """The share of a variable that is used in both ways."""
 
     def gram(self, other: Any, same_examples: bool) -> Any:
-        """The part of the kernel, traces summed: `(d, r, s, n, m)`.
+        """The part of the kernel, traces summed: `(d, r, n, s, m)`.
 
         Args:
             other: the same variable's share for the second inputs.
-            same_examples: only pairs of an example with itself: `(d, r, s, n)`.
+            same_examples: only pairs of an example with itself: `(d, r, n, s)`.
         """
 
 
@@ -189,7 +189,7 @@ class Products(NamedTuple):
             for pair in zip(self.a, other.a, strict=True)
         )
         signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same_examples, self.b, other.b)
-        return _einsum("gnpmq,gdrsnpmq->drsnm", same_examples, inputs, signals)
+        return _einsum("gnpmq,gdrsnpmq->drnsm", same_examples, inputs, signals)
 
     def _gradients(self, a: Any) -> Any:
         """The sum over positions carried out, for one part of the fan-in: `(t, d, r, n, k)`."""
@@ -234,7 +234,7 @@ class Lookups(NamedTuple):
         if same_examples:
             equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], self.b.dtype)
             signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, self.b, other.b)
-            return _einsum("npmq,drsnpmq->drsnm", True, equal, signals)
+            return _einsum("npmq,drsnpmq->drnsm", True, equal, signals)
         # All pairs of positions are held at once, of a few examples at a time.
         size = max(1, _MOST_PAIRS // (p * m * q * math.prod(self.b.shape[1:3]) * self.b.shape[2]))
         parts: list[Any] = []
@@ -243,23 +243,35 @@ class Lookups(NamedTuple):
             with tf.control_dependencies(parts[-1:]):
                 equal = tf.cast(self.ids[rows, :, None, None] == other.ids, self.b.dtype)
                 signals = tf.einsum("tdrnpc,tdsmqc->drsnpmq", self.b[:, :, :, rows], other.b)
-                parts.append(tf.einsum("npmq,drsnpmq->drsnm", equal, signals))
-        return tf.concat(parts, axis=-2)
+                parts.append(tf.einsum("npmq,drsnpmq->drnsm", equal, signals))
+        return tf.concat(parts, axis=2)
+
+
+def together(shares: Sequence[Share]) -> list[Share]:
+    """A layer's shares, those with the same signals as one: their products are most of the work."""
+    found: list[Share] = []
+    for share in shares:
+        last = found[-1] if found else None
+        if isinstance(share, Products) and isinstance(last, Products) and share.b is last.b:
+            found[-1] = Products([*last.a, *share.a], last.b)
+        else:
+            found.append(share)
+    return found
 
 
 def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
-    """tdrnk, tdsmk -> drsnm, without a copy of the two where they are large."""
+    """tdrnk, tdsmk -> drnsm, without a copy of the two where they are large."""
     t, d, r, n, k = first.shape
     m = second.shape[3]
     if same_examples:
-        return _einsum("tdrnk,tdsmk->drsnm", True, first, second)
+        return _einsum("tdrnk,tdsmk->drnsm", True, first, second)
     shape = [k] if t == d == 1 else [t, d, k]  # A plain matrix product, where it is one.
     one = tf.reshape(first, [*shape[:-1], r * n, k])
     two = one if second is first else tf.reshape(second, [*shape[:-1], r * m, k])
     products = _products_of_rows(one, two)
     if len(shape) > 1:
         products = tf.reduce_sum(products, 0)
-    return moved(tf.reshape(products, [d, r, n, r, m]), [0, 1, 3, 2, 4])
+    return tf.reshape(products, [d, r, n, r, m])
 
 
 def _products_of_rows(one: Any, two: Any) -> Any:

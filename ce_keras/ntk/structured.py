@@ -6,7 +6,8 @@ add to the kernel, without forming a jacobian of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.ntk.records import Recorder
-from ce_keras.ntk.shares import one_by_one, wide
+from ce_keras.ntk.shares import Share, one_by_one, together, wide
 
 # Graphs that an engine keeps, each for one number of examples.
 _MOST_GRAPHS = 8
@@ -45,9 +46,7 @@ class StructuredEngine:
         self.axes = axes
         self._variables = list(variables)
         self._recorder = Recorder(model, variables)
-        # A gate that starts at zero hides what is behind it: weights a little off their own.
-        with keras.StatelessScope(state_mapping=_perturbed(model)):
-            self.by_tape = self._disagreeing(examples)
+        self.by_tape = self._disagreeing(examples)
         self._graphs: dict[Any, Callable[..., Any]] = {}
         self._fresh = True
 
@@ -82,12 +81,14 @@ class StructuredEngine:
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         same = self.axes.same_examples
-        first = self._recorder.shares(x1, self.axes.arrange, self.axes.counts, self.by_tape)
-        if x2 is None:
-            pairs = ((share, share) for _, share in first)
-        else:
-            second = self._recorder.shares(x2, self.axes.arrange, self.axes.counts, self.by_tape)
-            pairs = ((a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+
+        def shares(x: Any) -> Iterator[Share]:
+            axes = self.axes
+            for layer in self._recorder.shares(x, axes.arrange, axes.counts, self.by_tape):
+                yield from together([share for _, share in layer])
+
+        first = shares(x1)
+        pairs = ((a, a) for a in first) if x2 is None else zip(first, shares(x2), strict=True)
         kernel = one_by_one(a.gram(b, same) for a, b in pairs)
         if kernel is None:  # The model does not use these variables.
             n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
@@ -102,48 +103,75 @@ class StructuredEngine:
         compared is the squared length of the gradient of a random combination of all outputs: by
         the tape, and as the sum of all entries of a kernel.
         """
-        variables = self._variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            for variable in variables:
-                tape.watch(variable.value)
-            outputs = self._model(examples, training=False)
-            weights = np.random.default_rng(0).normal(size=outputs.shape).astype("float32")
-            value = tf.tensordot(tf.cast(outputs, tf.float32), weights, outputs.shape.rank)
+        perturbed = _perturbed(self._model)
+        values = [perturbed.get(id(v), tf.convert_to_tensor(v.value)) for v in self._variables]
+        everywhere = [(v, perturbed[id(v)]) for v in self._model.trainable_variables]
 
         def project(outputs: Any) -> Any:
+            weights = np.random.default_rng(0).normal(size=outputs.shape).astype("float32")
             flat = tf.reshape(tf.cast(outputs, tf.float32) * weights, [outputs.shape[0], -1])
             return tf.reduce_sum(flat, axis=1, keepdims=True)
 
-        gradients = tape.gradient(
-            value,
-            [variable.value for variable in variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        expected = [2 * float(tf.nn.l2_loss(wide(tf.convert_to_tensor(g)))) for g in gradients]
-        del gradients, tape
-        shares = dict(self._recorder.shares(examples, project, (1, 1, 1), []))
+        def combination(values: Sequence[Any]) -> Any:
+            mapping = [*everywhere, *zip(self._variables, values, strict=True)]
+            with keras.StatelessScope(state_mapping=mapping):
+                return tf.reduce_sum(project(self._model(examples, training=False)))
+
+        expected = _squared_lengths(combination, values)
+        with keras.StatelessScope(state_mapping=everywhere):
+            shares = dict(
+                chain.from_iterable(self._recorder.shares(examples, project, (1, 1, 1), []))
+            )
         numbers = sum(share.held for share in shares.values())
         numbers += max((share.working for share in shares.values()), default=0)
-        self.numbers_per_example = max(1, self.axes.total * numbers // outputs.shape[0])
+        count = tf.nest.flatten(examples)[0].shape[0]
+        self.numbers_per_example = max(1, self.axes.total * numbers // count)
         found = [
             float(tf.reduce_sum(share.gram(share, False))) if (share := shares.get(id(v))) else 0.0
-            for v in variables
+            for v in self._variables
         ]
         half = any(layer.compute_dtype.endswith("16") for layer in leaves(self._model))
         tolerance = 3e-2 if half else 1e-3
         return [
             variable
-            for variable, ours, tapes in zip(variables, found, expected, strict=True)
+            for variable, ours, tapes in zip(self._variables, found, expected, strict=True)
             if abs(ours - tapes) > tolerance * tapes + 1e-6 * tolerance * sum(expected)
         ]
 
 
-def _perturbed(model: keras.Model) -> list[tuple[Any, Any]]:
-    """The trainable variables, each with values a little off its own."""
-    mapping = []
+def _perturbed(model: keras.Model) -> dict[int, Any]:
+    """By its identity, every trainable variable's values, a little off its own.
+
+    A gate that starts at zero hides what is behind it.
+    """
+    found = {}
     for index, variable in enumerate(model.trainable_variables):
         values = wide(tf.convert_to_tensor(variable.value))
         off = 0.1 * tf.sqrt(tf.reduce_mean(values**2)) + 0.1
         noise = tf.random.stateless_normal(values.shape, (0, index), dtype=values.dtype)
-        mapping.append((variable, tf.cast(values + off * noise, variable.dtype)))
-    return mapping
+        found[id(variable)] = tf.cast(values + off * noise, variable.dtype)
+    return found
+
+
+def _squared_lengths(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) -> list[Any]:
+    """The squared length of the function's gradient by each of its values.
+
+    They are taken as the gradients are found, not of all gradients at the end: those are as many
+    numbers as the model has weights.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        handles = [tf.zeros([], wide(value).dtype) for value in values]
+        tape.watch(handles)
+        result = function([_with_handle(*each) for each in zip(handles, values, strict=True)])
+    zero = tf.UnconnectedGradients.ZERO
+    return [float(length) for length in tape.gradient(result, handles, unconnected_gradients=zero)]
+
+
+def _with_handle(handle: Any, value: Any) -> Any:
+    """The value, as a function of a number: its gradient's squared length is that number's."""
+
+    @tf.custom_gradient
+    def unchanged(_: Any) -> Any:
+        return value, lambda gradient: tf.reduce_sum(wide(tf.convert_to_tensor(gradient)) ** 2)
+
+    return unchanged(handle)

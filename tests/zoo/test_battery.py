@@ -4,6 +4,7 @@ All of them are built and counted. What depends on the kind of network only is a
 and of all, at up to 64 pixels, with `--every-network`.
 """
 
+import gc
 import math
 import subprocess
 import sys
@@ -41,6 +42,14 @@ def asked_of(config):
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", asked_of(metafunc.config))
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    """Of every network they are more than a machine holds."""
+    yield
+    keras.backend.clear_session()
+    gc.collect()
 
 
 def thin(name, **options):
