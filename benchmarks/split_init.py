@@ -22,7 +22,7 @@ import ce_keras
 from ce_keras import files
 from ce_keras.training import balanced, load_fashion_mnist
 
-EPOCHS = (1, 2)
+EPOCHS = 2
 
 
 def dense(seed: int) -> keras.Model:
@@ -52,37 +52,41 @@ class Data:
         self.train = train.images.astype("float32"), train.labels
         self.test = test.images.astype("float32"), test.labels
 
-    def fit(self, model: keras.Model, epochs: int, seed: int) -> float:
-        """Train, and give the test error in percent."""
+    def fit(self, model: keras.Model, epochs: int, seed: int) -> list[float]:
+        """Train, and give the test error in percent after every epoch."""
         keras.utils.set_random_seed(seed)
         adam = keras.optimizers.Adam(1e-3)
         # Compiling by XLA would take longer than so short a training.
         model.compile(adam, "sparse_categorical_crossentropy", jit_compile=False)
-        model.fit(*self.train, batch_size=100, epochs=epochs, verbose=0)
-        return self.error(model)
+        errors = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_: found.append(self.error(self.probabilities(model)))
+        )
+        found: list[float] = []
+        model.fit(*self.train, batch_size=100, epochs=epochs, verbose=0, callbacks=[errors])
+        return found
 
-    def error(self, model: keras.Model) -> float:
+    def probabilities(self, model: keras.Model) -> np.ndarray:
+        """What the model says of the test images."""
+        return model.predict(self.test[0], batch_size=500, verbose=0)
+
+    def error(self, probabilities: np.ndarray) -> float:
         """Test error in percent."""
-        guesses = model.predict(self.test[0], batch_size=500, verbose=0).argmax(-1)
-        return float(100 * (guesses != self.test[1]).mean())
+        return float(100 * (probabilities.argmax(-1) != self.test[1]).mean())
 
 
 def trial(build: Any, epochs: int, mode: str, seed: int, data: Data) -> dict[str, Any]:
     """A baseline, and its ensemble from both starts."""
     keras.utils.set_random_seed(seed)
     model = build(seed)
-    row: dict[str, Any] = {"baseline": data.fit(model, epochs, seed)}
-    wanted = model.predict(data.test[0], batch_size=500, verbose=0)
+    row: dict[str, Any] = {"baseline": data.fit(model, epochs, seed)[-1]}
+    wanted = data.probabilities(model)
     for init in ("random", "split"):
         keras.utils.set_random_seed(seed + 100)
         ensemble = ce_keras.collegialize(model, mode, init=init, seed=seed)
-        given = ensemble.predict(data.test[0], batch_size=500, verbose=0)
+        given = data.probabilities(ensemble)
         apart = np.linalg.norm(given - wanted) / np.linalg.norm(wanted - wanted.mean(0))
-        start = ensemble.get_weights()
-        row[init] = {"distance": float(apart), "errors": [data.error(ensemble)]}
-        for count in EPOCHS:
-            ensemble.set_weights(start)
-            row[init]["errors"].append(data.fit(ensemble, count, seed + 200))
+        errors = [data.error(given), *data.fit(ensemble, EPOCHS, seed + 200)]
+        row[init] = {"distance": float(apart), "errors": errors}
     row["design"] = str(ensemble.report.answers[0].design)
     return row
 
@@ -102,7 +106,7 @@ def report(rows: list[dict[str, Any]], settings: argparse.Namespace) -> str:
     for row in rows:
         for init in ("random", "split"):
             starts = [each[init] for each in row["trials"]]
-            errors = [_told([s["errors"][i] for s in starts]) for i in range(len(EPOCHS) + 1)]
+            errors = [_told([s["errors"][i] for s in starts]) for i in range(EPOCHS + 1)]
             cells = [
                 row["network"],
                 _told([each["baseline"] for each in row["trials"]]),

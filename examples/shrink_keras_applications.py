@@ -28,8 +28,8 @@ report = smaller.report
 print(f"{report.before.params:,} parameters before, {report.after.params:,} after")
 
 # 3. An ordinary Keras model with new weights. Train it as you would have trained the first.
-#    (For a few steps it is quicker not to compile them by XLA.)
-smaller.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+#    (For a few steps it is quicker to run them as they come: leave that out for more.)
+smaller.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], run_eagerly=True)
 images = np.random.default_rng(0).random((4, options.size, options.size, 3), dtype=np.float32)
 smaller.fit(images, np.arange(4), batch_size=2, steps_per_epoch=options.steps, verbose=2)
 smaller.save("smaller.keras")

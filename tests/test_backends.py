@@ -57,6 +57,8 @@ def test_models_of_one_backend_are_the_same_on_another(backend, tmp_path, rng):
         model.save(tmp_path / name / "model.keras")
     backend_step.main(tmp_path)
     environment = {**os.environ, "KERAS_BACKEND": backend}
+    if backend == "jax":  # It compiles for longer than one step is worth.
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     subprocess.run(
         [sys.executable, backend_step.__file__, tmp_path],
         env=environment,

@@ -29,9 +29,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         the memory that training takes, in bytes.
     """
     known = what_of(recipe.data)
-    train, test = known.counts
-    if recipe.data.limit is not None:
-        train = min(train, recipe.data.limit)
+    limits = recipe.data.limit, recipe.data.test_limit
+    train, test = (
+        count if limit is None else min(count, limit)
+        for count, limit in zip(known.counts, limits, strict=True)
+    )
     model = build_model(recipe, known.shape, known.classes, seed=0)
     steps = math.ceil(train / recipe.schedule.batch)
     return {

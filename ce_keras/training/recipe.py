@@ -64,6 +64,7 @@ class DataRecipe:
         size: with `"resized_crop"`, the side of what the network sees; the set's own, or 224, if
             not given.
         limit: of images in memory, only so many for training, equally many of each class.
+        test_limit: the same, for testing.
     """
 
     name: str
@@ -74,6 +75,7 @@ class DataRecipe:
     normalize: str = "channel"
     size: int | None = None
     limit: int | None = None
+    test_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
             "1 or more, with resized_crop among data.augment",
         ),
         ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
+        ("data.test_limit", data.test_limit is None or data.test_limit > 0, "1 or more"),
         ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),
         ("optimizer.rate", optimizer.rate > 0, "above 0"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0, and below 1"),

@@ -293,6 +293,8 @@ def source_of(recipe: DataRecipe) -> Source:
 def _limited(train: Images, test: Images, recipe: DataRecipe, classes: int) -> Arrays:
     if recipe.limit is not None:
         train = balanced(train, recipe.limit)
+    if recipe.test_limit is not None:
+        test = balanced(test, recipe.test_limit)
     return Arrays(train, test, classes)
 
 

@@ -21,6 +21,7 @@ from ce_keras.training.sources import source_of
 
 SMALL = {
     "data.limit": "70",
+    "data.test_limit": "100",  # The last batch has one image.
     "model.cardinality": "2",
     "model.width": "3",
     "schedule.batch": "33",  # Of 16 and 17 rows, twice; then 4 images are left.
@@ -45,7 +46,10 @@ def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, *
         task = {"task": {"type": "worker", "index": index}}
         environment["TF_CONFIG"] = json.dumps(cluster | task)
     if backend == "jax":
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={len(devices) or 1}"
+        # Compiling takes longer than a few steps of the best code.
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + (
+            f"--xla_force_host_platform_device_count={len(devices) or 1}"
+        )
     command = [sys.executable, Path(__file__).with_name("replicas.py"), folder, json.dumps(asked)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

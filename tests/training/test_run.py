@@ -24,6 +24,7 @@ from ce_keras.training.sources import KNOWN, Arrays, source_of
 
 SMALL = {
     "data.limit": "100",
+    "data.test_limit": "200",
     "model.cardinality": "2",
     "model.width": "3",
     "schedule.batch": "32",
@@ -219,7 +220,7 @@ RECIPES = {
     "imagenet32": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
     "imagenet64": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "2"},
     "mnist": {"schedule.batch": "4"},
-    "fashion_mnist": {"data.limit": "30", "schedule.batch": "10"},
+    "fashion_mnist": {"data.limit": "30", "data.test_limit": "30", "schedule.batch": "10"},
 }
 
 
