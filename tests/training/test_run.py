@@ -321,5 +321,8 @@ def test_bad_commands(arguments, message, capsys, tmp_path, monkeypatch):
 
 def test_arrays_know_their_counts(source):
     assert isinstance(source, Arrays)
-    assert source.counts == (100, 2000)
+    assert source.counts == (100, 200)
+    for images, each in zip(source.images, (10, 20), strict=True):
+        assert np.bincount(images.labels).tolist() == [each] * 10
+    assert job.plan(small())["test_images"] == 200
     assert source.shape == (28, 28, 1)
