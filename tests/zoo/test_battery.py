@@ -44,12 +44,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("name", asked_of(metafunc.config))
 
 
-@pytest.fixture(autouse=True)
-def _forget():
-    """Of every network they are more than a machine holds."""
-    yield
+def forget():
+    """All networks together are more than a machine holds."""
     keras.backend.clear_session()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept():
+    yield
+    forget()
 
 
 def thin(name, **options):
@@ -162,6 +166,7 @@ import ce_keras, keras
 for file in Path(sys.argv[1]).glob("*.keras"):
     x = np.load(file.with_suffix(".x.npy"))
     np.save(file.with_suffix(".y.npy"), keras.models.load_model(file).predict(x, verbose=0))
+    keras.backend.clear_session()
 """
 
 
@@ -183,6 +188,8 @@ def test_networks_come_back_in_a_new_process(rng, tmp_path, pytestconfig):
             again = thin(name, seed=4, weights=path)
             np.testing.assert_array_equal(again(x), expected[name])
             path.unlink()  # Of every network they are gigabytes.
+        del model, again
+        forget()
     subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, capture_output=True)
     for name, outputs in expected.items():
         found = np.load(tmp_path / f"{name}.y.npy")
