@@ -45,6 +45,9 @@ class StructuredEngine:
         self._model = model
         self.axes = axes
         self._variables = list(variables)
+        # A graph does not know its value. What follows from constants alone, like the last layer's
+        # signals, would be computed when the graph is made, and kept.
+        self._one = tf.Variable(1.0, trainable=False)
         self._recorder = Recorder(model, variables)
         self.by_tape = self._disagreeing(examples)
         self._graphs: dict[Any, Callable[..., Any]] = {}
@@ -82,9 +85,11 @@ class StructuredEngine:
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         same = self.axes.same_examples
 
+        def arrange(outputs: Any) -> Any:
+            return self.axes.arrange(outputs) * tf.cast(self._one, outputs.dtype)
+
         def shares(x: Any) -> Iterator[Share]:
-            axes = self.axes
-            for layer in self._recorder.shares(x, axes.arrange, axes.counts, self.by_tape):
+            for layer in self._recorder.shares(x, arrange, self.axes.counts, self.by_tape):
                 yield from together([share for _, share in layer])
 
         first = shares(x1)
