@@ -277,7 +277,8 @@ def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
 def _products_of_rows(one: Any, two: Any) -> Any:
     """The product one @ two^T, for rows that can be far longer than they are many."""
     count, length = one.shape[-2:]
-    if two is one and min(count // 2, length // 16) >= _MANY:
+    # A half saved is worth two products more where rows are many, or long.
+    if two is one and max(min(count // 2, length // 16), min(count // 4, length // 3)) >= _MANY:
         return _symmetric_products(one)
     pieces = math.gcd(length, 16)
     few = len(one.shape) == 2 and max(count, two.shape[0]) <= _MANY

@@ -98,7 +98,8 @@ class StructuredEngine:
         if kernel is None:  # The model does not use these variables.
             n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
             return tf.zeros(self.axes.kernel_shape(n1, n2), self.axes.dtype)
-        return self.axes.restore(kernel / self.axes.counts[0])
+        traced_outputs = self.axes.counts[0]
+        return self.axes.restore(kernel / traced_outputs if traced_outputs > 1 else kernel)
 
     def _disagreeing(self, examples: Any) -> list[Any]:
         """The variables whose share is not what the tape says, on a few examples.
