@@ -58,12 +58,12 @@ class Data:
         adam = keras.optimizers.Adam(1e-3)
         # Compiling by XLA would take longer than so short a training.
         model.compile(adam, "sparse_categorical_crossentropy", jit_compile=False)
-        errors = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda *_: found.append(self.error(self.probabilities(model)))
+        errors: list[float] = []
+        noted = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_: errors.append(self.error(self.probabilities(model)))
         )
-        found: list[float] = []
-        model.fit(*self.train, batch_size=100, epochs=epochs, verbose=0, callbacks=[errors])
-        return found
+        model.fit(*self.train, batch_size=100, epochs=epochs, verbose=0, callbacks=[noted])
+        return errors
 
     def probabilities(self, model: keras.Model) -> np.ndarray:
         """What the model says of the test images."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ce_keras import geometry, law
 from ce_keras.geometry import Design
-from ce_keras.optimum import Curve, Solution, search
+from ce_keras.optimum import search
 from ce_keras.registration import register_with_keras
+from ce_keras.solution import Curve, Solution
 
 if TYPE_CHECKING:
     from ce_keras import layers, ntk, training, tuner, zoo

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ce_keras import plotting
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.geometry import Design, baseline
-from ce_keras.optimum import Solution, search
+from ce_keras.optimum import search
+from ce_keras.solution import Solution
 from ce_keras.training.data import Images, balanced, load_fashion_mnist
 
 NETWORK = "resnext11"

@@ -7,6 +7,7 @@ independent, and the ensemble's kernel is their mean: its variance is m times sm
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -194,3 +195,40 @@ def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
             "that and its standard error"
         )
     return float(variance), float(error)
+
+
+class FittedAlpha(Protocol):
+    """What `search` needs of a fit: `alpha` and its standard error."""
+
+    alpha: float
+    alpha_error: float
+
+
+def law_of(module: Module, alpha: Any, curve: Any) -> Law:
+    """The law that is meant by the arguments `alpha` and `law` of `search`.
+
+    Raises:
+        ValueError: for both of them, or one that is no law.
+    """
+    if curve is not None:
+        if alpha is not None:
+            raise ValueError(f"alpha, law: got alpha={alpha!r} and a law; give one of them")
+        if not callable(curve) and not isinstance(curve, Mapping):
+            raise ValueError(f"law: got {curve!r}; it must be a function of a width, or a table")
+        return MeasuredLaw(curve)
+    if alpha == "closed_form":
+        return ClosedFormLaw(module)
+    if alpha is None and module.alpha is None:
+        raise ValueError(
+            f"alpha: none given and none known for {module.name!r}; fit one with Algorithm 1 "
+            "(the paper's bottleneck block has 1.60)"
+        )
+    alpha = module.alpha if alpha is None else alpha
+    error = getattr(alpha, "alpha_error", 0.0)
+    value = getattr(alpha, "alpha", alpha)
+    if not (isinstance(value, numbers.Real) and 0 < float(value) < np.inf):
+        raise ValueError(
+            f"alpha: got {alpha!r}; it must be a positive number, 'closed_form', or a fit "
+            "(the paper's bottleneck block has 1.60)"
+        )
+    return ExponentialLaw(module, float(value), float(error))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ce_keras.ntk.alpha import AlphaFit
-    from ce_keras.optimum import Solution
+    from ce_keras.solution import Solution
 
 _COLOR = "tab:red"
 _OBJECTIVES = {

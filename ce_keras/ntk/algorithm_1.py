@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any
 
 import keras
@@ -219,7 +218,7 @@ def _products(
 
     def shares(example: np.ndarray) -> dict[int, Any]:
         one = tf.constant(example[None], network.inputs[0].dtype)
-        return dict(chain.from_iterable(recorder.shares(one, read, (1, 1, 1), taped)))
+        return recorder.by_variable(one, read, taped)
 
     def products(*values: Any) -> Any:
         mapping = zip(draw.variables, values, strict=True)

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import functools
 import inspect
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,13 @@ class Recorder:
             uses.subtract(own)
             done = [(key, begun.pop(key)) for key in own if not uses[key] and key in begun]
             yield [each for each in done if each[0] in self._wanted and each[0] not in taped]
+
+    def by_variable(
+        self, x: Any, arrange: Arrange, by_tape: Sequence[Any] = ()
+    ) -> dict[int, Share]:
+        """All shares at once, where there is one number of each example to differentiate."""
+        found = self.shares(x, arrange, (1, 1, 1), by_tape)
+        return dict(itertools.chain.from_iterable(found))
 
     @contextlib.contextmanager
     def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[_Record]]:

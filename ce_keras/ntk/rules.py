@@ -332,11 +332,12 @@ def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
 
 def _kernel_and_bias(layer: Any, a: Sequence[Any], b: Any, signal: Any) -> Shares:
     """The shares of a linear map's two variables; of vectors, a bias is the weight of a one."""
-    kernel = (layer.kernel, Products(a, b))
-    sizes = {math.prod(shape) for shape in (signal.shape[4:], b.shape[-1:])}
-    if layer.bias is None or sizes != {math.prod(layer.bias.shape)}:
-        return [kernel, *_bias(layer, signal)]
-    return [kernel, (layer.bias, Products([tf.ones([b.shape[3], 1, 1, 1], b.dtype)], b))]
+    kernel, bias = Products(a, b), layer.bias
+    outputs = b.shape[-1]
+    if bias is not None and outputs == math.prod(bias.shape) == math.prod(signal.shape[4:]):
+        ones = tf.ones([b.shape[3], 1, 1, 1], b.dtype)
+        return [(layer.kernel, kernel), (bias, Products([ones], b))]
+    return [(layer.kernel, kernel), *_bias(layer, signal)]
 
 
 def _bias(layer: Any, signal: Any) -> Shares:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ce_keras.geometry import Design, fully_connected
-from ce_keras.optimum import Mode, Solution, search
+from ce_keras.optimum import search
 from ce_keras.reproduce.result import MODES, Check, Points, Scale
 from ce_keras.reproduce.statistics import mean_and_error, permutation_p, rank_correlation
+from ce_keras.solution import Mode, Solution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from ce_keras import files
 from ce_keras.checks import checked_seed
-from ce_keras.optimum import Mode
+from ce_keras.solution import Mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ce_keras.geometry import Design, baseline
-from ce_keras.optimum import Mode, search
+from ce_keras.optimum import search
 from ce_keras.reproduce import tables
 from ce_keras.reproduce.result import MODES, Check, Points, Scale
 from ce_keras.reproduce.statistics import mean_and_error
+from ce_keras.solution import Mode
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:

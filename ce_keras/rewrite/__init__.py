@@ -24,14 +24,16 @@ from ce_keras.checks import positive_int
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops as flops_of
 from ce_keras.layers.flops import parameters
-from ce_keras.optimum import Mode
 from ce_keras.rewrite.building import check_copies, rebuilt
-from ce_keras.rewrite.chains import Chain, find_chains, is_functional
+from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.families import Answer, families_of, solve
+from ce_keras.rewrite.finding import find_chains
+from ce_keras.rewrite.graph import is_functional
 from ce_keras.rewrite.options import Options, Patterns, Per, checked_options
 from ce_keras.rewrite.report import Chosen, Costs, Found, Left, Report
 from ce_keras.rewrite.splitting import carry_over
 from ce_keras.rewrite.timing import check_measurable, step_seconds
+from ce_keras.solution import Mode
 
 __all__ = ["Report", "collegialize", "inspect"]
 

@@ -15,8 +15,9 @@ from ce_keras.geometry import scaled_widths
 from ce_keras.layers.collegial import CollegialDense
 from ce_keras.layers.grouping import widened
 from ce_keras.layers.initializers import SummedPaths
-from ce_keras.rewrite.chains import Chain, is_functional, models_in
+from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.families import Answer
+from ce_keras.rewrite.graph import is_functional, models_in
 
 logger = logging.getLogger("ce_keras")
 

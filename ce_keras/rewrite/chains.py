@@ -1,4 +1,4 @@
-"""Finds what can be ensembled in a Keras model: the modules of the paper, as chains of layers.
+"""What can be ensembled in a Keras model: the modules of the paper, as chains of layers.
 
 A chain is an *entry*, one or more *hidden* layers behind it and an *exit*, such that all that the
 entry computes reaches the model's output through the exit alone. Then whatever lies between can be
@@ -7,11 +7,9 @@ computed path by path: the exit sums the paths.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,12 +17,12 @@ import keras
 from keras import layers
 
 from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
-from ce_keras.layers.fan_in import leaves
 from ce_keras.layers.grouping import UNCHANGED, CannotGroupError, check_penalties, widened
+from ce_keras.rewrite.graph import Graph, Step
 
-_DENSE = (layers.Dense, CollegialDense)
-_CONV = (layers.Conv2D, CollegialConv2D)
-_BY_CHANNEL = (
+DENSE = (layers.Dense, CollegialDense)
+CONV = (layers.Conv2D, CollegialConv2D)
+BY_CHANNEL = (
     layers.DepthwiseConv1D,
     layers.DepthwiseConv2D,
     layers.SeparableConv1D,
@@ -98,124 +96,20 @@ class Chain:
         return [self.prefix + each.layer.name for each in self.maps]
 
 
-class Step(NamedTuple):
-    """One call of a layer or operation in a model's graph."""
-
-    operation: Any
-    inputs: list[Any]
-    outputs: list[Any]
-
-
-class Graph:
-    """The calls of a functional model, first to last, and who reads what."""
-
-    def __init__(self, model: Any) -> None:
-        network = getattr(model, "_functional", None) or model
-        by_depth = network._nodes_by_depth
-        self.steps = [
-            Step(node.operation, list(node.input_tensors), list(node.output_tensors))
-            for depth in sorted(by_depth, reverse=True)
-            for node in by_depth[depth]
-            if node.input_tensors
-        ]
-        # Readers by tensor: positions in `steps`, or -1 for whoever calls the model.
-        self.readers: dict[int, list[int]] = {id(tensor): [-1] for tensor in network.outputs}
-        for position, step in enumerate(self.steps):
-            for tensor in step.inputs:
-                self.readers.setdefault(id(tensor), []).append(position)
-
-
-def is_functional(model: Any) -> bool:
-    """Whether Keras knows the model's graph: functional, or sequential with a known input."""
-    if isinstance(model, keras.Sequential):
-        return getattr(model, "_functional", None) is not None
-    return hasattr(model, "_nodes_by_depth")
-
-
-def models_in(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The model and all functional models that are layers of it, each once, with its prefix."""
-    seen: set[int] = set()
-
-    def walk(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if id(model) in seen:
-            return
-        seen.add(id(model))
-        yield prefix, model
-        for layer in model.layers:
-            if is_functional(layer):
-                yield from walk(layer, f"{prefix}{layer.name}/")
-
-    yield from walk(model, prefix)
-
-
-def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, str]]]:
-    """All chains of a functional model, and why its other matrices are in none.
-
-    Returns:
-        The chains, first to last; and by layer's name, the layer's class and the reason.
-    """
-    graphs = [(prefix, inner, Graph(inner)) for prefix, inner in models_in(model)]
-    calls = Counter(
-        id(layer)
-        for _, _, graph in graphs
-        for step in graph.steps
-        for layer in _layers_of(step.operation)
-    )
-    chains: list[Chain] = []
-    reasons: dict[int, str] = {}
-    for prefix, _, graph in graphs:
-        chains += _chains_of(graph, prefix, calls, reasons)
-    taken = {id(each.layer) for chain in chains for each in chain.maps}
-    left = {}
-    for prefix, inner, _ in graphs:
-        for layer in inner.layers:
-            if id(layer) not in taken and not is_functional(layer) and _has_matrix(layer):
-                reason = reasons.get(id(layer)) or _why_not(layer)
-                left[prefix + layer.name] = (type(layer).__name__, reason)
-    return chains, left
-
-
-def _layers_of(operation: Any) -> list[Any]:
-    """A layer and those inside it, as of a wrapper; a model within has a graph of its own."""
-    if not isinstance(operation, layers.Layer) or is_functional(operation):
-        return [operation]
-    return list(operation._flatten_layers())
-
-
-def _chains_of(
-    graph: Graph, prefix: str, calls: Counter[int], reasons: dict[int, str]
-) -> list[Chain]:
-    starts: dict[int, list[int]] = {}
-    for position, step in enumerate(graph.steps):
-        if _is_entry(step.operation):
-            starts.setdefault(id(step.operation), []).append(position)
-    chains: list[Chain] = []
-    taken: set[int] = set()
-    for entry, positions in starts.items():
-        if entry in taken:
-            continue
-        try:
-            grown = [_grow(graph, position, prefix) for position in positions]
-            chain = _same_everywhere(grown, calls, taken)
-        except CannotGroupError as error:
-            reasons[entry] = str(error)
-            continue
-        chains.append(chain)
-        taken.update(id(each.layer) for each in chain.maps)
-    return chains
-
-
-def _is_entry(layer: Any) -> bool:
-    if _cardinality_of(layer) > 1:
+def is_entry(layer: Any) -> bool:
+    """Whether a chain can begin with this layer."""
+    if cardinality_of(layer) > 1:
         return False
-    return type(layer) in _DENSE or (type(layer) in _CONV and _kernel(layer) == (1, 1))
+    return type(layer) in DENSE or (type(layer) in CONV and kernel_of(layer) == (1, 1))
 
 
-def _kernel(layer: Any) -> tuple[int, ...]:
+def kernel_of(layer: Any) -> tuple[int, ...]:
+    """The sides of its kernel, in pixels."""
     return tuple(getattr(layer, "kernel_size", (1,)))
 
 
-def _cardinality_of(layer: Any) -> int:
+def cardinality_of(layer: Any) -> int:
+    """How many groups it has, of whichever kind."""
     return max(getattr(layer, "groups", 1), getattr(layer, "cardinality", 1))
 
 
@@ -249,7 +143,7 @@ class _Growth:
         """The outputs are inside too."""
         self.inside.update((id(tensor), tensor) for tensor in step.outputs)
         self.seen = position
-        linear = type(step.operation) in (*_DENSE, *_CONV)
+        linear = type(step.operation) in (*DENSE, *CONV)
         base = step.outputs[0].shape[-1] if linear else self.base(step)
         self.bases.update((id(tensor), base) for tensor in step.outputs)
 
@@ -259,14 +153,14 @@ class _Growth:
         return self.bases.get(id(tensor), tensor.shape[-1])
 
 
-def _grow(graph: Graph, start: int, prefix: str) -> Chain:
+def grow(graph: Graph, start: int, prefix: str) -> Chain:
     """The chain that begins with a step.
 
     Raises:
         CannotGroupError: if there is none, saying why.
     """
     entry = graph.steps[start]
-    kind = "dense" if type(entry.operation) in _DENSE else "bottleneck"
+    kind = "dense" if type(entry.operation) in DENSE else "bottleneck"
     growth = _Growth(graph, kind)
     if graph.readers.get(id(entry.outputs[0])) == [-1]:
         raise CannotGroupError("it gives the model's output: no hidden layer")
@@ -292,7 +186,7 @@ def _followed(growth: _Growth, start: int, prefix: str) -> tuple[Chain | None, s
             continue
         if not all(mine):
             return best, f"it meets other tensors at {step.operation.name!r}"
-        linear = type(step.operation) in (*_DENSE, *_CONV)
+        linear = type(step.operation) in (*DENSE, *CONV)
         cut = linear and growth.is_cut(position)
         if cut and _can_exit(growth, step.operation):
             best = _chain(growth, step, prefix)
@@ -309,7 +203,7 @@ def _followed(growth: _Growth, start: int, prefix: str) -> tuple[Chain | None, s
 def _can_exit(growth: _Growth, layer: Any) -> bool:
     """Whether a layer that all paths reach may sum them: there must be two hidden layers."""
     main = [each for each in growth.maps if not each.gate]
-    if _cardinality_of(layer) > 1 or len(main) < 2:
+    if cardinality_of(layer) > 1 or len(main) < 2:
         return False
     try:
         _check_trains_its_kernel(layer)
@@ -317,22 +211,22 @@ def _can_exit(growth: _Growth, layer: Any) -> bool:
     except CannotGroupError:
         return False
     if growth.kind == "dense":
-        return type(layer) in _DENSE
-    return type(layer) in _CONV and _kernel(layer) == (1, 1) and any(x.pixels > 1 for x in main)
+        return type(layer) in DENSE
+    return type(layer) in CONV and kernel_of(layer) == (1, 1) and any(x.pixels > 1 for x in main)
 
 
 def _follow(growth: _Growth, step: Step, linear: bool, cut: bool) -> None:
     """Take a step into the chain; raises where it cannot be done path by path."""
     layer = step.operation
     if linear:
-        if _cardinality_of(layer) > 1:
+        if cardinality_of(layer) > 1:
             raise CannotGroupError(f"{layer.name!r} is already grouped")
-        if cut and (type(layer) in _DENSE) != (growth.kind == "dense"):
+        if cut and (type(layer) in DENSE) != (growth.kind == "dense"):
             raise CannotGroupError(f"{layer.name!r}, a {type(layer).__name__}, follows")
         _check_map(step, shared=False)
         growth.maps.append(_map_of(growth, step, gate=not cut))
         return
-    if isinstance(layer, _BY_CHANNEL):
+    if isinstance(layer, BY_CHANNEL):
         raise CannotGroupError(f"{layer.name!r} behind it is already grouped, channel by channel")
     widened(layer, 2, False, [_doubled(tensor) for tensor in step.inputs])
     if type(layer) not in UNCHANGED:
@@ -363,7 +257,7 @@ def _map_of(growth: _Growth, step: Step, gate: bool = False) -> Map:
     (x,), (y,) = step.inputs, step.outputs
     sides = y.shape[1:-1]
     positions = None if None in sides else math.prod(sides)
-    pixels = math.prod(_kernel(step.operation))
+    pixels = math.prod(kernel_of(step.operation))
     base = growth.base(step)
     return Map(step.operation, pixels, x.shape[-1], base, y.shape[-1], positions, gate)
 
@@ -389,32 +283,6 @@ def _common(names: Sequence[str]) -> str:
     )
 
 
-def _same_everywhere(grown: Sequence[Chain], calls: Counter[int], taken: set[int]) -> Chain:
-    """The one chain of a shared entry; all its layers must be shared in the same way.
-
-    Raises:
-        CannotGroupError: if a layer of the chain is also used elsewhere.
-    """
-    chain = grown[0]
-    if any([x.layer for x in other.maps] != [x.layer for x in chain.maps] for other in grown[1:]):
-        raise CannotGroupError("it is shared, and not followed by the same layers everywhere")
-    members = [
-        layer
-        for other in grown
-        for layer in ([x.layer for x in other.maps] + [x.layer for x in other.between])
-    ]
-    used = Counter(map(id, members))
-    for layer in members:
-        if calls[id(layer)] != used[id(layer)] or id(layer) in taken:
-            raise CannotGroupError(f"{layer.name!r} is also used outside the chain")
-    # What lies between the shared layers may be another layer at every use.
-    between: dict[int, Between] = {}
-    for each in (each for other in grown for each in other.between):
-        if between.setdefault(id(each.layer), each) != each:
-            raise CannotGroupError(f"{each.layer.name!r} is applied to several shapes")
-    return dataclasses.replace(chain, between=tuple(between.values()))
-
-
 def _why_no_chain(growth: _Growth, stop: str) -> str:
     main = [each for each in growth.maps if not each.gate]
     if growth.kind == "dense":
@@ -425,28 +293,3 @@ def _why_no_chain(growth: _Growth, stop: str) -> str:
     if growth.kind == "bottleneck" and len(main) > 1:
         return f"not a chain: no 1x1 convolution ends it after {main[-1].layer.name!r}: {stop}"
     return f"not a chain: {stop}"
-
-
-def _why_not(layer: Any) -> str:
-    """Why a layer that begins no chain is in none."""
-    if isinstance(layer, keras.Model):
-        return (
-            "subclassed: Keras does not know its layers' order; build it with "
-            "keras.Model(inputs, model.call(inputs))"
-        )
-    if isinstance(layer, _BY_CHANNEL) or _cardinality_of(layer) > 1:
-        return "already grouped"
-    if type(layer) in _CONV:
-        size = "x".join(map(str, _kernel(layer)))
-        return f"not in a chain of 1x1, k x k and 1x1 convolutions: its kernel is {size}"
-    if isinstance(layer, (*_DENSE, *_CONV)):
-        return "subclassed: it may compute something else than its parent"
-    return f"there is no grouped form of a {type(layer).__name__}"
-
-
-def _has_matrix(layer: Any) -> bool:
-    return any(
-        len(weight.shape) > 1
-        for leaf in leaves(layer)
-        for weight in leaf.trainable_variables + leaf.non_trainable_variables
-    )

@@ -25,9 +25,10 @@ from ce_keras.geometry import (
     scaled_widths,
 )
 from ce_keras.law import ClosedFormLaw, ExponentialLaw, Law
-from ce_keras.optimum import Solution, search
+from ce_keras.optimum import search
 from ce_keras.rewrite.chains import Chain, Map
 from ce_keras.rewrite.options import Options, Per
+from ce_keras.solution import Solution
 
 
 @dataclass(frozen=True, eq=False)

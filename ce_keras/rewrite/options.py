@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from ce_keras.budget import Budget, checked_budget
 from ce_keras.checks import checked_seed, checked_tolerance, positive_int
 from ce_keras.geometry import Design
-from ce_keras.optimum import Mode
+from ce_keras.solution import Mode
 
 Per = Literal["network", "stage"]
 Patterns = str | Sequence[str] | None

@@ -11,8 +11,10 @@ import numpy as np
 from ce_keras.checks import positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
+from ce_keras.law import FittedAlpha
 from ce_keras.ntk import fit_alpha
-from ce_keras.optimum import FittedAlpha, Mode, Solution, search
+from ce_keras.optimum import search
+from ce_keras.solution import Mode, Solution
 
 #: Under which names a hypermodel asks for a design.
 NAMES = ("cardinality", "width")
