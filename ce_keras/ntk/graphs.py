@@ -16,9 +16,10 @@ _COMPILED = frozenset(
     Exp ExpandDims Fill FloorDiv GatherV2 Greater GreaterEqual Identity InvertPermutation
     LeakyRelu LeakyReluGrad Less LessEqual Log Log1p LogSoftmax MatMul Maximum Mean Minimum Mul
     Neg NoOp Pack Placeholder PlaceholderWithDefault Pow Range ReadVariableOp RealDiv Relu
-    ReluGrad Reshape Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Sigmoid SigmoidGrad Slice
-    Softmax Softplus SoftplusGrad Sqrt SqrtGrad Square SquaredDifference Squeeze StopGradient
-    StridedSlice Sub Sum Tanh TanhGrad Tile Transpose UnsortedSegmentSum ZerosLike
+    ReluGrad Reshape Roll Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Sigmoid SigmoidGrad
+    Slice Softmax Softplus SoftplusGrad Sqrt SqrtGrad Square SquaredDifference Squeeze
+    StopGradient StridedSlice Sub Sum Tanh TanhGrad Tile Transpose Unpack UnsortedSegmentSum
+    ZerosLike
     """.split()  # noqa: SIM905
 )
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from ce_keras.ntk.pairs import Pairs
+
 # Pairs of positions: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
 
@@ -42,12 +44,12 @@ class Share(Protocol):
     def join(self, other: Any) -> Share:
         """The share of a variable that is used in both ways."""
 
-    def gram(self, other: Any, same_examples: bool) -> Any:
+    def gram(self, other: Any, pairs: Pairs) -> Any:
         """The part of the kernel, traces summed: `(d, r, n, s, m)`.
 
         Args:
             other: the same variable's share for the second inputs.
-            same_examples: only pairs of an example with itself: `(d, r, n, s)`.
+            pairs: which pairs of outputs; of equal examples alone: `(d, r, n, s)`.
         """
 
 
@@ -70,9 +72,9 @@ class Gradients(NamedTuple):
         """A variable that is used twice has the sum of both uses."""
         return Gradients(self.j + other.j)
 
-    def gram(self, other: Gradients, same_examples: bool) -> Any:
+    def gram(self, other: Gradients, pairs: Pairs) -> Any:
         """The variable's part of the kernel, see `Share`."""
-        return _inner_products(self.j, other.j, same_examples)
+        return _inner_products(self.j, other.j, pairs)
 
     def by_path(self, other: Gradients, paths: int) -> Any:
         """Of one example and output, each path's inner product: `(paths,)`.
@@ -109,29 +111,28 @@ class Products(NamedTuple):
         a = [tf.concat(parts, 1) for parts in zip(self.a, other.a, strict=True)]
         return Products(a, tf.concat([self.b, other.b], 4))
 
-    def gram(self, other: Products, same_examples: bool) -> Any:
+    def gram(self, other: Products, pairs: Pairs) -> Any:
         """The variable's part of the kernel, see `Share`."""
         if self.a[0].shape[1:3] == other.a[0].shape[1:3] == (1, 1):
-            return self._gram_of_vectors(other, same_examples)
+            return self._gram_of_vectors(other, pairs)
         if self._fewer_by_position(other):
-            return self._gram_by_position(other, same_examples)
+            return self._gram_by_position(other, pairs)
         mirrored = other is self
 
         def terms() -> Iterator[Any]:
             for mine, its in zip(self.a, other.a, strict=True):
                 j = self._gradients(mine)
-                yield _inner_products(j, j if mirrored else other._gradients(its), same_examples)
+                yield _inner_products(j, j if mirrored else other._gradients(its), pairs)
 
         return one_by_one(terms())
 
-    def _gram_of_vectors(self, other: Products, same_examples: bool) -> Any:
+    def _gram_of_vectors(self, other: Products, pairs: Pairs) -> Any:
         """One position, one group: a dense layer. Plain matrix products."""
-        mine = self._as_vectors()
-        its = mine if other is self else other._as_vectors()
-        signals, *inputs = (
-            _inner_products(one, two, same_examples) for one, two in zip(mine, its, strict=True)
-        )
-        return signals * tf.add_n(inputs)
+        signals, *inputs = self._as_vectors()
+        its, *others = (signals, *inputs) if other is self else other._as_vectors()
+        every = Pairs(pairs.same_examples)
+        products = [_inner_products(a, b, every) for a, b in zip(inputs, others, strict=True)]
+        return _inner_products(signals, its, pairs) * tf.add_n(products)
 
     def by_path(self, other: Products, paths: int) -> Any:
         """Of one example and output, each path's inner product: `(paths,)`.
@@ -183,13 +184,17 @@ class Products(NamedTuple):
         # Products of all pairs of positions are held at once.
         return by_position <= by_gradient and n * m * p * q * g * d * r * r <= _MOST_PAIRS
 
-    def _gram_by_position(self, other: Products, same_examples: bool) -> Any:
+    def _gram_by_position(self, other: Products, pairs: Pairs) -> Any:
+        same = pairs.same_examples
         inputs = one_by_one(
-            _einsum("npgf,mqgf->gnpmq", same_examples, *pair)
-            for pair in zip(self.a, other.a, strict=True)
+            _einsum("npgf,mqgf->gnpmq", same, *pair) for pair in zip(self.a, other.a, strict=True)
         )
-        signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same_examples, self.b, other.b)
-        return _einsum("gnpmq,gdrsnpmq->drnsm", same_examples, inputs, signals)
+
+        def product(one: Any, two: Any) -> Any:
+            signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same, one, two)
+            return _einsum("gnpmq,gdrsnpmq->drnsm", same, inputs, signals)
+
+        return pairs.products(product, self.b, other.b)
 
     def _gradients(self, a: Any) -> Any:
         """The sum over positions carried out, for one part of the fan-in: `(t, d, r, n, k)`."""
@@ -228,23 +233,27 @@ class Lookups(NamedTuple):
         """A table that is read twice is read at more positions."""
         return Lookups(tf.concat([self.ids, other.ids], 1), tf.concat([self.b, other.b], 4))
 
-    def gram(self, other: Any, same_examples: bool) -> Any:
+    def gram(self, other: Any, pairs: Pairs) -> Any:
         """The variable's part of the kernel, see `Share`."""
         (n, p), (m, q) = self.ids.shape, other.ids.shape
-        if same_examples:
-            equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], self.b.dtype)
-            signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, self.b, other.b)
-            return _einsum("npmq,drsnpmq->drnsm", True, equal, signals)
-        # All pairs of positions are held at once, of a few examples at a time.
-        size = max(1, _MOST_PAIRS // (p * m * q * math.prod(self.b.shape[1:3]) * self.b.shape[2]))
-        parts: list[Any] = []
-        for start in range(0, n, size):
-            rows = slice(start, min(start + size, n))
-            with tf.control_dependencies(parts[-1:]):
-                equal = tf.cast(self.ids[rows, :, None, None] == other.ids, self.b.dtype)
-                signals = tf.einsum("tdrnpc,tdsmqc->drsnpmq", self.b[:, :, :, rows], other.b)
-                parts.append(tf.einsum("npmq,drsnpmq->drnsm", equal, signals))
-        return tf.concat(parts, axis=2)
+
+        def product(one: Any, two: Any) -> Any:
+            if pairs.same_examples:
+                equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], one.dtype)
+                signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, one, two)
+                return _einsum("npmq,drsnpmq->drnsm", True, equal, signals)
+            # All pairs of positions are held at once, of a few examples at a time.
+            size = max(1, _MOST_PAIRS // (p * m * q * math.prod(one.shape[1:3]) * two.shape[2]))
+            parts: list[Any] = []
+            for start in range(0, n, size):
+                rows = slice(start, min(start + size, n))
+                with tf.control_dependencies(parts[-1:]):
+                    equal = tf.cast(self.ids[rows, :, None, None] == other.ids, one.dtype)
+                    signals = tf.einsum("tdrnpc,tdsmqc->drsnpmq", one[:, :, :, rows], two)
+                    parts.append(tf.einsum("npmq,drsnpmq->drnsm", equal, signals))
+            return tf.concat(parts, axis=2)
+
+        return pairs.products(product, self.b, other.b)
 
 
 def together(shares: Sequence[Share]) -> list[Share]:
@@ -259,12 +268,17 @@ def together(shares: Sequence[Share]) -> list[Share]:
     return found
 
 
-def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
+def _inner_products(first: Any, second: Any, pairs: Pairs) -> Any:
+    """tdrnk, tdsmk -> drnsm, of these pairs."""
+    if pairs.same_examples:
+        return _einsum("tdrnk,tdsmk->drnsm", True, first, second)
+    return pairs.products(_all_inner_products, first, second)
+
+
+def _all_inner_products(first: Any, second: Any) -> Any:
     """tdrnk, tdsmk -> drnsm, without a copy of the two where they are large."""
     t, d, r, n, k = first.shape
     m = second.shape[3]
-    if same_examples:
-        return _einsum("tdrnk,tdsmk->drnsm", True, first, second)
     shape = [k] if t == d == 1 else [t, d, k]  # A plain matrix product, where it is one.
     one = tf.reshape(first, [*shape[:-1], r * n, k])
     two = one if second is first else tf.reshape(second, [*shape[:-1], r * m, k])

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.graphs import compiled, traced
+from ce_keras.ntk.pairs import Pairs
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Share, one_by_one, together
 from ce_keras.ntk.trial import trial
@@ -81,8 +82,6 @@ class StructuredEngine:
         return compiled(traced(compute, specs), specs)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
-        same = self.axes.same_examples
-
         def arrange(outputs: Any) -> Any:
             return self.axes.arrange(outputs) * tf.cast(self._one, outputs.dtype)
 
@@ -91,9 +90,16 @@ class StructuredEngine:
                 yield from together([share for _, share in layer])
 
         first = shares(x1)
-        pairs = ((a, a) for a in first) if x2 is None else zip(first, shares(x2), strict=True)
-        kernel = one_by_one(a.gram(b, same) for a, b in pairs)
+        both = ((a, a) for a in first) if x2 is None else zip(first, shares(x2), strict=True)
+        pairs = self._pairs(x1, x2)
+        kernel = one_by_one(a.gram(b, pairs) for a, b in both)
         if kernel is None:  # The model does not use these variables.
             n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
             return tf.zeros(self.axes.kernel_shape(n1, n2), self.axes.dtype)
-        return self.axes.restore(kernel / self.axes.counts[0])
+        return self.axes.restore(pairs.whole(kernel / self.axes.counts[0]))
+
+    def _pairs(self, x1: Any, x2: Any | None) -> Pairs:
+        _, diagonal, paired = self.axes.counts
+        if x2 is None and diagonal == 1 and not self.axes.same_examples:
+            return Pairs.symmetric(paired, tf.nest.flatten(x1)[0].shape[0])
+        return Pairs(self.axes.same_examples)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.pairs import Pairs
 from ce_keras.ntk.shares import Gradients, wide
 
 
@@ -35,8 +36,8 @@ class TapeEngine:
         """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs."""
         first = self._jacobians(x1)
         second = first if x2 is None else self._jacobians(x2)
-        same = self.axes.same_examples
-        terms = [a.gram(b, same) for a, b in zip(first, second, strict=True)]
+        pairs = Pairs(self.axes.same_examples)
+        terms = [a.gram(b, pairs) for a, b in zip(first, second, strict=True)]
         return self.axes.restore(tf.add_n(terms) / self.axes.counts[0])
 
     def _jacobians(self, x: Any) -> list[Gradients]:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
+from ce_keras.ntk.pairs import Pairs
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import wide
 
@@ -49,7 +50,7 @@ def trial(
     with keras.StatelessScope(state_mapping=everywhere):
         shares = recorder.by_variable(examples, _combined)
     found = [
-        float(tf.reduce_sum(share.gram(share, False))) if (share := shares.get(id(v))) else 0.0
+        float(tf.reduce_sum(share.gram(share, Pairs()))) if (share := shares.get(id(v))) else 0.0
         for v in variables
     ]
     half = any(layer.compute_dtype.endswith("16") for layer in leaves(model))

@@ -44,6 +44,19 @@ def test_engines_agree_in_single_precision(name, rng):
     np.testing.assert_allclose(fast, tape, rtol=1e-4, atol=1e-5 * abs(tape).max())
 
 
+@pytest.mark.parametrize("trace", [(), (1,)])
+def test_large_symmetric_kernels_are_computed_by_halves(trace, float64, rng):
+    model = sequential((3,), layers.Dense(24), layers.Reshape((2, 3, 4)), layers.Dense(5))
+    x = inputs(model, 30, rng)
+    halves, tape = (
+        empirical_ntk(model, x, trace_axes=trace, engine=engine)
+        for engine in ("structured", "tape")
+    )
+    np.testing.assert_allclose(halves, tape, rtol=1e-9, atol=1e-9)
+    every = empirical_ntk(model, x, x.copy(), trace_axes=trace, engine="structured")
+    np.testing.assert_allclose(halves, every, rtol=1e-9, atol=1e-9)
+
+
 AXES = [
     ((), ()),
     ((-1,), ()),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ce_keras.ntk.shares import Gradients, Products, _products_of_rows, together
+from ce_keras.ntk.pairs import Pairs
+from ce_keras.ntk.shares import Gradients, Lookups, Products, _products_of_rows, together
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,9 @@ def test_shares_with_one_signal_are_one_share(same_examples, rng):
     shares = [Products([a], b), Products([ones], b), Gradients(b[..., 0, 0, :])]
     merged = together(shares)
     assert [type(share) for share in merged] == [Products, Gradients]
-    first, second, _ = (share.gram(share, same_examples) for share in shares)
-    found = merged[0].gram(merged[0], same_examples)
+    which = Pairs(same_examples)
+    first, second, _ = (share.gram(share, which) for share in shares)
+    found = merged[0].gram(merged[0], which)
     np.testing.assert_allclose(found, first + second, rtol=1e-12)
     signals, inputs = np.asarray(b)[0, ..., 0, 0, :], a[:, 0, 0]
     pairs = np.einsum("drnc,dsmc,nm->drnsm", signals, signals, inputs @ inputs.T + 1)
@@ -35,3 +37,32 @@ def test_shares_with_one_signal_are_one_share(same_examples, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     apart = together([Products([a], b), Products([ones], tf.identity(b))])
     assert len(apart) == 2, "other signals"
+
+
+SHARES = {
+    "gradients": lambda rng, b: Gradients(tf.reshape(b, [*b.shape[:4], -1])),
+    "vectors": lambda rng, b: Products([rng.normal(size=(4, 1, 1, 9))], b[..., :1, :1, :]),
+    "few positions": lambda rng, b: Products([rng.normal(size=(4, 2, 3, 99))], b),
+    "many positions": lambda rng, b: Products(2 * [rng.normal(size=(4, 2, 3, 1))], b),
+    "lookups": lambda rng, b: Lookups(tf.constant(rng.integers(0, 3, (4, 2))), b[..., 0, :]),
+}
+
+
+@pytest.mark.parametrize("parts", range(1, 7))
+@pytest.mark.parametrize("kind", SHARES)
+def test_of_parts_every_two_meet(kind, parts, rng):
+    b = tf.constant(rng.normal(size=(3, 1, 2 * parts, 4, 2, 3, 5)))
+    share = SHARES[kind](rng, b)
+    every, pairs = Pairs(), Pairs(parts=parts)
+    met = share.gram(share, pairs)
+    assert met.shape[:2] == (parts * (parts + 1) // 2, 2), "no pair of parts met twice"
+    expected = share.gram(share, every)
+    np.testing.assert_allclose(pairs.whole(met), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "examples", "parts"),
+    [(10, 64, 5), (10, 16, 1), (10, 26, 2), (1, 1000, 1), (1000, 1, 5), (7, 128, 7), (11, 999, 1)],
+)
+def test_parts_keep_the_cores_busy(outputs, examples, parts):
+    assert Pairs.symmetric(outputs, examples) == Pairs(False, parts)
