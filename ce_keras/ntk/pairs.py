@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-# Rows of a matrix that keep all cores busy.
-_MANY = 128
+#: Rows of a matrix that are many: they keep all cores busy.
+MANY = 128
 
 # Of nine parts 56 % of all pairs meet; of more, hardly fewer.
 _MOST_PARTS = 9
@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     def symmetric(cls, outputs: int, examples: int) -> Pairs:
         """Those of inputs with themselves, with so many paired outputs of each example."""
         divisors = (p for p in range(1, _MOST_PARTS + 1) if outputs % p == 0)
-        return cls(parts=max((p for p in divisors if outputs // p * examples >= _MANY), default=1))
+        return cls(parts=max((p for p in divisors if outputs // p * examples >= MANY), default=1))
 
     def products(self, product: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
         """The products of all pairs, `(d, r, n, s, m)`; of parts, with `d` for pairs of parts.
@@ -60,7 +60,7 @@ class Pairs(NamedTuple):
 
         def block(i: int, j: int) -> Any:
             far, back = (j - i) % self.parts, (i - j) % self.parts
-            met = far < back or (far == back and i < j) or i == j
+            met = far < back or (far == back and i <= j)
             return blocks[far * self.parts + i] if met else mirrored[back * self.parts + j]
 
         every = range(self.parts)

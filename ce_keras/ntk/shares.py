@@ -18,13 +18,10 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from ce_keras.ntk.pairs import Pairs
+from ce_keras.ntk.pairs import MANY, Pairs
 
 # Pairs of positions: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
-
-# Rows of a matrix that are many: they keep all cores busy.
-_MANY = 128
 
 # Numbers that may be copied to be multiplied faster: 16 megabytes.
 _MOST_COPIED = 2**22
@@ -236,12 +233,12 @@ class Lookups(NamedTuple):
     def gram(self, other: Any, pairs: Pairs) -> Any:
         """The variable's part of the kernel, see `Share`."""
         (n, p), (m, q) = self.ids.shape, other.ids.shape
+        if pairs.same_examples:
+            equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], self.b.dtype)
+            signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, self.b, other.b)
+            return _einsum("npmq,drsnpmq->drnsm", True, equal, signals)
 
         def product(one: Any, two: Any) -> Any:
-            if pairs.same_examples:
-                equal = tf.cast(self.ids[:, :, None] == other.ids[:, None], one.dtype)
-                signals = _einsum("tdrnpc,tdsmqc->drsnpmq", True, one, two)
-                return _einsum("npmq,drsnpmq->drnsm", True, equal, signals)
             # All pairs of positions are held at once, of a few examples at a time.
             size = max(1, _MOST_PAIRS // (p * m * q * math.prod(one.shape[1:3]) * two.shape[2]))
             parts: list[Any] = []
@@ -292,11 +289,11 @@ def _products_of_rows(one: Any, two: Any) -> Any:
     """The product one @ two^T, for rows that can be far longer than they are many."""
     count, length = one.shape[-2:]
     # A half saved is worth two products more where rows are many, or long.
-    if two is one and max(min(count // 2, length // 16), min(count // 4, length // 3)) >= _MANY:
+    if two is one and max(min(count // 2, length // 16), min(count // 4, length // 3)) >= MANY:
         return _symmetric_products(one)
     pieces = math.gcd(length, 16)
-    few = len(one.shape) == 2 and max(count, two.shape[0]) <= _MANY
-    if few and pieces > 1 and 16 * _MANY <= length <= _MOST_COPIED // count:
+    few = len(one.shape) == 2 and max(count, two.shape[0]) <= MANY
+    if few and pieces > 1 and 16 * MANY <= length <= _MOST_COPIED // count:
         # Only rows and columns of a product are dealt out to cores, not a long sum: so pieces.
         parts = _in_pieces(one, pieces)
         others = parts if two is one else _in_pieces(two, pieces)
