@@ -8,10 +8,11 @@ every path's input and signal at every layer, and so T kernels.
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -29,8 +30,13 @@ from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
 
 Build = Callable[[], keras.Model]
+#: What builds networks of one kind, and where their random numbers come from.
+Kind = tuple[Build, np.random.Generator]
 #: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
 Readout = Callable[[Any], Any]
+
+# Ensembles in work: one for each core, and one whose turn is next.
+_AT_ONCE = 1 + min(8, os.cpu_count() or 1)
 
 
 def stack_model(stack: Stack) -> keras.Model:
@@ -66,29 +72,35 @@ def middle_unit(outputs: Any) -> Any:
 
 
 def tape_kernels(
-    build: Build,
+    kinds: Iterable[Kind],
     x: np.ndarray,
     draws: int,
-    rng: np.random.Generator,
     readout: Readout = middle_unit,
     ntk: bool = True,
-) -> np.ndarray:
+) -> Generator[np.ndarray]:
     """Kernels of freshly built networks, one entry of each: Algorithm 1 as printed.
 
     Args:
-        build: returns a Keras model.
+        kinds: of networks, such as one for each width: what returns a Keras model, and where the
+            seeds come from, where the model can be rebuilt from its configuration; otherwise it
+            is built each time, and must draw its weights anew.
         x: one or two inputs, `(p, ...)`.
-        draws: how many networks.
-        rng: where their seeds come from, where the model can be rebuilt from its configuration;
-            otherwise `build` is called, and must draw anew each time.
+        draws: how many networks of each kind.
         readout: one number of each network's outputs.
         ntk: the kernel of the NTK parameterisation; otherwise that of the variables as they are.
 
-    Returns:
-        K(x[0], x[-1]) of each network, shape `(draws,)`.
+    Yields:
+        K(x[0], x[-1]) of each network of a kind, shape `(draws,)`.
     """
+    for build, rng in kinds:
+        yield _by_tape(_networks(build, draws, rng), x, readout, ntk)
+
+
+def _by_tape(
+    networks: Iterable[keras.Model], x: np.ndarray, readout: Readout, ntk: bool
+) -> np.ndarray:
     products, moments = [], []
-    for model in _networks(build, draws, rng):
+    for model in networks:
         variables = model.trainable_variables
         gradients = _gradients(model, variables, x, lambda outputs: _read(readout, outputs)[0])
         pairs = zip(gradients[0], gradients[-1], strict=True)
@@ -137,42 +149,61 @@ def why_not_grouped(build: Build) -> str | None:
 
 
 def ensemble_kernels(
-    build: Build,
+    kinds: Iterable[Kind],
     x: np.ndarray,
     draws: int,
-    rng: np.random.Generator,
     readout: Readout = middle_unit,
     ntk: bool = True,
-) -> np.ndarray:
-    """The same, with many draws as the paths of one network: as many as stay in the caches.
+) -> Generator[np.ndarray]:
+    """The same, with many draws as the paths of one network: some million weights at a time.
 
-    Weights are drawn here, by the laws of Keras' initialisers.
+    Weights are drawn here, by the laws of Keras' initialisers. While networks of one kind are
+    drawn, the next kind's are built and traced.
 
     Args: as in `tape_kernels`.
 
-    Returns:
-        K(x[0], x[-1]) of each network, shape `(draws,)`.
+    Yields:
+        K(x[0], x[-1]) of each network of a kind, shape `(draws,)`.
 
     Raises:
         CannotGroupError: where a layer has no grouped form, or an initialiser of its own.
     """
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    begun = (_begun(pool, build, x, draws, rng, readout, ntk) for build, rng in kinds)
+    try:
+        for ensembles, _ in itertools.pairwise(itertools.chain(begun, [()])):
+            yield np.concatenate([*ensembles])[:draws]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begun(
+    pool: Executor,
+    build: Build,
+    x: np.ndarray,
+    draws: int,
+    rng: np.random.Generator,
+    readout: Readout,
+    ntk: bool,
+) -> Iterable[np.ndarray]:
+    """The kernels of one ensemble after another, all of which are in work."""
     member = build()
     most = max(1, _room(member) // max(1, _numbers(member)))
     # As few ensembles as there must be, of as many paths each.
-    rounds = -(-draws // most)
-    paths = -(-draws // rounds)
+    ensembles = -(-draws // most)
+    paths = -(-draws // ensembles)
     network = side_by_side(member, paths, kernel_initializer="zeros")
     values = initial_values(member, network)
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
-    draw = Draw(values)
-    products = traced(_products(network, draw, counted, paths, x, readout), draw.specs)
-    kernels = np.empty((rounds, paths, len(counted)))
-    step = tf.function(lambda random: products(*draw.values(random)), autograph=False)
-    random = _ahead(functools.partial(draw.random, rng), rounds)
-    for kernel, its in zip(kernels, random, strict=True):
-        kernel[:] = step(its)
     weights = [value.variance if ntk else 1.0 for value in counted]
-    return (kernels.reshape(rounds * paths, -1) @ weights)[:draws]
+    draw = Draw(values)
+    products = _products(network, draw, counted, paths, x, readout)
+    graph = traced(lambda *random: products(*draw.values(random)), draw.specs)
+
+    def kernels(own: np.random.Generator) -> np.ndarray:
+        return graph(*draw.random(own)).numpy() @ weights
+
+    return pool.map(kernels, rng.spawn(ensembles))
 
 
 def _room(member: keras.Model) -> int:
@@ -184,16 +215,6 @@ def _numbers(member: keras.Model) -> int:
     """How many a member holds: weights, or what its layers put out."""
     shapes = [layer.output.shape[1:] for layer in functional(member).layers]
     return max(member.count_params(), sum(math.prod(size or 1 for size in s) for s in shapes))
-
-
-def _ahead(function: Callable[[], Any], times: int) -> Iterator[Any]:
-    """What a function gives, each time begun while the last is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(function)
-        for _ in range(times - 1):
-            now, coming = coming.result(), pool.submit(function)
-            yield now
-        yield coming.result()
 
 
 def _products(

@@ -8,11 +8,12 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import keras
     from matplotlib.axes import Axes
 
+#: From widths, each with its random numbers, to as many kernels of each.
+Kernels = Callable[[Iterable[tuple[int, np.random.Generator]]], Generator[np.ndarray]]
 Method = Literal["closed_form", "sampler", "ensemble", "tape"]
 
 logger = logging.getLogger("ce_keras")
@@ -289,18 +292,19 @@ def _kernels(
     method: Method,
     readout: Callable[[Any], Any] | None,
     parameterization: Parameterization,
-) -> Callable[[int, np.random.Generator], np.ndarray]:
-    """What draws one entry of the kernel at a width."""
+) -> Kernels:
+    """What draws one entry of the kernel, width by width."""
     if method == "sampler":
-        return functools.partial(_sampled, subject, x, draws, parameterization)
+        sampled = functools.partial(_sampled, subject, x, draws, parameterization)
+        return lambda widths: (sampled(width, rng) for width, rng in widths)
     from ce_keras.ntk import algorithm_1
 
     by_networks = {"ensemble": algorithm_1.ensemble_kernels, "tape": algorithm_1.tape_kernels}
     readout = readout or algorithm_1.middle_unit
 
-    def drawn(width: int, rng: np.random.Generator) -> np.ndarray:
-        build = functools.partial(subject.build, width)
-        return by_networks[method](build, x, draws, rng, readout, parameterization == "ntk")
+    def drawn(widths: Iterable[tuple[int, np.random.Generator]]) -> Generator[np.ndarray]:
+        kinds = ((functools.partial(subject.build, width), rng) for width, rng in widths)
+        return by_networks[method](kinds, x, draws, readout, parameterization == "ntk")
 
     return drawn
 
@@ -322,7 +326,7 @@ def _sampled(
 
 
 def _measure(
-    kernels: Callable[[int, np.random.Generator], np.ndarray],
+    kernels: Kernels,
     widths: np.ndarray,
     rngs: list[np.random.Generator],
     key: dict[str, Any],
@@ -332,10 +336,11 @@ def _measure(
     from tqdm.auto import tqdm
 
     done = _resumed(checkpoint, key)
+    left = [(int(n), rng) for n, rng in zip(widths, rngs, strict=False) if str(n) not in done]
     # Quick by sampler: no bar then, unless it takes a second after all.
-    for n, rng in zip(tqdm(widths, desc="fit alpha", unit="width", delay=1), rngs, strict=False):
-        if str(n) not in done:
-            drawn = kernels(int(n), rng)
+    with contextlib.closing(kernels(left)) as coming:
+        bar = tqdm(coming, "fit alpha", len(widths), unit="width", initial=len(done), delay=1)
+        for (n, _), drawn in zip(left, bar, strict=True):
             if not drawn.any():  # As behind a layer normalisation of one unit.
                 raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")
             done[str(n)] = log_moment_ratio(drawn)

@@ -88,7 +88,7 @@ class Draw:
 
     Attributes:
         variables: what is drawn.
-        specs: of what is drawn, in the order of `variables`.
+        specs: of the random part, from which the values follow.
     """
 
     def __init__(self, values: Sequence[InitialValues]) -> None:
@@ -101,21 +101,24 @@ class Draw:
         self._sheets = [_sheet(*each) for each in by_quantile.items()]
         drawn = [*itertools.chain.from_iterable(by_quantile.values()), *self._by_path]
         self.variables = [value.variable for value in drawn]
-        self.specs = [tf.TensorSpec(v.shape, v.dtype) for v in self.variables]
+        own = [tf.TensorSpec(value.variable.shape, tf.float32) for value in self._by_path]
+        self.specs = [spec for sheet in self._sheets for spec in sheet.specs] + own
 
-    def random(self, rng: np.random.Generator) -> list[list[Any]]:
-        """The random part, which needs one core; `values` makes the most of all."""
-        return [
-            *(sheet.random(rng) for sheet in self._sheets),
-            [tf.convert_to_tensor(value.initialised(rng)) for value in self._by_path],
-        ]
+    def random(self, rng: np.random.Generator) -> list[Any]:
+        """The random part, by NumPy on one core; `values` is for a graph."""
+        own = [tf.convert_to_tensor(value.initialised(rng)) for value in self._by_path]
+        return [bits for sheet in self._sheets for bits in sheet.random(rng)] + own
 
-    def values(self, random: Sequence[list[Any]]) -> list[Any]:
+    def values(self, random: Sequence[Any]) -> list[Any]:
         """From that, new values in the order of `variables`."""
-        *sheets, by_path = random
-        cut = [sheet.cut(bits) for sheet, bits in zip(self._sheets, sheets, strict=True)]
-        found = [*itertools.chain.from_iterable(cut), *by_path]
-        return [tf.cast(value, spec.dtype) for value, spec in zip(found, self.specs, strict=True)]
+        rest = iter(random)
+        found = [
+            number
+            for sheet in self._sheets
+            for number in sheet.cut([*itertools.islice(rest, len(sheet.specs))])
+        ]
+        pairs = zip([*found, *rest], self.variables, strict=True)
+        return [tf.cast(value, variable.dtype) for value, variable in pairs]
 
 
 def _sheet(quantile: Quantile, values: Sequence[InitialValues]) -> Sheet:

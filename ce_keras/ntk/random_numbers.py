@@ -20,11 +20,13 @@ from numpy.polynomial import Chebyshev, Polynomial
 #: From two rows of random numbers between -1 and 1 to as many of deviation 1 and mean 0.
 Quantile = Callable[[Any], Any]
 
-#: Numbers that are drawn at a time: few enough for the caches.
-PIECE = 2**22
+#: Numbers that are drawn at a time: enough to be worth the calls, few enough to hold some at once.
+PIECE = 2**23
 
 #: Numbers with one deviation.
 BLOCK = 2**10
+
+_BITS = tf.TensorSpec([2, PIECE // 2], tf.int16)
 
 # Where TensorFlow's tensors begin: at a multiple of so many bytes.
 _ALIGNED = 64
@@ -43,6 +45,9 @@ class Sheet:
         shapes: of the arrays.
         deviations: of each array.
         means: of each array.
+
+    Attributes:
+        specs: of the bits of every piece.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Sheet:
         by_block = np.zeros(pieces * PIECE // BLOCK, np.float32)
         by_block[: sum(blocks)] = np.repeat(deviations, blocks)
         self._deviations = [tf.constant(piece) for piece in np.split(by_block, pieces)]
+        self.specs = [_BITS] * pieces
 
     def random(self, rng: np.random.Generator) -> list[Any]:
         """Random bits, for every piece two rows of 16-bit integers."""
@@ -99,10 +105,7 @@ def _numbers(quantile: Quantile) -> Callable[[Any, Any], Any]:
         between = (tf.cast(tf.reshape(bits, [2, -1, BLOCK]), tf.float32) + 0.5) * 2.0**-15
         return tf.reshape(quantile(between) * tf.reshape(deviation, [2, -1, 1]), [PIECE])
 
-    specs = [
-        tf.TensorSpec([2, PIECE // 2], tf.int16),
-        tf.TensorSpec([PIECE // BLOCK], tf.float32),
-    ]
+    specs = [_BITS, tf.TensorSpec([PIECE // BLOCK], tf.float32)]
     return tf.function(numbers, autograph=False, jit_compile=True).get_concrete_function(*specs)
 
 

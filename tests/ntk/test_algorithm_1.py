@@ -88,6 +88,12 @@ MEMBERS = {
 }
 
 
+def kernels_of(method, build, x, draws, rng, *options, **more):
+    """The kernels of one kind of network."""
+    (kernels,) = method([(build, rng)], x, draws, *options, **more)
+    return kernels
+
+
 def inputs(build, rng, count=2):
     return rng.normal(size=(count, *build().input_shape[1:]))
 
@@ -102,9 +108,10 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     drawn = draw.values(draw.random(rng))
     counted = [value for value in values if value.trainable]
     function = algorithm_1._products(ensemble.paths, draw, counted, 3, x, middle_unit)
-    graph = traced(function, draw.specs)
+    specs = [tf.TensorSpec(value.shape, value.dtype) for value in drawn]
+    graph = traced(function, specs)
     products = graph(*drawn)
-    np.testing.assert_allclose(compiled(graph, draw.specs)(*drawn), products, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(compiled(graph, specs)(*drawn), products, rtol=1e-4, atol=1e-5)
     for variable, value in zip(draw.variables, drawn, strict=True):
         variable.assign(value)
     for path in range(3):
@@ -118,13 +125,14 @@ def test_every_paths_products_are_its_own_networks(build, rng):
         np.testing.assert_allclose(products[path], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernels_of", [tape_kernels, ensemble_kernels])
+@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
 @pytest.mark.parametrize("ntk", [True, False])
-def test_stacks_have_the_samplers_kernels(kernels_of, ntk, rng):
+def test_stacks_have_the_samplers_kernels(method, ntk, rng):
     stack = bottleneck(6, width=3).stack(3)
     x = rng.normal(size=(2, 9, 6))
-    draws = 100 if kernels_of is tape_kernels else 5000
-    kernels = kernels_of(lambda: stack_model(stack), x, draws, np.random.default_rng(0), ntk=ntk)
+    draws = 100 if method is tape_kernels else 5000
+    rng = np.random.default_rng(0)
+    kernels = kernels_of(method, lambda: stack_model(stack), x, draws, rng, ntk=ntk)
     which = "ntk" if ntk else "standard"
     sampled = stack_kernels(x, stack.widths, 50_000, parameterization=which, seed=0)[:, 0, 1]
     assert_same_means(kernels, sampled)
@@ -138,25 +146,52 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
     def readout(outputs):
         return keras.ops.sum(outputs, axis=tuple(range(1, len(outputs.shape))))
 
-    printed = tape_kernels(build, x, 50, np.random.default_rng(0), readout)
-    together = ensemble_kernels(build, x, 500, np.random.default_rng(1), readout)
+    printed = kernels_of(tape_kernels, build, x, 50, np.random.default_rng(0), readout)
+    together = kernels_of(ensemble_kernels, build, x, 500, np.random.default_rng(1), readout)
     assert_same_means(printed, together)
     assert_same_means(printed**2, together**2)
 
 
-def test_what_does_not_fit_the_caches_is_drawn_in_parts(monkeypatch, rng):
+def test_what_one_ensemble_has_no_room_for_is_drawn_by_several(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
     room = 10 * perceptron().count_params() + algorithm_1.BLOCK * len(perceptron().weights)
     monkeypatch.setattr(algorithm_1, "PIECE", room)
-    kernels = ensemble_kernels(perceptron, x, 25, rng)
+    kernels = kernels_of(ensemble_kernels, perceptron, x, 25, rng)
     assert kernels.shape == (25,)
     assert len(set(kernels[kernels > 0])) > 15
 
 
-@pytest.mark.parametrize("kernels_of", [tape_kernels, ensemble_kernels])
-def test_the_same_seed_draws_the_same_networks(kernels_of, rng):
+@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
+def test_kinds_are_drawn_in_order_and_each_as_if_alone(method, rng):
+    kinds = [perceptron, several_paths, perceptron]
     x = inputs(perceptron, rng)
-    draws = [kernels_of(perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    rngs = [np.random.default_rng(seed) for seed in range(3)]
+    together = [*method(zip(kinds, rngs, strict=True), x, 3)]
+    for seed, (build, kernels) in enumerate(zip(kinds, together, strict=True)):
+        alone = kernels_of(method, build, x, 3, np.random.default_rng(seed))
+        np.testing.assert_array_equal(kernels, alone)
+
+
+def test_while_one_kind_is_drawn_the_next_is_built_and_no_more(rng):
+    built = []
+
+    def kind():
+        built.append(perceptron)
+        return perceptron()
+
+    drawn = ensemble_kernels(((kind, rng) for _ in range(9)), inputs(perceptron, rng), 3)
+    next(drawn)
+    assert len(built) == 2
+    drawn.close()
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
+def test_the_same_seed_draws_the_same_networks(method, rng):
+    x = inputs(perceptron, rng)
+    draws = [
+        kernels_of(method, perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.isin(draws[0], draws[2]).any()
 
@@ -224,7 +259,7 @@ def test_what_has_no_known_law_is_left_to_the_tape(layer, message):
 
     assert re.search(message, algorithm_1.why_not_grouped(build))
     with pytest.raises(CannotGroupError, match=message):
-        ensemble_kernels(build, np.ones((1, 3)), 5, np.random.default_rng(0))
+        kernels_of(ensemble_kernels, build, np.ones((1, 3)), 5, np.random.default_rng(0))
 
 
 def test_tables_have_kernels_too():
@@ -233,15 +268,15 @@ def test_tables_have_kernels_too():
         x = layers.GlobalAveragePooling1D()(layers.Embedding(5, 3)(ids))
         return keras.Model(ids, layers.Dense(1)(x))
 
-    kernels = tape_kernels(build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
+    kernels = kernels_of(tape_kernels, build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
     assert (kernels > 0).all()
 
 
 @pytest.mark.parametrize("readout", [lambda y: y[0, 0], lambda y: y, tf.reduce_sum])
-@pytest.mark.parametrize("kernels_of", [tape_kernels, ensemble_kernels])
-def test_a_readout_is_a_number_of_each_network(readout, kernels_of):
+@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
+def test_a_readout_is_a_number_of_each_network(readout, method):
     with pytest.raises(ValueError, match="readout: gave shape"):
-        kernels_of(perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
+        kernels_of(method, perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
 
 
 def test_stacks_are_networks_of_collegial_layers():
