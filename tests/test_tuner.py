@@ -30,8 +30,8 @@ def build(hp):
     m, n = hp.Int("cardinality", 1, 64), hp.Int("width", 1, 64)
     model = zoo.fully_connected((12,), 4, depth=4, base=24, cardinality=m, width=n, seed=0)
     rate = hp.Float("rate", 1e-3, 1e-1, sampling="log")
-    # Every trial would be compiled by XLA anew, for longer than it trains.
-    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", jit_compile=False)
+    # Every trial would be traced anew, for longer than it trains.
+    model.compile(keras.optimizers.SGD(rate), "sparse_categorical_crossentropy", run_eagerly=True)
     return model
 
 
@@ -198,7 +198,7 @@ def test_no_proposal_is_beyond_the_budget(name, tmp_path):
         model = keras.Sequential([keras.Input((12,))])
         model.add(keras.layers.Dense(hp.Int("a", 1, 16)))
         model.add(keras.layers.Dense(hp.Int("b", 1, 16)))
-        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
         return model
 
     oracle = BudgetOracle(INNER[name](), small, max_params=200, max_flops=330)
