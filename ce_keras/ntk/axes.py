@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.checks import whole_number
-from ce_keras.ntk.shares import moved
+from ce_keras.ntk.pairs import moved
 
 
 class OutputAxes:

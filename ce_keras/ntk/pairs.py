@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,27 +43,31 @@ class Pairs(NamedTuple):
         """
         if self.parts == 1:
             return product(first, second)
-        t, _, r, *rest = first.shape
-        apart = tf.reshape(first, [t, self.parts, r // self.parts, *rest])
-        # Every part meets the one that many further on, in a circle: half way round, all have met.
-        turns, odd = divmod(self.parts, 2)
-        met = [product(apart, tf.roll(apart, -k, 1) if k else apart) for k in range(turns + odd)]
-        if not odd:
-            met.append(product(apart[:, :turns], apart[:, turns:]))
-        return tf.concat(met, 0)
+        t, d, r, *rest = first.shape
+        # Of the first axis, parts are no copies.
+        order = [1, 0, *range(2, len(rest) + 4)]
+        apart = tf.reshape(first, [t, self.parts, d, r // self.parts, *rest])
+        apart = tf.unstack(moved(apart, order))
+        return tf.concat([product(apart[i], apart[j]) for i, j in self._met()], 0)
+
+    def _met(self) -> list[tuple[int, int]]:
+        return list(itertools.combinations_with_replacement(range(self.parts), 2))
 
     def whole(self, kernel: Any) -> Any:
         """A sum of such products with every pair in its place, `(d, r, n, s, m)`."""
         if self.parts == 1:
             return kernel
-        blocks = tf.unstack(kernel)
-        mirrored = tf.unstack(tf.transpose(kernel, [0, 3, 4, 1, 2]))
-
-        def block(i: int, j: int) -> Any:
-            far, back = (j - i) % self.parts, (i - j) % self.parts
-            met = far < back or (far == back and i <= j)
-            return blocks[far * self.parts + i] if met else mirrored[back * self.parts + j]
-
+        found = dict(zip(self._met(), tf.unstack(kernel), strict=True))
+        mirrored = {(j, i): tf.transpose(block, [2, 3, 0, 1]) for (i, j), block in found.items()}
+        blocks = mirrored | found
         every = range(self.parts)
-        rows = [tf.concat([block(i, j) for j in every], 2) for i in every]
+        rows = [tf.concat([blocks[i, j] for j in every], 2) for i in every]
         return tf.concat(rows, 0)[None]
+
+
+def moved(x: Any, order: list[int]) -> Any:
+    """A transposition; where no axis but those of size 1 changes places, only a reshape."""
+    large = [axis for axis in order if x.shape[axis] != 1]
+    if large == sorted(large):
+        return tf.reshape(x, [x.shape[axis] for axis in order])
+    return tf.transpose(x, order)

@@ -9,6 +9,7 @@ known: the engine traces for one number of examples.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import string
@@ -26,7 +27,7 @@ from ce_keras.layers import (
     FusedBatchNormalization,
 )
 from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
-from ce_keras.ntk.shares import Gradients, Lookups, Products, Share, wide
+from ce_keras.ntk.shares import Gradients, Late, Lookups, Products, Share, now, wide
 
 # Rows of a matrix that keep a core busy.
 _ENOUGH = 192
@@ -180,14 +181,15 @@ def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
 def _transposed(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     def shares(signal: Any) -> Shares:
         # Backwards it is a convolution: every input pixel meets a patch of the signal.
-        seen = tf.stack(_patches(tf.reshape(signal, [-1, *signal.shape[4:]]), layer), axis=2)
+        places = _patches(tf.reshape(signal, [-1, *signal.shape[4:]]), layer)
+        seen = tf.stack([now(place) for place in places], axis=2)
         b = tf.reshape(seen, [*signal.shape[:4], seen.shape[1], 1, -1])
         return [(layer.kernel, Products([_inputs(x)], b)), *_bias(layer, signal)]
 
     return _linear(layer, call, x, record, shares)
 
 
-def _patches(x: Any, layer: Any) -> list[Any]:
+def _patches(x: Any, layer: Any) -> list[Late]:
     """What each place of a kernel sees, `(examples, positions, channels)`."""
     kernel, strides = tuple(layer.kernel_size), tuple(layer.strides)
     dilation = tuple(layer.dilation_rate)
@@ -207,28 +209,35 @@ def _patches(x: Any, layer: Any) -> list[Any]:
         outs.append(out)
     if any(map(any, pads)):
         x = tf.pad(x, [(0, 0), *pads, (0, 0)])
-    seen = []
-    for offset in itertools.product(*map(range, kernel)):
+    shape = (x.shape[0], math.prod(outs), x.shape[-1])
+
+    def seen(offset: Sequence[int]) -> Any:
         window = [
             slice(gap * at, gap * at + step * (out - 1) + 1, step)
             for at, gap, step, out in zip(offset, dilation, strides, outs, strict=True)
         ]
-        seen.append(tf.reshape(x[(slice(None), *window)], [-1, math.prod(outs), x.shape[-1]]))
-    return seen
+        return tf.reshape(x[(slice(None), *window)], shape)
+
+    offsets = itertools.product(*map(range, kernel))
+    return [Late(shape, functools.partial(seen, offset)) for offset in offsets]
 
 
-def _grouped(places: list[Any], groups: int) -> list[Any]:
+def _grouped(places: Sequence[Late], groups: int) -> list[Late]:
     """What the places of a kernel see, in parts of the fan-in `(examples, positions, groups, f)`.
 
     As few places in a part as make matrix products efficient: all of them are a large copy.
     """
     examples, positions, channels = places[0].shape
-    shape = [examples, positions, groups, channels // groups]
-    parts = [tf.reshape(place, shape) for place in places]
+    shape = (examples, positions, groups, channels // groups)
     size = -(-_ENOUGH // shape[-1])
+
+    def part(some: Sequence[Late]) -> Any:
+        apart = [tf.reshape(now(place), shape) for place in some]
+        return tf.concat(apart, -1) if len(apart) > 1 else apart[0]
+
+    parts = (places[at : at + size] for at in range(0, len(places), size))
     return [
-        tf.concat(parts[at : at + size], axis=-1) if size > 1 else parts[at]
-        for at in range(0, len(parts), size)
+        Late((*shape[:-1], len(some) * shape[-1]), functools.partial(part, some)) for some in parts
     ]
 
 

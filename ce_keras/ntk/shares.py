@@ -13,7 +13,7 @@ outputs of a group; k: the parameters of a variable.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -23,8 +23,11 @@ from ce_keras.ntk.pairs import MANY, Pairs
 # Pairs of positions: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
 
-# Numbers that may be copied to be multiplied faster: 16 megabytes.
-_MOST_COPIED = 2**22
+# Numbers in a row, whose products are sums for several cores.
+_LONG = 2**11
+
+# Numbers in many rows, of whose products a half saved is worth two multiplications more.
+_WORTH_HALVING = 2**19
 
 
 class Share(Protocol):
@@ -48,6 +51,18 @@ class Share(Protocol):
             other: the same variable's share for the second inputs.
             pairs: which pairs of outputs; of equal examples alone: `(d, r, n, s)`.
         """
+
+
+class Late(NamedTuple):
+    """A tensor of known shape that is made when it is needed, not kept until then."""
+
+    shape: Sequence[int]
+    make: Callable[[], Any]
+
+
+def now(tensor: Any) -> Any:
+    """The tensor itself."""
+    return tensor.make() if isinstance(tensor, Late) else tensor
 
 
 class Gradients(NamedTuple):
@@ -85,7 +100,7 @@ class Products(NamedTuple):
     """Sums over positions of outer products: inputs and signals.
 
     `a` is the inputs, in parts of the fan-in (the places of a convolution's kernel), each of shape
-    `(n, p, g, f)`; `b` is `(t, d, r, n, p, g, c)`.
+    `(n, p, g, f)`, and some of them `Late`; `b` is `(t, d, r, n, p, g, c)`.
     """
 
     a: Sequence[Any]
@@ -98,14 +113,15 @@ class Products(NamedTuple):
 
     @property
     def working(self) -> int:
-        """See `Share`: the inputs, and the gradients of a part of the fan-in."""
+        """See `Share`: a part of the inputs, cut out and joined, and its gradients."""
         n, *_, f = self.a[0].shape
         gradients = math.prod(self.b.shape[:3]) * n * f * math.prod(self.b.shape[-2:])
-        return sum(math.prod(part.shape) for part in self.a) + gradients
+        return 2 * math.prod(self.a[0].shape) + gradients
 
     def join(self, other: Products) -> Products:
         """A layer that is applied twice is applied at more positions."""
-        a = [tf.concat(parts, 1) for parts in zip(self.a, other.a, strict=True)]
+        pairs = zip(self.a, other.a, strict=True)
+        a = [tf.concat([now(part) for part in pair], 1) for pair in pairs]
         return Products(a, tf.concat([self.b, other.b], 4))
 
     def gram(self, other: Products, pairs: Pairs) -> Any:
@@ -139,7 +155,7 @@ class Products(NamedTuple):
         signals, its = (self._signals_by_path(paths), other._signals_by_path(paths))
         # Inputs are the path's own, or, in the first layer of an ensemble, everybody's.
         pairs = [
-            (tf.transpose(one[0], [1, 0, 2]), tf.transpose(two[0], [1, 0, 2]))
+            (tf.transpose(now(one)[0], [1, 0, 2]), tf.transpose(now(two)[0], [1, 0, 2]))
             for one, two in zip(self.a, other.a, strict=True)
         ]
         p, c = signals.shape[1:]
@@ -167,7 +183,7 @@ class Products(NamedTuple):
     def _as_vectors(self) -> list[Any]:
         """The signals and the parts of the inputs, each `(t, d, r, n, k)`."""
         b = tf.reshape(self.b, [*self.b.shape[:4], self.b.shape[-1]])
-        return [b, *(tf.reshape(part, [1, 1, 1, *part.shape[::3]]) for part in self.a)]
+        return [b, *(tf.reshape(now(part), [1, 1, 1, *part.shape[::3]]) for part in self.a)]
 
     def _fewer_by_position(self, other: Products) -> bool:
         """Whether products of all pairs of positions make for fewer operations than gradients."""
@@ -183,9 +199,13 @@ class Products(NamedTuple):
 
     def _gram_by_position(self, other: Products, pairs: Pairs) -> Any:
         same = pairs.same_examples
-        inputs = one_by_one(
-            _einsum("npgf,mqgf->gnpmq", same, *pair) for pair in zip(self.a, other.a, strict=True)
-        )
+
+        def terms() -> Iterator[Any]:
+            for mine, its in zip(self.a, other.a, strict=True):
+                one = now(mine)
+                yield _einsum("npgf,mqgf->gnpmq", same, one, one if its is mine else now(its))
+
+        inputs = one_by_one(terms())
 
         def product(one: Any, two: Any) -> Any:
             signals = _einsum("tdrnpgc,tdsmqgc->gdrsnpmq", same, one, two)
@@ -197,7 +217,7 @@ class Products(NamedTuple):
         """The sum over positions carried out, for one part of the fan-in: `(t, d, r, n, k)`."""
         t, d, r, n, _, g, c = self.b.shape
         # Groups before positions: then it is one matrix product for each example and group.
-        a = tf.transpose(a, [0, 2, 3, 1]) if g > 1 else a[:, :, 0][:, None]
+        a = tf.transpose(now(a), [0, 2, 3, 1]) if g > 1 else now(a)[:, :, 0][:, None]
         b = (
             tf.transpose(self.b, [0, 1, 2, 3, 5, 4, 6])
             if g > 1
@@ -276,28 +296,22 @@ def _all_inner_products(first: Any, second: Any) -> Any:
     """tdrnk, tdsmk -> drnsm, without a copy of the two where they are large."""
     t, d, r, n, k = first.shape
     m = second.shape[3]
-    shape = [k] if t == d == 1 else [t, d, k]  # A plain matrix product, where it is one.
+    # Of a plain product only rows are dealt out to the cores, not a long sum.
+    plain = t == d == 1 and r * n < MANY and k < _LONG
+    shape = [k] if plain else [t, d, k]
     one = tf.reshape(first, [*shape[:-1], r * n, k])
     two = one if second is first else tf.reshape(second, [*shape[:-1], r * m, k])
     products = _products_of_rows(one, two)
-    if len(shape) > 1:
-        products = tf.reduce_sum(products, 0)
+    if not plain:
+        products = products[0] if t == 1 else tf.reduce_sum(products, 0)
     return tf.reshape(products, [d, r, n, r, m])
 
 
 def _products_of_rows(one: Any, two: Any) -> Any:
-    """The product one @ two^T, for rows that can be far longer than they are many."""
+    """The product one @ two^T."""
     count, length = one.shape[-2:]
-    # A half saved is worth two products more where rows are many, or long.
-    if two is one and max(min(count // 2, length // 16), min(count // 4, length // 3)) >= MANY:
+    if two is one and count >= 2 * MANY and count * length >= _WORTH_HALVING:
         return _symmetric_products(one)
-    pieces = math.gcd(length, 16)
-    few = len(one.shape) == 2 and max(count, two.shape[0]) <= MANY
-    if few and pieces > 1 and 16 * MANY <= length <= _MOST_COPIED // count:
-        # Only rows and columns of a product are dealt out to cores, not a long sum: so pieces.
-        parts = _in_pieces(one, pieces)
-        others = parts if two is one else _in_pieces(two, pieces)
-        return tf.reduce_sum(tf.matmul(parts, others, transpose_b=True), 0)
     return tf.matmul(one, two, transpose_b=True)
 
 
@@ -311,12 +325,6 @@ def _symmetric_products(rows: Any) -> Any:
         tf.concat([tf.linalg.matrix_transpose(beside), _products_of_rows(below, below)], -1),
     ]
     return tf.concat(halves, -2)
-
-
-def _in_pieces(rows: Any, pieces: int) -> Any:
-    """Rows `(n, k)` as `(pieces, n, k / pieces)`."""
-    n, k = rows.shape
-    return tf.transpose(tf.reshape(rows, [n, pieces, k // pieces]), [1, 0, 2])
 
 
 def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:
@@ -352,11 +360,3 @@ def one_by_one(terms: Iterator[Any]) -> Any | None:
 def wide(x: Any) -> Any:
     """In at least single precision."""
     return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
-
-
-def moved(x: Any, order: list[int]) -> Any:
-    """A transposition; where no axis but those of size 1 changes places, only a reshape."""
-    large = [axis for axis in order if x.shape[axis] != 1]
-    if large == sorted(large):
-        return tf.reshape(x, [x.shape[axis] for axis in order])
-    return tf.transpose(x, order)

@@ -8,9 +8,7 @@ from ce_keras.ntk.pairs import Pairs
 from ce_keras.ntk.shares import Gradients, Lookups, Products, _products_of_rows, together
 
 
-@pytest.mark.parametrize(
-    "shape", [(300, 4200), (520, 4100), (640, 500), (60, 4096), (60, 4099), (7, 5)]
-)
+@pytest.mark.parametrize("shape", [(300, 4200), (1030, 2100), (640, 500), (7, 5)])
 def test_products_of_rows_are_the_products_of_rows(shape, rng):
     one, two = rng.normal(size=(2, *shape))
     for rows, others in ((one, one), (one, two), (np.stack([one, two]), np.stack([two, one]))):
