@@ -33,8 +33,13 @@ class Pairs(NamedTuple):
         divisors = (p for p in range(1, _MOST_PARTS + 1) if outputs % p == 0)
         return cls(parts=max((p for p in divisors if outputs // p * examples >= MANY), default=1))
 
+    @property
+    def met(self) -> float:
+        """Which fraction of all pairs of outputs is computed."""
+        return (self.parts + 1) / (2 * self.parts)
+
     def products(self, product: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
-        """The products of all pairs, `(d, r, n, s, m)`; of parts, with `d` for pairs of parts.
+        """The products of all pairs, `(d, r, n, s, m)`; of parts, with `s` for those met by any.
 
         Args:
             product: `(t, d, r, n, ...)` and `(t, d, s, m, ...)` to `(d, r, n, s, m)`.
@@ -43,26 +48,24 @@ class Pairs(NamedTuple):
         """
         if self.parts == 1:
             return product(first, second)
-        t, d, r, *rest = first.shape
-        # Of the first axis, parts are no copies.
-        order = [1, 0, *range(2, len(rest) + 4)]
-        apart = tf.reshape(first, [t, self.parts, d, r // self.parts, *rest])
-        apart = tf.unstack(moved(apart, order))
-        return tf.concat([product(apart[i], apart[j]) for i, j in self._met()], 0)
-
-    def _met(self) -> list[tuple[int, int]]:
-        return list(itertools.combinations_with_replacement(range(self.parts), 2))
+        t, d, r, *others = range(len(first.shape))
+        by_output = moved(first, [r, t, d, *others])  # Along the first axis, parts are no copies.
+        starts = range(0, first.shape[r], first.shape[r] // self.parts)
+        later = [moved(by_output[start:], [1, 2, 0, *others]) for start in starts]
+        own = [moved(by_output[start:][: starts.step], [1, 2, 0, *others]) for start in starts]
+        return tf.concat([product(*each) for each in zip(own, later, strict=True)], 3)
 
     def whole(self, kernel: Any) -> Any:
         """A sum of such products with every pair in its place, `(d, r, n, s, m)`."""
         if self.parts == 1:
             return kernel
-        found = dict(zip(self._met(), tf.unstack(kernel), strict=True))
-        mirrored = {(j, i): tf.transpose(block, [2, 3, 0, 1]) for (i, j), block in found.items()}
+        met = list(itertools.combinations_with_replacement(range(self.parts), 2))
+        found = dict(zip(met, tf.split(kernel, len(met), 3), strict=True))
+        mirrored = {(j, i): tf.transpose(block, [0, 3, 4, 1, 2]) for (i, j), block in found.items()}
         blocks = mirrored | found
         every = range(self.parts)
-        rows = [tf.concat([blocks[i, j] for j in every], 2) for i in every]
-        return tf.concat(rows, 0)[None]
+        rows = [tf.concat([blocks[i, j] for j in every], 3) for i in every]
+        return tf.concat(rows, 1)
 
 
 def moved(x: Any, order: list[int]) -> Any:

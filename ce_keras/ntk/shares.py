@@ -23,7 +23,7 @@ from ce_keras.ntk.pairs import MANY, Pairs
 # Pairs of positions: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
 
-# Numbers in a row, whose products are sums for several cores.
+# Numbers in a row whose products are sums for several cores.
 _LONG = 2**11
 
 # Numbers in many rows, of whose products a half saved is worth two multiplications more.
@@ -113,10 +113,10 @@ class Products(NamedTuple):
 
     @property
     def working(self) -> int:
-        """See `Share`: a part of the inputs, cut out and joined, and its gradients."""
+        """See `Share`: a part of the inputs, and its gradients."""
         n, *_, f = self.a[0].shape
         gradients = math.prod(self.b.shape[:3]) * n * f * math.prod(self.b.shape[-2:])
-        return 2 * math.prod(self.a[0].shape) + gradients
+        return math.prod(self.a[0].shape) + gradients
 
     def join(self, other: Products) -> Products:
         """A layer that is applied twice is applied at more positions."""
@@ -128,7 +128,7 @@ class Products(NamedTuple):
         """The variable's part of the kernel, see `Share`."""
         if self.a[0].shape[1:3] == other.a[0].shape[1:3] == (1, 1):
             return self._gram_of_vectors(other, pairs)
-        if self._fewer_by_position(other):
+        if self._fewer_by_position(other, pairs):
             return self._gram_by_position(other, pairs)
         mirrored = other is self
 
@@ -185,15 +185,15 @@ class Products(NamedTuple):
         b = tf.reshape(self.b, [*self.b.shape[:4], self.b.shape[-1]])
         return [b, *(tf.reshape(now(part), [1, 1, 1, *part.shape[::3]]) for part in self.a)]
 
-    def _fewer_by_position(self, other: Products) -> bool:
+    def _fewer_by_position(self, other: Products, pairs: Pairs) -> bool:
         """Whether products of all pairs of positions make for fewer operations than gradients."""
         n, p, g, _ = self.a[0].shape
         m, q, *_ = other.a[0].shape
         t, d, r, *_, c = self.b.shape
         f = sum(part.shape[-1] for part in self.a)
-        pairs = n * m * d * r * r
-        by_position = n * m * p * q * g * f + pairs * t * p * q * g * c
-        by_gradient = (n * p + m * q) // 2 * t * d * r * g * f * c + pairs * t * g * f * c
+        met = pairs.met * n * m * d * r * r
+        by_position = n * m * p * q * g * f + met * t * p * q * g * c
+        by_gradient = (n * p + m * q) / 2 * t * d * r * g * f * c + met * t * g * f * c
         # Products of all pairs of positions are held at once.
         return by_position <= by_gradient and n * m * p * q * g * d * r * r <= _MOST_PAIRS
 
@@ -295,16 +295,16 @@ def _inner_products(first: Any, second: Any, pairs: Pairs) -> Any:
 def _all_inner_products(first: Any, second: Any) -> Any:
     """tdrnk, tdsmk -> drnsm, without a copy of the two where they are large."""
     t, d, r, n, k = first.shape
-    m = second.shape[3]
+    s, m = second.shape[2:4]
     # Of a plain product only rows are dealt out to the cores, not a long sum.
     plain = t == d == 1 and r * n < MANY and k < _LONG
     shape = [k] if plain else [t, d, k]
     one = tf.reshape(first, [*shape[:-1], r * n, k])
-    two = one if second is first else tf.reshape(second, [*shape[:-1], r * m, k])
+    two = one if second is first else tf.reshape(second, [*shape[:-1], s * m, k])
     products = _products_of_rows(one, two)
     if not plain:
         products = products[0] if t == 1 else tf.reduce_sum(products, 0)
-    return tf.reshape(products, [d, r, n, r, m])
+    return tf.reshape(products, [d, r, n, s, m])
 
 
 def _products_of_rows(one: Any, two: Any) -> Any:
