@@ -8,12 +8,12 @@ every path's input and signal at every layer, and so T kernels.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -30,6 +30,7 @@ from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
 
 Build = Callable[[], keras.Model]
+Item = TypeVar("Item")
 #: What builds networks of one kind, and where their random numbers come from.
 Kind = tuple[Build, np.random.Generator]
 #: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
@@ -37,6 +38,9 @@ Readout = Callable[[Any], Any]
 
 # Ensembles in work: one for each core, and one whose turn is next.
 _AT_ONCE = 1 + min(8, os.cpu_count() or 1)
+
+# Numbers that the ensembles in work hold, of one kind: some copies of each, a gigabyte in all.
+_MOST_HELD = 2**26
 
 
 def stack_model(stack: Stack) -> keras.Model:
@@ -158,7 +162,7 @@ def ensemble_kernels(
     """The same, with many draws as the paths of one network: some million weights at a time.
 
     Weights are drawn here, by the laws of Keras' initialisers. While networks of one kind are
-    drawn, the next kind's are built and traced.
+    drawn, the next kind's are built, traced and begun.
 
     Args: as in `tape_kernels`.
 
@@ -171,10 +175,25 @@ def ensemble_kernels(
     pool = ThreadPoolExecutor(_AT_ONCE)
     begun = (_begun(pool, build, x, draws, rng, readout, ntk) for build, rng in kinds)
     try:
-        for ensembles, _ in itertools.pairwise(itertools.chain(begun, [()])):
+        for ensembles in _one_ahead(begun):
             yield np.concatenate([*ensembles])[:draws]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Each item once the next is made; what keeps that from being made is raised in its turn."""
+    item = next(items, None)
+    while item is not None:
+        failure = None
+        try:
+            following = next(items, None)
+        except Exception as error:
+            following, failure = None, error
+        yield item
+        if failure is not None:
+            raise failure
+        item = following
 
 
 def _begun(
@@ -197,11 +216,13 @@ def _begun(
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     weights = [value.variance if ntk else 1.0 for value in counted]
     draw = Draw(values)
+    turns = threading.Semaphore(max(1, _MOST_HELD // (paths * _numbers(member))))
     products = _products(network, draw, counted, paths, x, readout)
     graph = traced(lambda *random: products(*draw.values(random)), draw.specs)
 
     def kernels(own: np.random.Generator) -> np.ndarray:
-        return graph(*draw.random(own)).numpy() @ weights
+        with turns:
+            return graph(*draw.random(own)).numpy() @ weights
 
     return pool.map(kernels, rng.spawn(ensembles))
 

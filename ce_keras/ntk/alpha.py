@@ -232,6 +232,7 @@ def fit_alpha(
         key: dict[str, Any] = {
             "module": subject.name,
             "method": method,
+            "widths": widths.tolist(),
             "draws": draws,
             "seed": seed,
             "parameterization": parameterization,

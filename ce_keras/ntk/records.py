@@ -53,13 +53,19 @@ class Recorder:
     def __init__(self, model: keras.Model, variables: Sequence[Any]) -> None:
         self._model = model
         self._wanted = {id(variable) for variable in variables}
+        every = [(layer, rule) for layer in leaves(model) if (rule := rule_of(layer))]
+        # Grouped convolutions have a rule for their forward pass too.
         self._layers = [
             (layer, rule)
-            for layer in leaves(model)
-            if (rule := rule_of(layer)) and any(id(v) in self._wanted for v in layer.variables)
+            for layer, rule in every
+            if getattr(layer, "groups", 1) > 1
+            or any(id(v) in self._wanted for v in layer.variables)
         ]
-        ruled = {id(v) for layer, _ in self._layers for v in layer.variables}
+        ruled = {id(v) for layer, _ in every for v in layer.variables}
         self.without_rule = [v for v in variables if id(v) not in ruled]
+        # What may be the kernel of a grouped convolution, whose backward pass through Keras' own
+        # code fails where it is vectorised.
+        self._vectorised = all(id(v) in ruled or len(v.shape) < 3 for v in model.variables)
 
     def shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
@@ -83,9 +89,10 @@ class Recorder:
             with self._recorded(tape, tf.nest.flatten(x)[0].shape[0]) as records:
                 outputs = wide(arrange(self._model(x, training=False)))
             total = tf.reduce_sum(outputs, axis=0)
-        signals = _signals(tape, total, [record.point for record in records], counts)
+        points = [record.point for record in records]
+        signals = _signals(tape, total, points, counts, self._vectorised)
         rest = gradients_by_tape(tape, outputs, by_tape, counts) if by_tape else []
-        del tape, total, outputs
+        del tape, total, outputs, points
         taped = {id(variable) for variable in by_tape}
         yield from ([(id(v), share)] for v, share in zip(by_tape, rest, strict=True))
 
@@ -156,7 +163,11 @@ def _by_rule(layer: Any, rule: Rule, record: Record) -> Callable[..., Any]:
 
 
 def _signals(
-    tape: tf.GradientTape, total: Any, points: list[Any], counts: Sequence[int]
+    tape: tf.GradientTape,
+    total: Any,
+    points: list[Any],
+    counts: Sequence[int],
+    vectorised: bool,
 ) -> list[Any]:
     """d(each output)/d(each point), `(traced, diagonal, paired, examples, ...)`.
 
@@ -166,7 +177,9 @@ def _signals(
     if total.shape[0] == 1:
         signals = tape.gradient(total, points, unconnected_gradients=zero)
     else:
-        signals = tape.jacobian(total, points, unconnected_gradients=zero)
+        signals = tape.jacobian(
+            total, points, unconnected_gradients=zero, experimental_use_pfor=vectorised
+        )
     return [
         tf.reshape(signal, [*counts, *point.shape])
         for signal, point in zip(signals, points, strict=True)

@@ -115,6 +115,12 @@ MODELS = {
     "conv3d": lambda: sequential(
         (5, 4, 5, 2), *flat(layers.Conv3D(3, 2, strides=2, padding="same"))
     ),
+    "conv1d_grouped": lambda: sequential(
+        (9, 4), *flat(layers.Conv1D(6, 3, groups=2, dilation_rate=2, padding="causal"))
+    ),
+    "conv3d_grouped": lambda: sequential(
+        (5, 4, 5, 4), *flat(layers.Conv3D(6, 2, groups=2, strides=2, padding="same"))
+    ),
     "depthwise1d": lambda: sequential((9, 3), *flat(layers.DepthwiseConv1D(3, depth_multiplier=2))),
     "depthwise2d": lambda: sequential(
         (7, 6, 3),
@@ -155,6 +161,13 @@ MODELS = {
     "normed_ensemble": normed_ensemble,
     "copied_ensemble": copied_ensemble,
 }
+
+
+def behind_a_layer(model):
+    """The model's own first layer has signals to pass on then."""
+    if any(isinstance(layer, layers.Embedding) for layer in model.layers):
+        return model
+    return sequential(model.input_shape[1:], layers.Dense(model.input_shape[-1], "tanh"), model)
 
 
 def inputs(model, count, rng):

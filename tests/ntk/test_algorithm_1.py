@@ -1,6 +1,7 @@
 """Networks by the thousand: as printed, and as the paths of one ensemble."""
 
 import re
+import time
 
 import keras
 import numpy as np
@@ -156,9 +157,51 @@ def test_what_one_ensemble_has_no_room_for_is_drawn_by_several(monkeypatch, rng)
     x = inputs(perceptron, rng, 1)
     room = 10 * perceptron().count_params() + algorithm_1.BLOCK * len(perceptron().weights)
     monkeypatch.setattr(algorithm_1, "PIECE", room)
-    kernels = kernels_of(ensemble_kernels, perceptron, x, 25, rng)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(algorithm_1, "_AT_ONCE", threads)
+        own = np.random.default_rng(0)
+        found.append(kernels_of(ensemble_kernels, perceptron, x, 25, own))
+        assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
+    kernels, others = found
     assert kernels.shape == (25,)
     assert len(set(kernels[kernels > 0])) > 15
+    np.testing.assert_array_equal(kernels, others)
+
+
+def test_what_hinders_one_kind_does_not_cost_those_before(rng):
+    def hindered():
+        raise RuntimeError("no such network")
+
+    kinds = [(build, rng) for build in (perceptron, perceptron, hindered, perceptron)]
+    drawn = ensemble_kernels(iter(kinds), inputs(perceptron, rng), 3)
+    assert [next(drawn).shape for _ in range(2)] == [(3,), (3,)]
+    with pytest.raises(RuntimeError, match="no such network"):
+        next(drawn)
+
+
+def test_large_ensembles_take_turns(monkeypatch, rng):
+    in_work, seen = [], []
+    drawn = Draw.random
+
+    def random(draw, own):
+        in_work.append(own)
+        seen.append(len(in_work))
+        time.sleep(0.01)
+        in_work.remove(own)
+        return drawn(draw, own)
+
+    monkeypatch.setattr(Draw, "random", random)
+    monkeypatch.setattr(algorithm_1, "PIECE", 0)  # An ensemble for each.
+    monkeypatch.setattr(algorithm_1, "_AT_ONCE", 4)
+    x = inputs(perceptron, rng, 1)
+    for turns in (1, 2):
+        held = turns * perceptron().count_params()
+        monkeypatch.setattr(algorithm_1, "_MOST_HELD", held)
+        seen.clear()
+        kernels_of(ensemble_kernels, perceptron, x, 12, rng)
+        assert len(seen) == 12
+        assert max(seen) <= turns
 
 
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from keras import layers
-from kernel_models import MODELS, inputs, ours, plain_loop, sequential, shaken
+from kernel_models import MODELS, behind_a_layer, flat, inputs, ours, plain_loop, sequential, shaken
 
 from ce_keras.ntk import empirical_ntk
 
@@ -12,7 +12,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 @every_model
 def test_structured_is_the_plain_gradient_loop(name, float64, rng, caplog):
-    model = shaken(MODELS[name](), rng)
+    model = shaken(behind_a_layer(MODELS[name]()), rng)
     x1, x2 = inputs(model, 3, rng), inputs(model, 2, rng)
     j1, j2 = plain_loop(model, x1), plain_loop(model, x2)
     scale = 1e-10 * abs(np.einsum("nok,nok->n", j1, j1)).max()
@@ -37,7 +37,7 @@ def test_tape_is_the_plain_gradient_loop(name, float64, rng):
 
 @every_model
 def test_engines_agree_in_single_precision(name, rng):
-    model = shaken(MODELS[name](), rng)
+    model = shaken(behind_a_layer(MODELS[name]()), rng)
     x = inputs(model, 4, rng).astype("int32" if "embedding" in name else "float32")
     fast, tape = (empirical_ntk(model, x, engine=engine) for engine in ("structured", "tape"))
     assert fast.dtype == np.float32
@@ -55,6 +55,32 @@ def test_large_symmetric_kernels_are_computed_by_halves(trace, float64, rng):
     np.testing.assert_allclose(halves, tape, rtol=1e-9, atol=1e-9)
     every = empirical_ntk(model, x, x.copy(), trace_axes=trace, engine="structured")
     np.testing.assert_allclose(halves, every, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layer", [layers.Conv1D, layers.Conv2D, layers.Conv3D])
+@pytest.mark.parametrize("owner", ["frozen", "custom"])
+def test_grouped_convolutions_pass_signals_on_whoever_owns_them(layer, owner, float64, rng):
+    class Custom(layer):
+        def call(self, x):
+            return super().call(x)
+
+    conv = {"frozen": layer, "custom": Custom}[owner](4, 2, groups=2, padding="same")
+    shape = [3, 2, 3][: conv.rank]
+    model = shaken(sequential((*shape, 3), layers.Dense(4, "tanh"), *flat(conv)), rng)
+    conv.trainable = owner != "frozen"
+    x = inputs(model, 3, rng)
+    jacobian = plain_loop(model, x)
+    kernel = empirical_ntk(model, x, trace_axes=(), engine="structured")
+    np.testing.assert_allclose(kernel, np.einsum("nok,mpk->nmop", jacobian, jacobian))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_many_examples(outputs, float64, rng):
+    model = shaken(sequential((2,), layers.Dense(4200, "tanh"), layers.Dense(outputs)), rng)
+    x = inputs(model, 260, rng)
+    jacobian = plain_loop(model, x)
+    kernel = empirical_ntk(model, x, engine="structured")
+    np.testing.assert_allclose(kernel, np.einsum("nok,mok->nm", jacobian, jacobian) / outputs)
 
 
 AXES = [

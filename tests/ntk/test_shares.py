@@ -5,13 +5,14 @@ import pytest
 import tensorflow as tf
 
 from ce_keras.ntk.pairs import Pairs
-from ce_keras.ntk.shares import Gradients, Lookups, Products, _products_of_rows, together
+from ce_keras.ntk.shares import Gradients, Lookups, Products, _products_of_rows, now, together
 
 
 @pytest.mark.parametrize("shape", [(300, 4200), (1030, 2100), (640, 500), (7, 5)])
 def test_products_of_rows_are_the_products_of_rows(shape, rng):
     one, two = rng.normal(size=(2, *shape))
-    for rows, others in ((one, one), (one, two), (np.stack([one, two]), np.stack([two, one]))):
+    both, swapped = np.stack([one, two]), np.stack([two, one])
+    for rows, others in ((one, one), (one, two), (both, both), (both, swapped)):
         first = tf.constant(rows)
         second = first if others is rows else tf.constant(others)
         found = _products_of_rows(first, second)
@@ -44,6 +45,23 @@ SHARES = {
     "many positions": lambda rng, b: Products(2 * [rng.normal(size=(4, 2, 3, 1))], b),
     "lookups": lambda rng, b: Lookups(tf.constant(rng.integers(0, 3, (4, 2))), b[..., 0, :]),
 }
+
+
+@pytest.mark.parametrize("kind", ["vectors", "few positions", "many positions"])
+def test_used_twice_is_used_at_more_positions(kind, rng):
+    one, two = (
+        SHARES[kind](rng, tf.constant(rng.normal(size=(3, 1, 2, 4, 2, 3, 5)))) for _ in "12"
+    )
+    joined = one.join(two)
+    every = Pairs()
+    found = joined.gram(joined, every)
+    gradients = sum(
+        tf.stack([share._gradients(part) for part in share.a], -1) for share in (one, two)
+    )
+    expected = np.einsum("tdrnkp,tdsmkp->drnsm", gradients, gradients)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert joined.held == one.held + two.held
+    assert all(part.shape == now(part).shape for part in joined.a)
 
 
 @pytest.mark.parametrize("parts", range(1, 7))

@@ -1,7 +1,7 @@
 """What every network of the zoo must do.
 
-All of them are built and counted. What depends on the kind of network only is asked of thin ones,
-and of all, at up to 64 pixels, with `--every-network`.
+The shapes of all of them are made and counted. What depends on the kind of network only is asked
+of thin ones, and of all, at up to 64 pixels, with `--every-network`.
 """
 
 import gc
