@@ -26,6 +26,10 @@ _MOST_PAIRS = 2**26
 # Numbers in a row whose products are sums for several cores.
 _LONG = 2**11
 
+# Numbers in a row that are summed at once: of a few rows, products of millions are summed one after
+# another, and so lose a decimal of single precision for every tenfold.
+_MOST_SUMMED = 2**18
+
 # Numbers in many rows, of whose products a half saved is worth two multiplications more. (Below,
 # halves take up to a sixth longer; at twice as many, a twentieth to an eighth less.)
 _WORTH_HALVING = 2**20
@@ -300,9 +304,11 @@ def _inner_products(first: Any, second: Any, pairs: Pairs) -> Any:
 
 
 def _all_inner_products(first: Any, second: Any) -> Any:
-    """tdrnk, tdsmk -> drnsm, without a copy of the two where they are large."""
+    """tdrnk, tdsmk -> drnsm, without a copy of either as a whole."""
     t, d, r, n, k = first.shape
     s, m = second.shape[2:4]
+    if k > _MOST_SUMMED:
+        return one_by_one(_products_of_pieces(first, second))
     # Of a plain product only rows are dealt out to the cores, not a long sum.
     plain = t == d == 1 and r * n < MANY and k < _LONG
     shape = [k] if plain else [t, d, k]
@@ -312,6 +318,13 @@ def _all_inner_products(first: Any, second: Any) -> Any:
     if not plain:
         products = products[0] if t == 1 else tf.reduce_sum(products, 0)
     return tf.reshape(products, [d, r, n, s, m])
+
+
+def _products_of_pieces(first: Any, second: Any) -> Iterator[Any]:
+    for start in range(0, first.shape[-1], _MOST_SUMMED):
+        piece = first[..., start : start + _MOST_SUMMED]
+        its = piece if second is first else second[..., start : start + _MOST_SUMMED]
+        yield _all_inner_products(piece, its)
 
 
 def _products_of_rows(one: Any, two: Any) -> Any:

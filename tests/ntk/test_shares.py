@@ -5,7 +5,15 @@ import pytest
 import tensorflow as tf
 
 from ce_keras.ntk.pairs import Pairs
-from ce_keras.ntk.shares import Gradients, Lookups, Products, _products_of_rows, now, together
+from ce_keras.ntk.shares import (
+    _MOST_SUMMED,
+    Gradients,
+    Lookups,
+    Products,
+    _products_of_rows,
+    now,
+    together,
+)
 
 
 @pytest.mark.parametrize("shape", [(300, 4200), (1030, 2100), (640, 500), (7, 5)])
@@ -17,6 +25,16 @@ def test_products_of_rows_are_the_products_of_rows(shape, rng):
         second = first if others is rows else tf.constant(others)
         found = _products_of_rows(first, second)
         np.testing.assert_allclose(found, rows @ np.swapaxes(others, -1, -2), atol=1e-9)
+
+
+def test_long_sums_are_rounded_as_their_pieces(rng):
+    j = rng.random((1, 1, 1, 3, 2**22 + 1000), dtype=np.float32)
+    first, second = (Gradients(tf.constant(j)) for _ in "12")
+    wide = j[0, 0, 0].astype("float64")
+    # A random walk of rounding errors, one for each number of a piece.
+    error = 2.0**-24 * np.sqrt(_MOST_SUMMED)
+    for found in (first.gram(first, Pairs()), first.gram(second, Pairs())):
+        np.testing.assert_allclose(found[0, 0, :, 0], wide @ wide.T, rtol=error)
 
 
 @pytest.mark.parametrize("same_examples", [True, False])
