@@ -97,18 +97,8 @@ class CollegialConv2D(keras.layers.Conv2D):
     def chosen_implementation(self) -> Implementation:
         """How the layer computes: `"native"` or `"split"`."""
         if self.implementation == "auto":
-            return choose(self._spec(), keras.backend.standardize_dtype(self.compute_dtype))
+            return choose(ConvSpec.of(self), keras.backend.standardize_dtype(self.compute_dtype))
         return self.implementation
-
-    def _spec(self) -> ConvSpec:
-        return ConvSpec(
-            self.groups,
-            tuple(self.kernel_size),
-            tuple(self.strides),
-            self.padding,
-            tuple(self.dilation_rate),
-            self.data_format,
-        )
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[-1 if self.data_format == "channels_last" else 1]
@@ -131,7 +121,7 @@ class CollegialConv2D(keras.layers.Conv2D):
         kernel = _scaled(kernel, self)
         if self.groups == 1:
             return super().convolution_op(inputs, kernel)
-        return grouped_conv(inputs, kernel, self._spec(), self.chosen_implementation)
+        return grouped_conv(inputs, kernel, ConvSpec.of(self), self.chosen_implementation)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

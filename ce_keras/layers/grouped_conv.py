@@ -34,7 +34,7 @@ class ConvSpec(NamedTuple):
 
     Attributes:
         groups: independent groups of channels.
-        kernel_size: height and width of the kernel.
+        kernel_size: height and width of the kernel; one number for a row, three for a volume.
         strides: steps between output pixels, down and across.
         padding: `"same"` or `"valid"`.
         dilation: steps between kernel pixels, down and across.
@@ -42,11 +42,23 @@ class ConvSpec(NamedTuple):
     """
 
     groups: int
-    kernel_size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] = (1, 1)
     padding: str = "valid"
-    dilation: tuple[int, int] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
     data_format: str = "channels_last"
+
+    @classmethod
+    def of(cls, layer: Any) -> ConvSpec:
+        """That of a Keras layer."""
+        return cls(
+            layer.groups,
+            tuple(layer.kernel_size),
+            tuple(layer.strides),
+            layer.padding,
+            tuple(layer.dilation_rate),
+            layer.data_format,
+        )
 
     @property
     def channel_axis(self) -> int:
@@ -191,6 +203,8 @@ def _probe_tensorflow(spec: ConvSpec, dtype: str) -> tuple[Implementation, str]:
     """Run a two-group miniature of the convolution both ways, forward and backward."""
     import tensorflow as tf
 
+    if len(spec.kernel_size) != 2:
+        return "split", "native is of images"
     spec = spec._replace(groups=2)
     conv = _TensorFlowConv(spec)
     # The smallest image that the kernel visits more than once, down and across.

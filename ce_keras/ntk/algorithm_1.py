@@ -36,11 +36,11 @@ Kind = tuple[Build, np.random.Generator]
 #: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
 Readout = Callable[[Any], Any]
 
-# Ensembles in work: one for each core, and one whose turn is next.
-_AT_ONCE = 1 + min(8, os.cpu_count() or 1)
-
 # Numbers that the ensembles in work hold, of one kind: some copies of each, a gigabyte in all.
 _MOST_HELD = 2**26
+
+# Ensembles in work: one for each core, as far as they can be held, and one whose turn is next.
+_AT_ONCE = 1 + min(_MOST_HELD // PIECE, os.cpu_count() or 1)
 
 
 def stack_model(stack: Stack) -> keras.Model:
@@ -207,7 +207,8 @@ def _begun(
 ) -> Iterable[np.ndarray]:
     """The kernels of one ensemble after another, all of which are in work."""
     member = build()
-    most = max(1, _room(member) // max(1, _numbers(member)))
+    numbers = _numbers(member)
+    most = max(1, _room(member) // numbers)
     # As few ensembles as there must be, of as many paths each.
     ensembles = -(-draws // most)
     paths = -(-draws // ensembles)
@@ -216,7 +217,7 @@ def _begun(
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     weights = [value.variance if ntk else 1.0 for value in counted]
     draw = Draw(values)
-    turns = threading.Semaphore(max(1, _MOST_HELD // (paths * _numbers(member))))
+    turns = threading.Semaphore(max(1, _MOST_HELD // (paths * numbers)))
     products = _products(network, draw, counted, paths, x, readout)
     graph = traced(lambda *random: products(*draw.values(random)), draw.specs)
 

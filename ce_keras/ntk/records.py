@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
-from ce_keras.ntk.rules import Record, Rule, replaced, rule_of
+from ce_keras.ntk.rules import Record, Rule, by_groups, replaced, rule_of
 from ce_keras.ntk.shares import Share, wide
 from ce_keras.ntk.tape import gradients_by_tape
 
@@ -54,18 +54,16 @@ class Recorder:
         self._model = model
         self._wanted = {id(variable) for variable in variables}
         every = [(layer, rule) for layer in leaves(model) if (rule := rule_of(layer))]
-        # Grouped convolutions have a rule for their forward pass too.
-        self._layers = [
-            (layer, rule)
-            for layer, rule in every
-            if getattr(layer, "groups", 1) > 1
-            or any(id(v) in self._wanted for v in layer.variables)
-        ]
+        self._layers = [each for each in every if self._is_wanted(each[0]) or by_groups(each[0])]
         ruled = {id(v) for layer, _ in every for v in layer.variables}
         self.without_rule = [v for v in variables if id(v) not in ruled]
         # What may be the kernel of a grouped convolution, whose backward pass through Keras' own
         # code fails where it is vectorised.
         self._vectorised = all(id(v) in ruled or len(v.shape) < 3 for v in model.variables)
+
+    def _is_wanted(self, layer: Any) -> bool:
+        """Whether a share of any of the layer's variables is."""
+        return any(id(v) in self._wanted for v in layer.variables)
 
     def shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
@@ -124,8 +122,9 @@ class Recorder:
 
         def record(layer: Any, output: Any, shares: Any) -> Any:
             inside = tf.compat.v1.get_default_graph() is not outer
-            if inside or output.shape[0] != examples:
-                # In a loop, whose tensors nobody outside can have, or not example by example.
+            if inside or output.shape[0] != examples or not self._is_wanted(layer):
+                # In a loop, whose tensors nobody outside can have; not example by example; or of
+                # a layer that nobody asked for: no signal need go back so far.
                 return output
             # In at least single precision, whatever the model's: kernels are sums of many products.
             point = wide(tf.convert_to_tensor(output))

@@ -117,35 +117,35 @@ def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -
         a = _grouped(_patches(scale * wide(x), layer), layer.groups)
         return _kernel_and_bias(layer, a, _signals(signal, layer.groups), signal)
 
-    if layer.groups > 1 and not isinstance(layer, CollegialConv2D):
+    if by_groups(layer):
         # Only the base class calls `convolution_op`.
         of_base = functools.partial(layers.Conv2D.call, layer)
-        with replaced(layer, convolution_op=_by_groups(layer)):
+        with replaced(layer, convolution_op=_convolution_by_groups(layer)):
             return _linear(layer, of_base, x, record, shares)
     return _linear(layer, call, x, record, shares)
 
 
-def _by_groups(layer: Any) -> Callable[[Any, Any], Any]:
-    """Keras' own route for groups is compiled by XLA: slow to run backwards on a CPU.
+def by_groups(layer: Any) -> bool:
+    """Whether the layer's rule takes a way forward of its own: Keras' grouped convolutions.
 
-    And where the backward pass is vectorised it is not, which few grouped convolutions survive.
+    Keras compiles them by XLA, slow to run backwards on a CPU. And where the backward pass is
+    vectorised it is not compiled, which few of them survive.
     """
-    causal = layer.padding == "causal"
-    spec = ConvSpec(
-        layer.groups,
-        tuple(layer.kernel_size),
-        tuple(layer.strides),
-        "valid" if causal else layer.padding,
-        tuple(layer.dilation_rate),
-        layer.data_format,
-    )
+    grouped = isinstance(layer, layers.Conv1D | layers.Conv2D | layers.Conv3D) and layer.groups > 1
+    return grouped and not isinstance(layer, CollegialConv2D)
+
+
+def _convolution_by_groups(layer: Any) -> Callable[[Any, Any], Any]:
+    spec = ConvSpec.of(layer)
+    causal = spec.padding == "causal"
+    if causal:
+        spec = spec._replace(padding="valid")
 
     def convolve(x: Any, kernel: Any) -> Any:
         if causal:
             x = tf.pad(x, [(0, 0), (spec.dilation[0] * (spec.kernel_size[0] - 1), 0), (0, 0)])
         kernel = tf.convert_to_tensor(kernel, x.dtype)
-        how = choose(spec, x.dtype.name) if layer.rank == 2 else "split"
-        return grouped_conv(x, kernel, spec, how)
+        return grouped_conv(x, kernel, spec, choose(spec, x.dtype.name))
 
     return convolve
 

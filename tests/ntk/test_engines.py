@@ -5,7 +5,7 @@ import pytest
 from keras import layers
 from kernel_models import MODELS, behind_a_layer, flat, inputs, ours, plain_loop, sequential, shaken
 
-from ce_keras.ntk import empirical_ntk
+from ce_keras.ntk import empirical_ntk, records
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -72,6 +72,22 @@ def test_grouped_convolutions_pass_signals_on_whoever_owns_them(layer, owner, fl
     jacobian = plain_loop(model, x)
     kernel = empirical_ntk(model, x, trace_axes=(), engine="structured")
     np.testing.assert_allclose(kernel, np.einsum("nok,mpk->nmop", jacobian, jacobian))
+
+
+def test_no_signal_goes_back_past_what_is_asked_for(monkeypatch, rng):
+    points = []
+    signals = records._signals
+
+    def counted(tape, total, its, *options):
+        points.append(len(its))
+        return signals(tape, total, its, *options)
+
+    monkeypatch.setattr(records, "_signals", counted)
+    conv = layers.Conv2D(4, 2, groups=2)
+    model = sequential((3, 3, 3), layers.Dense(4), *flat(conv))
+    x = inputs(model, 3, rng).astype("float32")
+    empirical_ntk(model, x, trace_axes=(), engine="structured", variables=[model.weights[-1]])
+    assert set(points) == {1}
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
