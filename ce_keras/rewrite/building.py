@@ -147,7 +147,7 @@ def _copied(layer: Any) -> Any:
             return layer
         raise ValueError(
             f"model: layer {layer.name!r}, a {type(layer).__name__}, cannot be built again from "
-            f"its configuration ({str(error).partition(chr(10))[0]}); give its class a get_config, "
+            f"its configuration ({str(error).strip().partition(chr(10))[0]}); give its class a get_config, "
             "or register it with keras.saving.register_keras_serializable"
         ) from error
 

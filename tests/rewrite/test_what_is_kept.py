@@ -114,12 +114,32 @@ def test_functions_of_ones_own_are_kept_where_they_are():
         assert ensemble.get_layer(name).activation is own_activation
 
 
-def test_a_layer_that_cannot_be_built_again_is_named_at_once():
-    model = keras.Sequential(
-        [keras.Input((6,)), Bare(6), hidden("a"), hidden("b"), layers.Dense(2)]
-    )
+class Given(Bare):
+    """Keras writes down what a constructor is given only where it is plain data."""
+
+    def __init__(self, size, anything):
+        super().__init__(size)
+        self.anything = anything
+
+
+def not_to_be_read_back():
+    doubled = keras.Sequential([layers.Dense(6), layers.Lambda(lambda x: 2 * x)])
+    return layers.TimeDistributed(doubled, name="doubled")
+
+
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: Bare(6), r"'bare', a Bare, cannot be built again .*\(Error when deserializing"),
+        (lambda: Given(6, object()), r"'bare', a Given, cannot .*\(Object Given was created by"),
+        (not_to_be_read_back, r"'doubled', a TimeDistributed, cannot .*\(Requested the deserial"),
+    ],
+)
+def test_a_layer_that_cannot_be_built_again_is_named_at_once(build, named):
+    row = [layers.Reshape((1, 6)), build(), layers.Flatten()]
+    model = keras.Sequential([keras.Input((6,)), *row, hidden("a"), hidden("b"), layers.Dense(2)])
     for asked in (inspect, collegialize):
-        with pytest.raises(ValueError, match="model: layer 'bare', a Bare, cannot be built again"):
+        with pytest.raises(ValueError, match=f"model: layer {named}"):
             asked(model)
 
 
