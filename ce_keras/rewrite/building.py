@@ -145,9 +145,10 @@ def _copied(layer: Any) -> Any:
         if not getattr(layer, "weights", []):
             # A Lambda, say: without weights there is nothing that two models could disturb.
             return layer
+        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"model: layer {layer.name!r}, a {type(layer).__name__}, cannot be built again from "
-            f"its configuration ({str(error).strip().partition(chr(10))[0]}); give its class a get_config, "
+            f"its configuration ({reason}); give its class a get_config, "
             "or register it with keras.saving.register_keras_serializable"
         ) from error
 
