@@ -5,89 +5,198 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import numbers
 import operator
 import tomllib
+from collections.abc import Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 #: Of a layer's weights: `"ntk"`, unit normals that the forward pass scales (Eq. 3), or
 #: `"standard"`, which have that scale themselves.
 Parameterization = Literal["ntk", "standard"]
 
+#: The largest whole number that an argument may be: what fits 32 bits.
+MOST = 2**31 - 1
+
 
 def value_of(text: str) -> Any:
-    """What is meant by a value in a command: JSON, TOML, or else the text itself.
+    """Return the value that a text in a command stands for: JSON, TOML, or else the text itself.
 
     >>> [value_of(text) for text in ("3", "[5, 12]", "null", "1_000", "mnist")]
     [3, [5, 12], None, 1000, 'mnist']
     """
-    with contextlib.suppress(json.JSONDecodeError):
+    # Thousands of nested brackets are beyond both readers.
+    with contextlib.suppress(json.JSONDecodeError, RecursionError):
         return json.loads(text)
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):
         return tomllib.loads(f"value = {text}")["value"]
     return text
 
 
-def positive_int(argument: str, value: Any) -> int:
-    """The value as a plain `int`.
+def brief(value: Any, most: int = 100) -> str:
+    """Return how a value is shown in a message: its `repr`, of a text itself, cut off.
+
+    >>> brief("x" * 1000, most=5)
+    'xxxxx...'
+    """
+    try:
+        shown = value if isinstance(value, str) else repr(value)
+    except Exception as error:  # Somebody else's `repr`: whatever it raises is not the point.
+        shown = f"a {type(value).__name__} ({type(error).__name__} when shown)"
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def positive_int(argument: str, value: Any, most: int = MOST) -> int:
+    """Return the value as a plain `int`.
 
     Raises:
-        ValueError: if it is not a whole number of 1 or more.
+        ValueError: if it is not a whole number from 1 to `most`.
 
     >>> positive_int("width", 7)
     7
     """
-    number = whole_number(argument, value)
-    if number < 1:
-        raise ValueError(f"{argument}: got {value!r}; it must be a whole number of 1 or more")
+    return whole_number(argument, value, 1, most)
+
+
+def whole_number(
+    argument: str, value: Any, least: int | None = None, most: int | None = None
+) -> int:
+    """Return the value as a plain `int`, from any type of integer.
+
+    Raises:
+        ValueError: if it is not one, or out of the bounds that are given.
+    """
+    wanted = "a whole number"
+    if least is not None:
+        wanted += f" of {least} or more"
+    if most is not None:
+        wanted += f", at most {most:,}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument}: got {brief(value)}; it must be {wanted}") from None
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be {wanted}")
     return number
 
 
-def whole_number(argument: str, value: Any) -> int:
-    """The value as a plain `int`, from any type of integer.
+def finite_number(
+    argument: str,
+    value: Any,
+    least: float | None = None,
+    *,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return the value as a plain `float`.
+
+    Args:
+        argument: its name, for the message.
+        value: any type of real number.
+        least: the smallest that is allowed.
+        above: what it must exceed.
+        most: the largest that is allowed.
+        below: what it must stay under.
+
+    Raises:
+        ValueError: if it is not a real number, not finite, or out of the bounds.
+
+    >>> finite_number("rate", 1, above=0)
+    1.0
+    """
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    wanted = " and ".join(
+        f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None
+    )
+    try:
+        if isinstance(value, bool | np.bool_ | str | bytes):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    good = (
+        math.isfinite(number)
+        and (least is None or number >= least)
+        and (above is None or number > above)
+        and (most is None or number <= most)
+        and (below is None or number < below)
+    )
+    if not good:
+        wanted = f"a finite number{', ' if wanted else ''}{wanted}"
+        raise ValueError(f"{argument}: got {brief(value)}; it must be {wanted}")
+    return number
+
+
+def one_of(argument: str, value: Any, choices: Sequence[Any]) -> Any:
+    """Return the value itself.
+
+    Raises:
+        ValueError: if it is none of the choices.
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{argument}: got {brief(value)!r}; it must be one of {known}")
+    return value
+
+
+def boolean(argument: str, value: Any) -> bool:
+    """Return the value as a plain `bool`: a text such as "false" is not one.
 
     Raises:
         ValueError: if it is not one.
     """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be True or False")
+    return bool(value)
+
+
+def real_array(argument: str, value: Any) -> np.ndarray:
+    """Return the value as an array in double precision.
+
+    Raises:
+        ValueError: if it is not an array of real, finite numbers.
+    """
     try:
-        if isinstance(value, bool):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
             raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{argument}: got {value!r}; it must be a whole number") from None
+        array = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{argument}: got {brief(value)}; it must be an array of real numbers"
+        ) from None
+    wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if wrong:
+        raise ValueError(f"{argument}: {wrong} of its {array.size} numbers are infinite or NaN")
+    return array
 
 
 def checked_tolerance(tolerance: Any) -> float:
-    """The value as a `float`.
+    """Return the value as a `float`.
 
     Raises:
         ValueError: if it is not a number of 0 or more.
     """
-    real = isinstance(tolerance, numbers.Real) and math.isfinite(tolerance)
-    if not (real and tolerance >= 0):
-        raise ValueError(f"tolerance: got {tolerance!r}; it must be 0 or more, such as 0.02")
-    return float(tolerance)
+    return finite_number("tolerance", tolerance, 0)
 
 
 def checked_parameterization(name: str) -> Parameterization:
-    """The name itself.
+    """Return the name itself.
 
     Raises:
         ValueError: if it is not that of a parameterisation.
     """
-    if name not in ("ntk", "standard"):
-        raise ValueError(f"parameterization: got {name!r}; it must be 'ntk' or 'standard'")
-    return name  # type: ignore[return-value]
+    return one_of("parameterization", name, ("ntk", "standard"))
 
 
 def checked_seed(seed: Any) -> int | None:
-    """The seed, `None` or a whole number of 0 or more.
+    """Return the seed, `None` or a whole number of 0 or more.
 
     Raises:
         ValueError: for anything else.
     """
-    if seed is None:
-        return None
-    if whole_number("seed", seed) < 0:
-        raise ValueError(f"seed: got {seed!r}; it must be a whole number of 0 or more")
-    return whole_number("seed", seed)
+    return None if seed is None else whole_number("seed", seed, 0, MOST)

@@ -30,6 +30,7 @@ from ce_keras.checks import (
 from ce_keras.geometry import Module
 from ce_keras.ntk.samplers import chain_kernels, generator, stack_kernels
 from ce_keras.ntk.subject import Subject, inputs_of, subject_of
+from ce_keras.progress import progress
 
 if TYPE_CHECKING:
     import keras
@@ -334,13 +335,11 @@ def _measure(
     checkpoint: str | Path | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """log(E[K^2] / E[K]^2) and its standard error for each width, by draws."""
-    from tqdm.auto import tqdm
-
     done = _resumed(checkpoint, key)
     left = [(int(n), rng) for n, rng in zip(widths, rngs, strict=False) if str(n) not in done]
     # Quick by sampler: no bar then, unless it takes a second after all.
     with contextlib.closing(kernels(left)) as coming:
-        bar = tqdm(coming, "fit alpha", len(widths), unit="width", initial=len(done), delay=1)
+        bar = progress(coming, "fit alpha", len(widths), unit="width", initial=len(done), delay=1)
         for (n, _), drawn in zip(left, bar, strict=True):
             if not drawn.any():  # As behind a layer normalisation of one unit.
                 raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")

@@ -123,6 +123,20 @@ class OutputAxes:
         return moved(kernel, order)
 
 
+def only_output(outputs: Any) -> Any:
+    """Return the one tensor that a model gives, be it inside a list or a dictionary.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    tensors = tf.nest.flatten(outputs)
+    if len(tensors) != 1:
+        raise ValueError(
+            f"model: it has {len(tensors)} outputs; make a model of the one whose kernel is wanted"
+        )
+    return tensors[0]
+
+
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:
     found = set()
     for axis in axes:

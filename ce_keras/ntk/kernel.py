@@ -11,23 +11,23 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import brief, positive_int, whole_number
 from ce_keras.layers.ensemble import configuration
 from ce_keras.layers.fan_in import leaves
-from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.axes import OutputAxes, only_output
 from ce_keras.ntk.growing import growing
 from ce_keras.ntk.records import RECORDING
 from ce_keras.ntk.structured import StructuredEngine
 from ce_keras.ntk.tape import TapeEngine
+from ce_keras.progress import progress
 
 Engine = Literal["auto", "structured", "tape"]
 
 logger = logging.getLogger("ce_keras")
 
-# Examples that rules are tried on: one alone may leave a layer dead.
-_TRIED = 4
+# Engines that a model keeps, the last ones used.
+_MOST_ENGINES = 8
 
 # Bytes that the gradients of a block may take.
 _MEMORY = 2**32
@@ -89,12 +89,12 @@ def empirical_ntk(
         raise ValueError(
             f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
         )
-    x1 = _tensors(x1)
-    x2 = None if x2 is None else _tensors(x2)
-    n1 = _count("x1", x1)
-    n2 = n1 if x2 is None else _count("x2", x2)
-    _refuse_infinite("x1", x1)
-    _refuse_infinite("x2", x2)
+    x1 = checked_inputs("x1", x1)
+    x2 = None if x2 is None else checked_inputs("x2", x2)
+    n1 = _count(x1)
+    n2 = n1 if x2 is None else _count(x2)
+    if batch_size is not None:
+        positive_int("batch_size", batch_size)
     engine_of = _engine(model, x1, trace_axes, diagonal_axes, engine, variables)
     axes = engine_of.axes
     if axes.same_examples and n1 != n2:
@@ -103,7 +103,7 @@ def empirical_ntk(
         # In single precision, and half as much again for what the forward pass keeps.
         size = max(1, _MEMORY // (6 * engine_of.numbers_per_example))
     else:
-        size = positive_int("batch_size", batch_size)
+        size = batch_size
     if size >= max(n1, n2) and out is None:
         return engine_of.kernel(x1, x2).numpy()
     fingerprint = None
@@ -114,7 +114,7 @@ def empirical_ntk(
         fingerprint = _fingerprint(model, (x1, x2), asked)
     with growing(out, axes.kernel_shape(n1, n2), fingerprint, axes.dtype) as (kernel, done, keep):
         blocks = _blocks(n1, n2, size, x2 is None, axes.same_examples)
-        for index, block in enumerate(tqdm(blocks, desc="kernel", unit="block", delay=1)):
+        for index, block in enumerate(progress(blocks, desc="kernel", unit="block", delay=1)):
             if index not in done:
                 _fill(kernel, engine_of, x1, x2, *block)
                 keep(index)
@@ -155,19 +155,64 @@ def _engine(
     """The engine for these arguments: made once for a model, and kept with it."""
     if engine not in ("auto", "structured", "tape"):
         raise ValueError(f"engine: got {engine!r}; it must be 'auto', 'structured' or 'tape'")
-    chosen = _checked_variables(model, variables)
-    kind = "tape" if engine == "tape" else "structured"
-    asked = (_sequence(trace_axes), _sequence(diagonal_axes))
-    layers = tuple((id(layer), id(getattr(layer, "activation", None))) for layer in leaves(model))
-    key = (kind, *asked, tuple(map(id, chosen)), _signature(x), layers)
-    engines = vars(model).setdefault("_ce_keras_kernels", {})
-    with RECORDING:  # The model is tried, and must be itself.
-        if key not in engines:
-            engines[key] = _made(model, x, kind, *asked, chosen)
-    return engines[key]
+    engines = _engines_of(model, x)
+    chosen = checked_variables(model, variables)
+    kind = "tape" if engine == "tape" else engine
+    asked = (_axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes))
+    settings, held = _settings(model)
+    key = (kind, *asked, tuple(map(id, chosen)), _signature(x), settings)
+    with RECORDING:  # The model is verified, and must be itself.
+        # What a key tells apart by identity is held with it: identities of what is gone are used
+        # again.
+        found = engines.pop(key, None) or (_made(model, x, kind, *asked, chosen), held)
+        engines[key] = found
+        if len(engines) > _MOST_ENGINES:
+            del engines[next(iter(engines))]
+    return found[0]
 
 
-def _checked_variables(model: keras.Model, variables: Any) -> list[Any]:
+def _engines_of(model: keras.Model, x: Any) -> dict[Any, Any]:
+    """Return where a model keeps its engines, once all of its weights are there.
+
+    Some layers make them at the first call.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"model: got {brief(model)}; it must be a Keras model")
+    own = vars(model)
+    if "_ce_keras_kernels" not in own or not all(layer.built for layer in leaves(model)):
+        model(_part(x, slice(0, 1)), training=False)
+    return own.setdefault("_ce_keras_kernels", {})
+
+
+def _settings(model: keras.Model) -> tuple[Any, list[Any]]:
+    """Return what tells a model from itself with another setting, such as an activation.
+
+    Returns:
+        Names and values of the layers' public attributes: plain values as they are, functions and
+        layers by identity. And those functions and layers.
+    """
+    found: list[Any] = []
+    held: list[Any] = []
+    for layer in leaves(model):
+        found.append(id(layer))
+        held.append(layer)
+        for name, value in sorted(vars(layer).items()):
+            if name.startswith("_"):
+                continue
+            if value is None or isinstance(value, bool | int | float | str):
+                found.append((name, value))
+            elif callable(value):
+                found.append((name, id(value)))
+                held.append(value)
+    return tuple(found), held
+
+
+def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
+    """Return the variables to differentiate by, the trainable ones if none are given.
+
+    Raises:
+        ValueError: where there are none, or they are not the model's.
+    """
     if variables is None:
         if not model.trainable_variables:
             raise ValueError(f"variables: {model.name!r} has no trainable variables")
@@ -194,12 +239,7 @@ def _made(
     variables: list[Any],
 ) -> Any:
     example = _part(x, slice(0, 1))
-    outputs = model(example, training=False)
-    if not tf.is_tensor(outputs):
-        raise ValueError(
-            f"model: {model.name!r} has several outputs; make a model of the one whose kernel is "
-            "wanted"
-        )
+    outputs = only_output(model(example, training=False))
     if not outputs.shape.rank or outputs.shape[0] != 1:
         raise ValueError(
             f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
@@ -209,7 +249,16 @@ def _made(
     _refuse_interaction(model, x)
     if kind == "tape":
         return TapeEngine(model, variables, axes)
-    made = StructuredEngine(model, variables, axes, _part(x, slice(0, _TRIED)))
+    try:
+        made = StructuredEngine(model, variables, axes, x)
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+        # As a graph of fixed shapes: texts, for instance, are split into nobody knows how many.
+        if kind == "structured":
+            raise ValueError(
+                f"engine: {model.name!r} cannot be computed layer by layer; use 'tape': {error}"
+            ) from error
+        logger.warning("kernel of %s: by tape, and slowly: %s", model.name, brief(str(error)))
+        return TapeEngine(model, variables, axes)
     if made.by_tape:
         logger.warning(
             "kernel of %s: by tape, and slowly, for %s: no rule covers all that these variables do",
@@ -224,14 +273,17 @@ def _refuse_interaction(model: keras.Model, x: Any) -> None:
     first = _part(x, slice(0, 1))
     second = (
         _part(x, slice(1, 2))
-        if _count("x1", x) > 1
+        if _count(x) > 1
         else tf.nest.map_structure(
             lambda part: tf.reverse(part, [-1]) if len(part.shape) > 1 else part, first
         )
     )
     alone, together = (
-        model(
-            tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), first, other), training=False
+        only_output(
+            model(
+                tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), first, other),
+                training=False,
+            )
         )
         for other in (first, second)
     )
@@ -261,40 +313,54 @@ def _blocks(
     ]
 
 
-def _tensors(x: Any) -> Any:
-    return tf.nest.map_structure(tf.convert_to_tensor, x)
+def checked_inputs(argument: str, x: Any) -> Any:
+    """Return inputs as tensors.
 
-
-def _count(argument: str, x: Any) -> int:
-    counts = {part.shape[0] for part in tf.nest.flatten(x) if part.shape.rank}
-    if len(counts) != 1 or 0 in counts:
+    Raises:
+        ValueError: for what is no array of examples: data sets, parts of different lengths, no
+            examples, complex numbers, and numbers that are infinite or NaN.
+    """
+    if isinstance(x, tf.data.Dataset):
+        raise ValueError(f"{argument}: got a tf.data.Dataset; give arrays of its examples")
+    try:
+        x = tf.nest.map_structure(tf.convert_to_tensor, x)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{argument}: has {sorted(counts) or 'no'} examples; its parts must have as many, one "
-            "or more"
+            f"{argument}: got {brief(x)}; it must be an array of examples, or a structure of such "
+            f"arrays: {brief(str(error))}"
+        ) from None
+    parts = tf.nest.flatten(x)
+    counts = {part.shape[0] if part.shape.rank else None for part in parts}
+    if len(counts) != 1 or counts & {0, None}:
+        raise ValueError(
+            f"{argument}: got shapes {[tuple(part.shape) for part in parts]}; the first axis must "
+            "be the examples, as many in each, one or more"
         )
-    return counts.pop()
-
-
-def _refuse_infinite(argument: str, x: Any) -> None:
-    """One such number would be in every entry of its row, after all the work."""
-    for part in tf.nest.flatten(x):
-        if part is not None and part.dtype.is_floating:
-            # In one pass, as a rule: the sum is finite where all of them are, or too large.
-            if np.isfinite(tf.reduce_sum(part).numpy()):
-                continue
+    for part in parts:
+        if part.dtype.is_complex:
+            raise ValueError(f"{argument}: has complex numbers; kernels are of real inputs")
+        # In one pass, as a rule: the sum is finite where all of them are, or too large. Otherwise
+        # one such number would be in every entry of its row, after all the work.
+        if part.dtype.is_floating and not np.isfinite(tf.reduce_sum(part).numpy()):
             wrong = int(tf.math.count_nonzero(~tf.math.is_finite(part)))
             if wrong:
                 raise ValueError(
                     f"{argument}: {wrong} of its {tf.size(part)} numbers are infinite or NaN"
                 )
+    return x
+
+
+def _count(x: Any) -> int:
+    return tf.nest.flatten(x)[0].shape[0]
 
 
 def _part(x: Any, rows: slice) -> Any:
     return tf.nest.map_structure(lambda part: part[rows], x)
 
 
-def _sequence(axes: Any) -> tuple[int, ...]:
-    return (axes,) if isinstance(axes, int) else tuple(axes)
+def _axes(argument: str, axes: Any) -> tuple[int, ...]:
+    axes = axes if isinstance(axes, list | tuple) else (axes,)
+    return tuple(whole_number(argument, axis) for axis in axes)
 
 
 def _signature(x: Any) -> tuple[Any, ...]:

@@ -21,6 +21,8 @@ import keras
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
+from ce_keras.ntk.axes import only_output
+from ce_keras.ntk.graphs import traced
 from ce_keras.ntk.rules import Record, Rule, by_groups, replaced, rule_of
 from ce_keras.ntk.shares import Share, wide
 from ce_keras.ntk.tape import gradients_by_tape
@@ -29,6 +31,10 @@ Arrange = Callable[[Any], Any]
 
 #: Held while the layers of a model are not themselves: no other thread may call it meanwhile.
 RECORDING = threading.RLock()
+
+
+class BatchAxisError(Exception):
+    """A layer that was verified to put the examples first does not, for this number of them."""
 
 
 class _Record(NamedTuple):
@@ -60,10 +66,46 @@ class Recorder:
         # What may be the kernel of a grouped convolution, whose backward pass through Keras' own
         # code fails where it is vectorised.
         self._vectorised = all(id(v) in ruled or len(v.shape) < 3 for v in model.variables)
+        self._by_example: set[int] | None = None
 
     def _is_wanted(self, layer: Any) -> bool:
         """Whether a share of any of the layer's variables is."""
         return any(id(v) in self._wanted for v in layer.variables)
+
+    def find_layers_by_example(self, x: Any) -> None:
+        """Leave out the layers whose outputs do not have the examples first, as the model uses them.
+
+        An axis can be as long as the batch by accident: call `shares` for another number of
+        examples afterwards. The model is traced, not computed: what is inside a loop shows only
+        so.
+
+        Args:
+            x: inputs.
+
+        Raises:
+            ValueError: if a graph does not know the shape of the outputs.
+        """
+        flat = tf.nest.flatten(x)
+        examples = flat[0].shape[0]
+        seen: dict[int, list[bool]] = collections.defaultdict(list)
+
+        def forward(*tensors: Any) -> Any:
+            graph = tf.compat.v1.get_default_graph()
+
+            def watch(layer: Any, output: Any, _: Any) -> Any:
+                inside = tf.compat.v1.get_default_graph() is not graph
+                rank = output.shape.rank
+                seen[id(layer)].append(not inside and bool(rank) and output.shape[0] == examples)
+                return output
+
+            with self._replaced(watch):
+                outputs = self._model(tf.nest.pack_sequence_as(x, tensors), training=False)
+            if not only_output(outputs).shape.is_fully_defined():
+                raise ValueError(f"the shape of its outputs is only known to be {outputs.shape}")
+
+        traced(forward, [tf.TensorSpec(part.shape, part.dtype) for part in flat])
+        ruled = (id(layer) for layer, _ in self._layers)
+        self._by_example = {layer for layer in ruled if all(seen[layer])}
 
     def shares(
         self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
@@ -85,7 +127,7 @@ class Recorder:
             for variable in by_tape:
                 tape.watch(variable.value)
             with self._recorded(tape, tf.nest.flatten(x)[0].shape[0]) as records:
-                outputs = wide(arrange(self._model(x, training=False)))
+                outputs = wide(arrange(only_output(self._model(x, training=False))))
             total = tf.reduce_sum(outputs, axis=0)
         points = [record.point for record in records]
         signals = _signals(tape, total, points, counts, self._vectorised)
@@ -116,15 +158,19 @@ class Recorder:
 
     @contextlib.contextmanager
     def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[_Record]]:
-        """The layers' own `call`s replaced by their rules, which record as they go."""
+        """Record every application of the layers to as many examples."""
         records: list[_Record] = []
         outer = tf.compat.v1.get_default_graph()
 
         def record(layer: Any, output: Any, shares: Any) -> Any:
+            known = self._by_example
+            if not self._is_wanted(layer) or (known is not None and id(layer) not in known):
+                return output  # No signal need go back so far.
             inside = tf.compat.v1.get_default_graph() is not outer
-            if inside or output.shape[0] != examples or not self._is_wanted(layer):
-                # In a loop, whose tensors nobody outside can have; not example by example; or of
-                # a layer that nobody asked for: no signal need go back so far.
+            if inside or output.shape[0] != examples:
+                # In a loop, whose tensors nobody outside can have; or not example by example.
+                if known is not None:
+                    raise BatchAxisError(f"{layer.name!r} gives {output.shape} for {examples}")
                 return output
             # In at least single precision, whatever the model's: kernels are sums of many products.
             point = wide(tf.convert_to_tensor(output))
@@ -132,12 +178,18 @@ class Recorder:
             records.append(_Record(layer, point, shares))
             return tf.cast(point, output.dtype)
 
+        with self._replaced(record):
+            yield records
+
+    @contextlib.contextmanager
+    def _replaced(self, record: Callable[..., Any]) -> Iterator[None]:
+        """The layers' own `call`s replaced by their rules, which call `record` as they go."""
         # Given back only when all layers are themselves again.
         with RECORDING, contextlib.ExitStack() as stack:
             for layer, rule in self._layers:
                 by_rule = _by_rule(layer, rule, functools.partial(record, layer))
                 stack.enter_context(replaced(layer, call=by_rule))
-            yield records
+            yield
 
 
 def _by_rule(layer: Any, rule: Rule, record: Record) -> Callable[..., Any]:

@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.ntk.kernel import empirical_ntk
+from ce_keras.checks import brief, finite_number, positive_int, real_array
+from ce_keras.ntk.axes import only_output
+from ce_keras.ntk.kernel import checked_inputs, checked_variables, empirical_ntk
 
 
 def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None) -> np.ndarray:
@@ -32,18 +34,23 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     >>> ntk_vector_product(model, x, np.ones((3, 2))).tolist()
     [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
     """
-    variables = [variable.value for variable in model.trainable_variables]
+    x1 = checked_inputs("x1", x1)
+    x2 = x1 if x2 is None else checked_inputs("x2", x2)
+    outputs = only_output(model(x2, training=False))  # Some weights are made by the first call.
+    variables = [variable.value for variable in checked_variables(model)]
     with tf.GradientTape() as tape:
-        outputs = model(x1 if x2 is None else x2, training=False)
+        outputs = only_output(model(x2, training=False))
         if np.shape(vector) != tuple(outputs.shape):
             raise ValueError(
                 f"vector: got shape {np.shape(vector)}; the outputs have {tuple(outputs.shape)}"
             )
+        if not np.isfinite(vector).all():
+            raise ValueError("vector: has numbers that are infinite or NaN")
         along = tf.reduce_sum(outputs * tf.cast(vector, outputs.dtype))
     direction = tape.gradient(along, variables, unconnected_gradients="zero")
     direction = [tf.convert_to_tensor(part) for part in direction]
     with tf.autodiff.ForwardAccumulator(variables, direction) as forward:
-        outputs = model(x1, training=False)
+        outputs = only_output(model(x1, training=False))
     return forward.jvp(outputs, unconnected_gradients="zero").numpy()
 
 
@@ -75,8 +82,11 @@ class NTKRegressor:
         traced: bool = True,
         batch_size: int | None = None,
     ) -> None:
-        if not ridge >= 0:
-            raise ValueError(f"ridge: got {ridge!r}; it must be 0 or more")
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"model: got {brief(model)}; it must be a Keras model")
+        finite_number("ridge", ridge, least=0)
+        if batch_size is not None:
+            positive_int("batch_size", batch_size)
         self.model = model
         self.ridge = ridge
         self.traced = traced
@@ -93,12 +103,14 @@ class NTKRegressor:
             ValueError: for targets of another shape.
             numpy.linalg.LinAlgError: for a singular kernel without a ridge.
         """
-        outputs = np.asarray(self.model(x, training=False), np.float64)
+        x = checked_inputs("x", x)
+        outputs = self._outputs(x)
+        y = real_array("y", y)
         if np.shape(y) != outputs.shape:
             raise ValueError(f"y: got shape {np.shape(y)}; the outputs have {outputs.shape}")
         kernel = self._kernel(x, None).astype(np.float64)
         kernel[np.diag_indices(len(kernel))] += self.ridge * np.trace(kernel) / len(kernel)
-        rest = np.asarray(y, np.float64) - outputs
+        rest = y - outputs
         self._x = x
         self._weights = np.linalg.solve(kernel, rest if self.traced else rest.ravel())
         return self
@@ -111,9 +123,13 @@ class NTKRegressor:
         """
         if not hasattr(self, "_weights"):
             raise ValueError("NTKRegressor: call fit(x, y) first")
-        outputs = np.asarray(self.model(x, training=False), np.float64)
+        x = checked_inputs("x", x)
+        outputs = self._outputs(x)
         learned = self._kernel(x, self._x) @ self._weights
         return outputs + learned.reshape(outputs.shape)
+
+    def _outputs(self, x: Any) -> np.ndarray:
+        return np.asarray(only_output(self.model(x, training=False)), np.float64)
 
     def _kernel(self, x1: Any, x2: Any) -> np.ndarray:
         axes = (-1,) if self.traced else ()

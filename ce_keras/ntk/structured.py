@@ -15,9 +15,10 @@ import tensorflow as tf
 from ce_keras.ntk.axes import OutputAxes
 from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.ntk.pairs import Pairs
-from ce_keras.ntk.records import Recorder
+from ce_keras.ntk.records import BatchAxisError, Recorder
 from ce_keras.ntk.shares import Share, one_by_one, together
-from ce_keras.ntk.trial import trial
+from ce_keras.ntk.tape import TapeEngine
+from ce_keras.ntk.verification import verify
 
 # Graphs that an engine keeps, each for one number of examples.
 _MOST_GRAPHS = 8
@@ -30,8 +31,8 @@ class StructuredEngine:
         model: a built Keras model.
         variables: the variables to differentiate by.
         axes: which entries of the kernel are asked for.
-        examples: a few inputs to try the rules on: the variables whose share is not the tape's
-            are left to the tape.
+        examples: inputs, on a few of which the rules are verified: the variables whose
+            contribution is not what autodiff says are left to it.
 
     Attributes:
         by_tape: the variables that are left to the tape.
@@ -46,17 +47,25 @@ class StructuredEngine:
         # signals, would be computed when the graph is made, and kept.
         self._one = tf.Variable(1.0, trainable=False)
         self._recorder = Recorder(model, variables)
-        self.by_tape, numbers = trial(model, variables, self._recorder, examples)
-        count = tf.nest.flatten(examples)[0].shape[0]
-        self.numbers_per_example = max(1, axes.total * numbers // count)
+        self.by_tape, numbers = verify(model, variables, self._recorder, examples)
+        self.numbers_per_example = max(1, axes.total * numbers)
+        self._tape = TapeEngine(model, variables, axes)
         self._graphs: dict[Any, Callable[..., Any]] = {}
         self._fresh = True
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """The kernel as `OutputAxes.restore` orders it; `x2` is `None` for the same inputs.
 
-        The first kernel of one output is computed as it comes: tracing pays later on.
+        The first kernel of one output is computed as it comes: tracing pays later on. Where the
+        model treats this number of examples otherwise than those of the verification, all is done
+        by autodiff.
         """
+        try:
+            return self._eager_or_traced(x1, x2)
+        except BatchAxisError:
+            return self._tape.kernel(x1, x2)
+
+    def _eager_or_traced(self, x1: Any, x2: Any | None) -> Any:
         as_it_comes, self._fresh = self._fresh and self.axes.total == 1, False
         if as_it_comes:
             return self._kernel(x1, x2)

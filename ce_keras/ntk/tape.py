@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.axes import OutputAxes, only_output
 from ce_keras.ntk.pairs import Pairs
 from ce_keras.ntk.shares import Gradients, wide
 
@@ -44,7 +44,7 @@ class TapeEngine:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             for variable in self._variables:
                 tape.watch(variable.value)
-            outputs = wide(self.axes.arrange(self._model(x, training=False)))
+            outputs = wide(self.axes.arrange(only_output(self._model(x, training=False))))
         return gradients_by_tape(tape, outputs, self._variables, self.axes.counts)
 
 

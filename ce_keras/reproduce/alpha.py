@@ -10,6 +10,7 @@ import numpy as np
 from ce_keras.geometry import BOTTLENECK_ALPHA, bottleneck
 from ce_keras.ntk import fit_alpha
 from ce_keras.ntk.samplers import generator
+from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
 
 if TYPE_CHECKING:
@@ -52,12 +53,11 @@ _TOO_UNCERTAIN = 0.2
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """The fit in every setting, one thing changed at a time."""
-    from tqdm.auto import tqdm
-
     cases = _cases(settings, seed)
     return {
         "fits": {
-            name: points(name, case) for name, case in tqdm(cases.items(), desc="alpha", delay=1)
+            name: points(name, case)
+            for name, case in progress(cases.items(), desc="alpha", delay=1)
         }
     }
 

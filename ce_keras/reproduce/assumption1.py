@@ -10,6 +10,7 @@ import numpy as np
 from ce_keras.geometry import bottleneck, fully_connected
 from ce_keras.ntk import AlphaFit, fit_alpha
 from ce_keras.ntk.samplers import generator
+from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
 
 if TYPE_CHECKING:
@@ -50,13 +51,11 @@ SCALES: dict[Scale, Settings] = {
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """Every module's points, with the line over all widths and over the wide ones."""
-    from tqdm.auto import tqdm
-
     cases = _cases(settings, seed)
     return {
         "cases": {
             name: points(name, _case, case, settings)
-            for name, case in tqdm(cases.items(), desc="assumption1", delay=1)
+            for name, case in progress(cases.items(), desc="assumption1", delay=1)
         }
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ce_keras.closed_form import infinite_width_kernel
 from ce_keras.ntk.samplers import generator, stack_kernels
+from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
 
 if TYPE_CHECKING:
@@ -69,12 +70,11 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _kernels(x: np.ndarray, widths: list[int], draws: int, seed: int) -> np.ndarray:
-    from tqdm.auto import tqdm
 
     rng, step = generator(seed), max(1, draws // 20)
     parts = [
         stack_kernels(x, widths, min(step, draws - begun), seed=rng)[:, 0, 1:]
-        for begun in tqdm(range(0, draws, step), desc="fig2", delay=1)
+        for begun in progress(range(0, draws, step), desc="fig2", delay=1)
     ]
     return np.concatenate(parts)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ce_keras.geometry import Design, fully_connected
 from ce_keras.optimum import search
+from ce_keras.progress import progress
 from ce_keras.reproduce.result import MODES, Check, Points, Scale
 from ce_keras.reproduce.statistics import mean_and_error, permutation_p, rank_correlation
 from ce_keras.solution import Mode, Solution
@@ -70,8 +71,6 @@ SCALES: dict[Scale, Settings] = {
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """Errors of all repetitions of every design on both curves."""
-    from tqdm.auto import tqdm
-
     train, test = _images(settings)
     chosen = [
         (mode, design)
@@ -80,7 +79,7 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     ]
     curves: dict[str, list[Any]] = {mode: [] for mode in MODES}
     parts = range(0, settings.repetitions, settings.at_once)
-    with tqdm(total=len(chosen) * len(parts), desc="fig4", delay=1) as bar:
+    with progress(total=len(chosen) * len(parts), desc="fig4", delay=1) as bar:
         for mode, design in chosen:
             errors, losses = [], []
             for begun in parts:

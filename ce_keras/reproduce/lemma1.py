@@ -8,6 +8,7 @@ import numpy as np
 
 from ce_keras.closed_form import infinite_width_kernel, relative_variance
 from ce_keras.ntk.samplers import generator, stack_kernels
+from ce_keras.progress import progress
 from ce_keras.reproduce.fig2 import circle
 from ce_keras.reproduce.result import Check, Points, Scale
 from ce_keras.reproduce.statistics import deviation, log_slope, mean_and_error
@@ -49,8 +50,6 @@ SCALES: dict[Scale, Settings] = {
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """The spread of ensembles of growing size, and the mean of networks of growing width."""
-    from tqdm.auto import tqdm
-
     x = circle(np.array(list(_ANGLES.values())))
     limit = infinite_width_kernel(x[:1], x, settings.depth)[0]
     hidden = settings.depth - 1
@@ -68,7 +67,7 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
         return [mean_and_error(entry) for entry in kernels.T]
 
     spread, means = [], []
-    with tqdm(total=len(seeds), desc="lemma1", delay=1) as bar:
+    with progress(total=len(seeds), desc="lemma1", delay=1) as bar:
         for m, rng in zip(settings.paths, seeds, strict=False):
             spread.append(points(f"paths {m}", ensembles, m, rng))
             bar.update()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
+from ce_keras.progress import progress
 from ce_keras.reproduce import tables
 from ce_keras.reproduce.result import MODES, Check, Points, Scale
 from ce_keras.reproduce.statistics import mean_and_error
@@ -54,7 +55,6 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    from tqdm.auto import tqdm
 
     network = read_recipe(settings.recipe).model.name
     runs: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
             ],
         }
     chosen = [row for mode in MODES for row in runs[mode]["designs"]]
-    with points.folder() as folder, tqdm(total=len(chosen), desc="table1", delay=1) as bar:
+    with points.folder() as folder, progress(total=len(chosen), desc="table1", delay=1) as bar:
         for row in chosen:
             name = row["design"]
             row["errors"] = points(name, _errors, settings, seed, name, folder)

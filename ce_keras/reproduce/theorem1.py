@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ce_keras.ntk.samplers import generator
+from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
 from ce_keras.reproduce.statistics import log_slope, mean_and_error
 
@@ -116,8 +117,6 @@ def gram(rows: np.ndarray) -> np.ndarray:
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """The relative change of the kernel, in the first instant and at the end of training."""
-    from tqdm.auto import tqdm
-
     shapes = {
         "m": [(m, settings.at_width) for m in settings.paths],
         "n": [(settings.at_paths, n) for n in settings.widths],
@@ -131,7 +130,9 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     changes: dict[str, Any] = {name: {"m": [], "n": []} for name in ACTIVATIONS}
     data_rng, *rngs = generator(seed).spawn(1 + len(cases))
     data = _data(settings, data_rng)
-    for (name, along, m, n), rng in zip(tqdm(cases, desc="theorem1", delay=1), rngs, strict=True):
+    for (name, along, m, n), rng in zip(
+        progress(cases, desc="theorem1", delay=1), rngs, strict=True
+    ):
         changes[name][along].append(
             points(
                 f"{name} {along} {m} {n}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ce_keras.files import replacing
+from ce_keras.checks import brief
+from ce_keras.files import replacing, sweep
 
 logger = logging.getLogger("ce_keras")
 
@@ -57,6 +57,8 @@ class Checkpoints:
     def restore(self) -> dict[str, Any] | None:
         """Give the variables the values of the last good file, and return its plain values.
 
+        Only a whole state is good: where to go on, and an array for every variable.
+
         A damaged file is skipped, with a warning. `None` where there is no good one.
 
         Raises:
@@ -64,10 +66,9 @@ class Checkpoints:
         """
         for path in reversed(self._files()):
             try:
-                with path.open("rb") as opened, np.load(opened) as file:
-                    content = json.loads(str(file["content"]))
-                    arrays = [file[f"variable_{i}"] for i in range(len(file.files) - 1)]
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                content, arrays = _read(path)
+            # Whatever a damaged file makes its readers raise: NumPy's, ZIP's, JSON's own errors.
+            except Exception as error:
                 logger.warning("%s is damaged, and skipped: %s", path, error)
                 continue
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self._variables]:
@@ -77,5 +78,27 @@ class Checkpoints:
             return content
         return None
 
+    def sweep(self) -> None:
+        """Remove what a killed process has left half written."""
+        sweep(self._folder / "step-*.npz")
+
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("step-*.npz"))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return a state's plain values and its arrays.
+
+    Raises:
+        Exception: of any kind, for a file that is damaged; ValueError for one that holds something
+            else.
+    """
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        content = json.loads(str(file["content"]))
+        arrays = [file[f"variable_{i}"] for i in range(len(file.files) - 1)]
+    kinds = {"epoch": int, "step": int, "loss": (float, type(None)), "history": list}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name, ...), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"it is no state of a run: {brief(content)}")
+    return content, arrays

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from ce_keras.progress import progress
 from ce_keras.training import augment
 from ce_keras.training.data import steady
 from ce_keras.training.recipe import Recipe
@@ -182,7 +182,7 @@ def _streamed_statistics(source: Source, axes: Any) -> tuple[np.ndarray, np.ndar
     read = examples.order.enumerate().map(lambda _, each: examples.read(each), os.cpu_count())
     batches = read.batch(_READ)
     total = math.ceil(source.counts[0] / _READ)
-    for images, _ in tqdm(batches.with_options(steady()), desc="mean image", total=total):
+    for images, _ in progress(batches.with_options(steady()), desc="mean image", total=total):
         pixels = images.numpy().astype(np.float64)
         sums += np.stack([pixels.sum(axis=0), (pixels**2).sum(axis=0)])
         count += len(pixels)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from ce_keras import files, zoo
-from ce_keras.checks import checked_seed, positive_int
+from ce_keras.checks import checked_seed, one_of, positive_int
 from ce_keras.layers.flops import flops
+from ce_keras.saving import load_model
 from ce_keras.training.devices import Devices, find_devices
 from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import Recipe, recipe_of
@@ -135,7 +136,7 @@ def _claim_all(devices: Devices, folders: list[Path], recipe: Recipe, seed: int)
 
 def _results(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
-    return files.read_json(path) if path.exists() else None
+    return files.read_json(path, dict) if path.exists() else None
 
 
 def evaluate(folder: str | Path) -> dict[str, float]:
@@ -157,44 +158,85 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
     Args:
         folder: of the run.
         form: `"keras"`, `"saved_model"`, `"litert"` or `"onnx"`.
-        to: where to; beside the model if not given.
+        to: a file (for a SavedModel, a folder) to write, or a folder that is there to write
+            `model` with the format's suffix into; the run's own if not given.
 
     Returns:
         Where it was written.
 
     Raises:
-        ValueError: for a folder without a finished run, an unknown form, or one that needs a
-            package which is not installed.
+        ValueError: for a folder without a finished run, an unknown form, a place that is taken by
+            anything but an earlier export, or a form that needs a package which is not installed.
     """
-    if form not in _EXPORTS:
-        raise ValueError(f"format: got {form!r}; it must be one of {', '.join(_EXPORTS)}")
-    suffix, write = _EXPORTS[form]
+    kind = _EXPORTS[one_of("format", form, tuple(_EXPORTS))]
+    to = _free_place(Path(folder if to is None else to), form, kind)
     _, model = _finished(folder)
-    to = Path(to) if to is not None else Path(folder) / f"model{suffix}"
-    part = to.with_name(f".{to.name}")
-    part.parent.mkdir(parents=True, exist_ok=True)
     # Keras exports what has been called, and loading is not enough.
     model(keras.ops.zeros((1, *model.input_shape[1:])))
-    # The suffix is how Keras knows the format.
-    part = part if part.suffix == suffix else part.with_name(part.name + suffix)
-    try:
-        write(model, part)
-    except ImportError as error:
-        raise ValueError(f"format: {form} needs a package that is not installed: {error}") from None
-    if to.is_dir():
-        shutil.rmtree(to)
-    part.replace(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.stem}-") as scratch:
+        part = Path(scratch) / f"model{kind.suffix}"  # The suffix is how Keras knows the format.
+        try:
+            kind.write(model, part)
+        except ImportError as error:
+            raise ValueError(
+                f"format: {form} needs a package that is not installed: {error}"
+            ) from None
+        if to.is_dir():  # Folders are not replaced by a rename: the earlier one steps aside.
+            to.rename(Path(scratch) / "earlier")
+        part.replace(to)
     return to
 
 
-_EXPORTS: dict[str, tuple[str, Callable[[Any, Path], Any]]] = {
-    "keras": (".keras", lambda model, path: model.save(path)),
-    "saved_model": ("", lambda model, path: model.export(path, verbose=False)),
-    "litert": (
-        ".tflite",
-        lambda model, path: model.export(path, format="litert", verbose=False),
+def _free_place(to: Path, form: str, kind: _Export) -> Path:
+    """Return where to write, which nothing but an earlier export of the form is at.
+
+    Raises:
+        ValueError: if something else is.
+    """
+    if to.is_dir() and not kind.recognised(to):
+        to = to / f"model{kind.suffix}"
+    elif to.suffix != kind.suffix and kind.suffix:
+        raise ValueError(f"to: got {str(to)!r}; it must end in {kind.suffix}, or be a folder")
+    if to.exists() and not kind.recognised(to):
+        raise ValueError(f"to: {to} is there, and no earlier export ({form}); name another place")
+    return to
+
+
+class _Export(NamedTuple):
+    """A format: its suffix, what writes it, and what tells an earlier export."""
+
+    suffix: str
+    write: Callable[[Any, Path], Any]
+    recognised: Callable[[Path], bool]
+
+
+def _exporting(form: str | None) -> Callable[[Any, Path], Any]:
+    options = {} if form is None else {"format": form}
+    return lambda model, path: model.export(path, verbose=False, **options)
+
+
+def _is_saved_model(path: Path) -> bool:
+    parts = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+    names = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    return "saved_model.pb" in names and names <= parts
+
+
+def _begins(path: Path, content: bytes, at: int = 0) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(at + len(content))[at:] == content
+
+
+_EXPORTS = {
+    "keras": _Export(
+        ".keras", lambda model, path: model.save(path), lambda path: _begins(path, b"PK")
     ),
-    "onnx": (".onnx", lambda model, path: model.export(path, format="onnx", verbose=False)),
+    "saved_model": _Export("", _exporting(None), _is_saved_model),
+    "litert": _Export(".tflite", _exporting("litert"), lambda path: _begins(path, b"TFL3", 4)),
+    # Its first field, the version, is a number.
+    "onnx": _Export(".onnx", _exporting("onnx"), lambda path: _begins(path, b"\x08")),
 }
 
 
@@ -203,6 +245,8 @@ def _finished(folder: str | Path) -> tuple[Recipe, keras.Model]:
     missing = [name for name in ("recipe.json", "model.keras") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"run: {folder} has no {missing[0]}; is it a finished run of train?")
-    content = files.read_json(folder / "recipe.json")
-    recipe = recipe_of(content["recipe"], str(folder / "recipe.json"))
-    return recipe, keras.models.load_model(folder / "model.keras")
+    path = folder / "recipe.json"
+    content = files.read_json(path, dict)
+    if "recipe" not in content:
+        raise ValueError(f"{path} is damaged: it has no recipe")
+    return recipe_of(content["recipe"], str(path)), load_model(folder / "model.keras")

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import keras
-from tqdm import tqdm
+
+from ce_keras.progress import progress
 
 
 class StepTimer(keras.callbacks.Callback):
@@ -52,7 +53,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.steps = steps
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._bar = tqdm(total=self.steps, desc=self.title, unit="step")
+        self._bar = progress(total=self.steps, desc=self.title, unit="step")
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if logs:

@@ -16,8 +16,7 @@ import signal
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from tqdm import tqdm
 
 from ce_keras import files, plotting, zoo
 from ce_keras.checks import checked_seed
+from ce_keras.progress import progress
 from ce_keras.training.checkpoints import Checkpoints
 from ce_keras.training.devices import Batch, Devices, find_devices, synchronise
 from ce_keras.training.feed import Feed
@@ -50,10 +49,14 @@ _EXPLODED = 1e4
 
 
 class Preempted(SystemExit):
-    """The run was asked to end (SIGTERM), and its state is saved. Exit code 75: try again."""
+    """The run was asked to end by SIGTERM, and its state is saved. Exit code 75: try again."""
 
     def __init__(self) -> None:
         super().__init__(75)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted by Ctrl-C, and its state is saved."""
 
 
 class DivergedError(RuntimeError):
@@ -114,12 +117,13 @@ def claim(folder: Path, recipe: Recipe, seed: int) -> None:
     """
     path = folder / "recipe.json"
     own = {"recipe": recipe.to_dict(), "seed": seed}
+    if not path.exists():
+        files.write_json(path, own)
     # As JSON has it: tuples are lists there.
-    if path.exists() and files.read_json(path) != files.plain(own):
+    elif files.read_json(path, dict) != files.plain(own):
         raise ValueError(
             f"out: {folder} holds a run of another recipe or seed; name another folder"
         )
-    files.write_json(path, own)
 
 
 class Trainer:
@@ -190,12 +194,24 @@ class Trainer:
 
         Raises:
             Preempted: after SIGTERM, once the state is saved.
+            Interrupted: after Ctrl-C, once the state is saved.
             DivergedError: if the loss is not a number, or exploded.
+            ValueError: if another process is training in the folder.
+            OSError: if the finished model or its results cannot be written.
         """
+        if not self._devices.chief:
+            return self._run()
+        with files.exclusive("out", self.folder):
+            for name in ("recipe.json", "history.csv", "curves.png", "model.keras", "results.json"):
+                files.sweep(self.folder / name)
+            self._checkpoints.sweep()
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         state = self._resume()
         if state["epoch"] or state["step"]:
             logger.info("going on from epoch %d, step %d", state["epoch"], state["step"])
-        with _termination() as asked_to_end:
+        with _Termination() as asked_to_end:
             while state["epoch"] < self.recipe.schedule.epochs:
                 self._epoch(state, asked_to_end)
         return self._finish(state["history"])
@@ -209,9 +225,9 @@ class Trainer:
             variable.assign(array)
         return state or {"epoch": 0, "step": 0, "loss": None, "history": []}
 
-    def _epoch(self, state: dict[str, Any], asked_to_end: Callable[[], bool]) -> None:
+    def _epoch(self, state: dict[str, Any], asked_to_end: _Termination) -> None:
         epoch = state["epoch"]
-        bar = tqdm(
+        bar = progress(
             total=self._counts[0],
             initial=state["step"] * self.recipe.schedule.batch,
             desc=f"epoch {epoch + 1}/{self.recipe.schedule.epochs}",
@@ -233,7 +249,7 @@ class Trainer:
                 due = self._save_every and state["step"] % self._save_every == 0
                 if any_asked:
                     self._save(state)
-                    raise Preempted
+                    raise asked_to_end.how()
                 if due and state["step"] < self.steps:
                     self._save(state)
         errors = error_of(self._count, self._devices.batches(self.feed.test))
@@ -267,10 +283,22 @@ class Trainer:
     def _log(self, history: list[dict[str, Any]]) -> None:
         if not self._devices.chief:
             return
+        for write in (self._write_history, self._draw_history, self._write_tensorboard):
+            try:
+                write(history)
+            # A full disk costs the logs, not the run.
+            except (OSError, tf.errors.OpError) as error:
+                logger.warning("a log is not written, and the run goes on: %s", error)
+
+    def _write_history(self, history: list[dict[str, Any]]) -> None:
         with files.replacing(self.folder / "history.csv") as part:
             rows = [",".join(history[0]), *(",".join(map(str, row.values())) for row in history)]
             part.write_text("\n".join(rows) + "\n")
+
+    def _draw_history(self, history: list[dict[str, Any]]) -> None:
         plotting.save_learning_curves(history, self.folder / "curves.png")
+
+    def _write_tensorboard(self, history: list[dict[str, Any]]) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             return
         with tf.summary.create_file_writer(str(self.folder / "tensorboard")).as_default():
@@ -296,7 +324,8 @@ class Trainer:
             return files.plain(results)
         # A network that is loaded elsewhere is one: it has nobody to synchronise with.
         synchronise(self.model, False)
-        self.model.save(self.folder / "model.keras")
+        with files.replacing(self.folder / "model.keras") as part:
+            self.model.save(part)
         files.write_json(self.folder / "results.json", results)
         return files.plain(results)
 
@@ -307,11 +336,15 @@ def _versions() -> dict[str, str]:
 
 
 def _revision() -> str | None:
-    """Of the git repository that the run was started in, if it was in one."""
+    """Return the commit of the git repository that the run was started in, if it was in one.
+
+    Whether files differ from it is not asked: git would run what the repository's configuration
+    names to find out, and the folder need not be one that anybody trusts.
+    """
     git = shutil.which("git")
     if git is None:
         return None
-    command = [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [git, "-c", "core.fsmonitor=false", "rev-parse", "--verify", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
 
@@ -327,15 +360,35 @@ def error_of(count: Callable[[Batch], np.ndarray], batches: Iterable[Batch]) -> 
     return dict(zip(("error", "top5_error"), 100 * (1 - np.array(right) / images), strict=True))
 
 
-@contextmanager
-def _termination() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come, without dying of it. Only the main thread can be told."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Termination:
+    """Takes note of SIGTERM and Ctrl-C, so that the step in work ends and the state is saved.
+
+    A second Ctrl-C ends the process at once. Only the main thread can be told.
+    """
+
+    how: Callable[[], BaseException] = Preempted
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Termination:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Return whether the run is asked to end."""
+        return self._asked.is_set()
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._asked.is_set():
+                raise KeyboardInterrupt
+            self.how = Interrupted
+        self._asked.set()

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -84,7 +87,7 @@ def test_blocks_follow_from_memory(model, monkeypatch, rng):
     whole = empirical_ntk(model, x)
     assert len(calls) == 1
     # As much as ten of these examples take.
-    (engine,) = vars(model)["_ce_keras_kernels"].values()
+    ((engine, _),) = vars(model)["_ce_keras_kernels"].values()
     monkeypatch.setattr("ce_keras.ntk.kernel._MEMORY", 80 * engine.numbers_per_example)
     np.testing.assert_allclose(empirical_ntk(model, x), whole, rtol=1e-5)
     assert len(calls) == 1 + 4 * 5 / 2
@@ -102,3 +105,59 @@ def test_only_npy_files():
         growing("kernel.csv", (2,), None),
     ):
         pass
+
+
+def test_a_kill_between_renaming_and_removing_leaves_no_zeros(model, tmp_path, monkeypatch, rng):
+    x = rng.normal(size=(8, 5)).astype("float32")
+    path = tmp_path / "kernel.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        first = np.array(empirical_ntk(model, x, batch_size=2, out=path))
+    assert (tmp_path / ".kernel.progress.json").exists()
+    path.unlink()
+    again = empirical_ntk(model, x, batch_size=2, out=path)
+    np.testing.assert_array_equal(again, first)
+    assert abs(first).min() > 0
+
+
+def test_progress_of_an_array_that_is_gone_is_not_believed(model, tmp_path, monkeypatch, rng):
+    x = rng.normal(size=(8, 5)).astype("float32")
+    path = tmp_path / "kernel.npy"
+    with monkeypatch.context() as patch:
+        kernels_computed(patch, stop_after=6)
+        with pytest.raises(KeyboardInterrupt):
+            empirical_ntk(model, x, batch_size=2, out=path)
+    (part,) = tmp_path.glob(".kernel.part-*.npy")
+    part.rename(tmp_path / f".kernel.part-{32 * '0'}.npy")
+    resumed = empirical_ntk(model, x, batch_size=2, out=path)
+    np.testing.assert_allclose(resumed, empirical_ntk(model, x), rtol=1e-5)
+    assert [file.name for file in tmp_path.iterdir()] == ["kernel.npy"]
+
+
+def test_a_second_process_is_told_that_the_file_is_in_use(model, tmp_path, rng):
+    path = tmp_path / "kernel.npy"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from ce_keras import files\n"
+            f"with files.exclusive('out', {str(path)!r}): print('held', flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout.readline() == b"held\n"
+    x = rng.normal(size=(4, 5)).astype("float32")
+    with pytest.raises(ValueError, match=r"out: .*kernel\.npy is in use by another process"):
+        empirical_ntk(model, x, out=path)
+    holder.kill()  # Who holds a lock may die of anything.
+    holder.communicate()
+    assert empirical_ntk(model, x, out=path).shape == (4, 4)
+    assert [file.name for file in tmp_path.iterdir()] == ["kernel.npy"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "\x00\xff"])
+def test_damaged_progress_is_named(content, model, tmp_path, rng):
+    (tmp_path / ".kernel.progress.json").write_text(content)
+    with pytest.raises(ValueError, match=r"kernel\.progress\.json is damaged"):
+        empirical_ntk(model, rng.normal(size=(4, 5)).astype("float32"), out=tmp_path / "kernel.npy")

@@ -143,8 +143,8 @@ def test_bad_arguments(rng):
         ({"variables": 2 * model.trainable_variables}, "one is named twice"),
         ({"variables": [3]}, "are not variables of"),
         ({"x2": x[:3], "diagonal_axes": (0,)}, "x2: has 3 examples where x1 has 4"),
-        ({"x1": x[:0]}, "x1: has .* examples"),
-        ({"model": two}, "several outputs"),
+        ({"x1": x[:0]}, r"x1: got shapes \[\(0, 5\)\]"),
+        ({"model": two}, "it has 2 outputs"),
     ):
         with pytest.raises(ValueError, match=message):
             empirical_ntk(**{"model": model, "x1": x, **arguments})

@@ -1,0 +1,30 @@
+"""Loading models that Keras saved, with errors that say what is wrong with the file."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import keras
+
+import ce_keras.layers  # noqa: F401 - Registers the classes that the file may name.
+from ce_keras.checks import brief
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """Return the model of a `.keras` file.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged or something else, or it has layers
+            that are not registered with Keras.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"model: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"model: {path} is not a .keras file, or is cut off")
+    try:
+        return keras.models.load_model(path)
+    # Whatever the file's content makes Keras raise.
+    except Exception as error:
+        raise ValueError(f"model: {path} cannot be loaded: {brief(str(error), 400)}") from error
