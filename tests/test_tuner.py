@@ -35,6 +35,14 @@ def build(hp):
     return model
 
 
+def optimum(mode="primal"):
+    """What `search` says, where that costs no more than the baseline."""
+    design = search(FC, mode).design
+    if FC.params(*design) <= FC.params(1, 24):
+        return design
+    return search(FC, mode, hard_budget=True).design
+
+
 def data():
     rng = np.random.default_rng(0)
     return rng.normal(size=(32, 12)).astype("float32"), np.arange(32) % 4
@@ -65,12 +73,11 @@ def test_trial_0_is_the_optimum(tmp_path):
         found = tuner(tmp_path / mode, mode=mode)
         look(found)
         (values,) = (trial.hyperparameters.values for trial in trials_of(found))
-        solution = search(FC, mode, hard_budget=True)
-        assert (values["cardinality"], values["width"]) == solution.design
+        assert (values["cardinality"], values["width"]) == optimum(mode)
         assert values["rate"] == 1e-3, "the user's own have their defaults"
         assert {type(values[name]) for name in ("cardinality", "width")} == {int}
         (model,) = found.get_best_models()
-        assert model.name == f"fully_connected_{solution.design}"
+        assert model.name == f"fully_connected_{optimum(mode)}"
         assert found.get_best_hyperparameters()[0].values == values
         found.results_summary()
 
@@ -88,8 +95,8 @@ def design(trial):
 
 def test_more_trials_walk_the_curve_until_it_is_used_up(tmp_path):
     solution = search(FC, "primal", hard_budget=True)
-    expected = list(designs_of(solution))
-    assert expected[0] == solution.design
+    expected = list(dict.fromkeys([optimum(), *designs_of(solution)]))
+    assert designs_of(solution)[0] == solution.design
     assert len(set(expected)) == len(expected)
     widths, objective = solution.curve.width.tolist(), solution.curve.objective
     predicted = [objective[widths.index(width)] for _, width in expected[1:]]
@@ -128,8 +135,7 @@ def test_the_inner_oracle_searches_the_rest(name, tmp_path):
     )
     found.search(x, y, validation_data=(x, y), epochs=1, verbose=0)
     seen = [trial.hyperparameters.values for trial in trials_of(found)]
-    optimum = search(FC, hard_budget=True).design
-    assert {(values["cardinality"], values["width"]) for values in seen} == {optimum}
+    assert {(values["cardinality"], values["width"]) for values in seen} == {optimum()}
     others = {(values["rate"], values["decay"]) for values in seen}
     assert len(seen) >= 4
     assert len(others) >= 3
@@ -406,3 +412,222 @@ def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
         values = trial["hyperparameters"]["values"]
         found.append((values["cardinality"], values["width"]))
     assert found == list(designs_of(search(FC, hard_budget=True)))[:4]
+
+
+# What the hypermodel declares --------------------------------------------------------------------
+
+
+def named(first, second, wrap=None, **values):
+    """A hypermodel that asks for a design by other names, or other values."""
+
+    def hypermodel(hp):
+        asked = values.get("cardinality", lambda name: hp.Int(name, 1, 64))
+        wanted = values.get("width", lambda name: hp.Int(name, 1, 64))
+        if wrap == "scope":
+            with hp.name_scope("block"):
+                m, n = asked(first), wanted(second)
+        elif wrap == "condition":
+            hp.Boolean("grouped")
+            with hp.conditional_scope("grouped", [True]):
+                m, n = asked(first) or 1, wanted(second) or 1
+        else:
+            m, n = asked(first), wanted(second)
+        stack = [keras.layers.Dense(m * n), keras.layers.Dense(4)]
+        model = keras.Sequential([keras.Input((12,)), *stack])
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        return model
+
+    return hypermodel
+
+
+def of(hypermodel, folder, **options):
+    return CollegialTuner(hypermodel, "val_loss", FC, directory=folder, project_name="p", **options)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(
+    ("hypermodel", "message"),
+    [
+        (named("cardinality", "width", "scope"), r"has 'block/cardinality', 'block/width'|but "),
+        (named("cardinality", "width", "condition"), r"names: .*'cardinality'"),
+        (named("groups", "width"), r"names: the hypermodel has no 'cardinality' .* but 'groups'"),
+    ],
+)
+def test_a_design_that_reaches_no_model_is_an_error(hypermodel, message, inner, tmp_path):
+    options = {"inner": INNER["random"]()} if inner else {}
+    objective = None if inner else "val_loss"
+    with pytest.raises(ValueError, match=message):
+        CollegialTuner(hypermodel, objective, FC, directory=tmp_path, project_name="p", **options)
+    # The oracle alone, in a tuner of KerasTuner's: at the first trial, and without holding a lock.
+    oracle = CollegialOracle(objective, FC, **({"inner": INNER["random"]()} if inner else {}))
+    plain = keras_tuner.Tuner(oracle, hypermodel, directory=tmp_path / "2", project_name="p")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="names: "):
+            plain.search(*data(), verbose=0)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_names_can_be_given(inner, tmp_path):
+    options = {"inner": INNER["random"]()} if inner else {}
+    found = CollegialTuner(
+        named("groups", "size", "scope"),
+        None if inner else "val_loss",
+        FC,
+        names=("block/groups", "block/size"),
+        directory=tmp_path,
+        project_name="p",
+        **options,
+    )
+    look(found)
+    for trial in trials_of(found):
+        values = trial.hyperparameters.values
+        m, n = optimum()
+        assert (values["block/groups"], values["block/size"]) == (m, n)
+        assert found.hypermodel.build(trial.hyperparameters).layers[0].units == m * n
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_best_design_among_declared_values_is_proposed(inner, tmp_path):
+    def hypermodel(hp):
+        return named(
+            "cardinality",
+            "width",
+            cardinality=lambda name: hp.Choice(name, [1, 2, 4, 8]),
+            width=lambda name: hp.Choice(name, [4, 8, 16]),
+        )(hp)
+
+    options = {"inner": INNER["random"]()} if inner else {"max_trials": 9}
+    found = CollegialTuner(
+        hypermodel,
+        None if inner else "val_loss",
+        FC,
+        directory=tmp_path,
+        project_name="p",
+        **options,
+    )
+    look(found)
+    seen = [design(trial) for trial in trials_of(found)]
+    # By brute force: the least variance among those that cost no more than the baseline.
+    law = search(FC).curve
+    variance = dict(zip(law.width.tolist(), law.variance * law.m, strict=True))
+    allowed = [
+        (m, n) for m in (1, 2, 4, 8) for n in (4, 8, 16) if FC.params(m, n) <= FC.params(1, 24)
+    ]
+    assert seen[0] == min(allowed, key=lambda each: variance[each[1]] / each[0])
+    assert set(seen) <= set(allowed)
+    assert inner or len(seen) == 3, "one for each width"
+
+
+def test_values_of_which_none_is_a_design_are_an_error(tmp_path):
+    def hypermodel(hp):
+        return named("cardinality", "width", width=lambda name: hp.Choice(name, [100, 200]))(hp)
+
+    with pytest.raises(
+        ValueError, match=r"names: the hypermodel declares .* width in \[100, 200\]"
+    ):
+        of(hypermodel, tmp_path)
+
+
+def test_what_is_held_at_its_default_is_said_once(tmp_path, caplog):
+    look(tuner(tmp_path, max_trials=2))
+    said = [record.getMessage() for record in caplog.records if record.name == "ce_keras"]
+    assert len([message for message in said if "rate=0.001" in message]) == 1
+
+
+def test_the_first_trial_is_what_search_says_where_that_meets_the_budget():
+    for network in ("resnext29", "resnext29-1x226d", "resnext50", "resnext101", "resnext11"):
+        solution = search(network)
+        oracle = CollegialOracle("val_loss", network)
+        if solution.params <= solution.baseline_params:
+            assert oracle.designs[0] == solution.design
+        else:
+            assert oracle.designs[0] == search(network, hard_budget=True).design
+        baseline = solution.baseline
+        assert all(baseline.params(*each) <= solution.baseline_params for each in oracle.designs)
+    assert str(CollegialOracle("val_loss", "resnext29").designs[0]) == "37x10d"
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a",), "ab", ("a", 3), None])
+def test_names_are_two(names):
+    with pytest.raises(ValueError, match="names: got"):
+        CollegialOracle("val_loss", FC, names=names)
+
+
+# Budgets -----------------------------------------------------------------------------------------
+
+
+def sized(hp):
+    """Of 8 to 16,000 units: in full, up to two gigabytes."""
+    units = hp.Int("w", 8, 16_000)
+    model = keras.Sequential(
+        [keras.Input((12,)), *(keras.layers.Dense(units) for _ in range(3)), keras.layers.Dense(4)]
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+@pytest.mark.parametrize("budget", [{"max_params": 20_000}, {"max_flops": 40_000}])
+def test_what_is_too_large_is_not_allocated(budget, tmp_path, monkeypatch):
+    made = []
+    initialise = keras.Variable._initialize_with_initializer
+
+    def counted(self, initializer):
+        made.append(int(np.prod(self.shape)))
+        return initialise(self, initializer)
+
+    monkeypatch.setattr(keras.Variable, "_initialize_with_initializer", counted)
+    inner = keras_tuner.oracles.RandomSearchOracle("val_loss", 3, seed=1)
+    oracle = BudgetOracle(inner, sized, **budget)
+    oracle.update_space(with_space(sized))
+    begun(oracle, tmp_path)
+    trial = oracle.create_trial("tuner")
+    assert trial.status == "RUNNING"
+    assert trial.hyperparameters.values["w"] < 100
+    assert len(oracle._known) > 5
+    assert max(made) <= 20_000
+    assert keras.layers.Layer.add_weight.__name__ == "add_weight"
+    assert not hasattr(keras.layers.Layer.add_weight, "__wrapped__"), "it is Keras' own again"
+
+
+def with_space(hypermodel):
+    hp = keras_tuner.HyperParameters()
+    hypermodel(hp)
+    return hp
+
+
+def test_a_model_that_is_not_built_counts_as_too_large(tmp_path, caplog):
+    def unbuilt(hp):
+        model = keras.Sequential([keras.layers.Dense(hp.Int("w", 1, 64)), keras.layers.Dense(4)])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    inner = keras_tuner.oracles.RandomSearchOracle("val_loss", 3, seed=1)
+    oracle = begun(BudgetOracle(inner, unbuilt, max_params=100), tmp_path)
+    oracle.update_space(with_space(unbuilt))
+    assert oracle.create_trial("tuner").status == "STOPPED"
+    assert "is not built; give it an Input" in caplog.text
+
+
+def test_a_build_that_raises_fails_as_a_trial_and_not_the_search(tmp_path):
+    def fragile(hp):
+        if hp.Int("w", 1, 4) == 2:
+            raise RuntimeError("two is not possible")
+        model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(hp.get("w"))])
+        model.add(keras.layers.Dense(4))
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        return model
+
+    inner = keras_tuner.oracles.GridSearchOracle(
+        "val_loss", seed=1, max_consecutive_failed_trials=3
+    )
+    found = keras_tuner.Tuner(
+        BudgetOracle(inner, fragile, max_params=10_000),
+        fragile,
+        directory=tmp_path,
+        project_name="p",
+    )
+    look(found)
+    states = {trial.hyperparameters.values["w"]: trial.status for trial in trials_of(found)}
+    assert states == {1: "COMPLETED", 2: "INVALID", 3: "COMPLETED", 4: "COMPLETED"} or (
+        states[2] in ("FAILED", "INVALID") and len(states) == 4
+    )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ce_keras import files
 from ce_keras.checks import checked_seed, positive_int
-from ce_keras.cli.output import load_zoo, muted_stderr, show
+from ce_keras.cli.output import load_zoo, show, start_keras
 from ce_keras.cli.theory import parse_alpha
 from ce_keras.designs import MODES, choose_design
-from ce_keras.geometry import RESNEXTS
+from ce_keras.geometry import RESNEXTS, Design
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -30,7 +30,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "build a network of the zoo in Keras",
         "ce-keras build resnext50 --mode dual --save model.keras",
     ).add_argument
-    add("name", metavar="NAME", help=f"one of {', '.join(RESNEXTS)}")
+    add("name", metavar="NAME", help=f"one of {', '.join(RESNEXTS)}, or a name that info knows")
     add("--mode", choices=MODES, help="a ready design of the zoo")
     add("--cardinality", type=int, metavar="M", help="number of paths, instead of --mode")
     add("--width", type=int, metavar="N", help="channels of a path, instead of --mode")
@@ -93,9 +93,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    if options.name not in RESNEXTS:
-        raise ValueError(f"NAME: unknown {options.name!r}; known: {', '.join(RESNEXTS)}")
-    design = choose_design(options.name, options.mode, options.cardinality, options.width)
+    family, design = _family_and_design(options)
     if options.save and options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
     checked_seed(options.seed)
@@ -103,15 +101,14 @@ def _build(options: argparse.Namespace) -> None:
     if options.classes is not None:
         classes["classes"] = positive_int("classes", options.classes)
     zoo = load_zoo()
-    model = zoo.NETWORKS[options.name](
-        cardinality=design.cardinality, width=design.width, seed=options.seed, **classes
-    )
+    own = {} if design is None else design._asdict()
+    model = zoo.create(family, seed=options.seed, **own, **classes)
     if options.save:
         with files.replacing(options.save) as part:
             model.save(part)
     counts = {
         "name": model.name,
-        "design": str(design),
+        "design": str(design or ""),
         "parameters": zoo.trained_parameters(model),
         "saved": str(options.save) if options.save else None,
     }
@@ -122,11 +119,13 @@ def _build(options: argparse.Namespace) -> None:
 def _collegialize(options: argparse.Namespace) -> None:
     if options.save and options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
-    with muted_stderr():
-        import keras
+    start_keras()
+    import keras
 
-        from ce_keras import rewrite
-    model = keras.models.load_model(options.model)
+    from ce_keras import rewrite
+    from ce_keras.saving import load_model
+
+    model = load_model(options.model)
     arguments = {
         name: getattr(options, name)
         for name in ("alpha", "budget", "tolerance", "multiple_of", "design", "only", "skip", "per")
@@ -147,7 +146,21 @@ def _collegialize(options: argparse.Namespace) -> None:
         report = ensemble.report
         with files.replacing(options.save) as part:
             ensemble.save(part)
-    show(options, report.to_dict(), repr(report))
+    saved = f"\nsaved as {options.save}" if options.save else ""
+    show(options, {**report.to_dict(), "saved": saved and str(options.save)}, f"{report!r}{saved}")
+
+
+def _family_and_design(options: argparse.Namespace) -> tuple[str, Design | None]:
+    """Return what `zoo.create` takes: a ResNeXt with the design asked for, or any name as it is."""
+    if options.name in RESNEXTS:
+        asked = options.mode, options.cardinality, options.width
+        return options.name, choose_design(options.name, *asked)
+    for option in ("mode", "cardinality", "width"):
+        if getattr(options, option) is not None:
+            raise ValueError(
+                f"--{option}: {options.name} is one network; {', '.join(RESNEXTS)} have designs"
+            )
+    return options.name, None
 
 
 def _rewrite_alpha(text: str) -> float | str:

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def show(options: argparse.Namespace, content: Any, text: str) -> None:
-    """Print a command's answer: as JSON where `--json` asks for it."""
+    """Print a command's answer, as JSON where `--json` asks for it."""
     print(json.dumps(content, indent=2) if options.json else text)
 
 
@@ -29,25 +29,53 @@ def table(rows: list[list[str]], left: int) -> str:
     )
 
 
-def load_zoo() -> Any:
-    """The zoo, without the page of messages TensorFlow writes while it loads."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with muted_stderr():
-        from ce_keras import zoo
+def set_debug(debug: bool) -> None:
+    """Set whether everything is shown that libraries write to standard error."""
+    global _debug  # noqa: PLW0603 - A setting of the process, as the streams are.
+    _debug = debug
+    if not debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-        zoo.resnext11()  # Devices are found, and not found, at the first tensor.
+
+_debug = False
+
+
+def load_zoo() -> Any:
+    """Return the zoo, without the page of messages that TensorFlow writes while it loads."""
+    start_keras()
+    from ce_keras import zoo
+
     return zoo
+
+
+def start_keras() -> None:
+    """Load Keras and its backend, and have it find its devices, without their messages.
+
+    Not where several machines train: their strategy must come before any tensor.
+    """
+    with muted_stderr():
+        import keras
+
+        keras.ops.zeros(1)
 
 
 @contextlib.contextmanager
 def muted_stderr() -> Iterator[None]:
-    """Hold back what is written to standard error, native code included; show it on failure."""
+    """Hold back what is written to standard error, native code included.
+
+    It is shown when the block fails for a reason that is not explained by its message.
+    """
+    if _debug:
+        yield
+        return
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         kept = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (ValueError, KeyboardInterrupt):
+            raise
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ce_keras import files
 from ce_keras.checks import value_of
-from ce_keras.cli.output import load_zoo, show, table
+from ce_keras.cli.output import load_zoo, muted_stderr, show, start_keras, table
 from ce_keras.designs import MODES
 
 
@@ -82,8 +84,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.mode:
         changes["model.mode"] = options.mode
     recipe = read_recipe(options.recipe, changes)
-    job = _load_job()
-    devices = job.find_devices(options.devices)  # First: several machines insist.
+    job, devices = _load_job(options.devices)
+    from ce_keras.training.run import Interrupted, Preempted
+
     planned = job.plan(recipe)
     if options.dry_run:
         show(options, planned, _plan_text(planned))
@@ -91,14 +94,20 @@ def _train(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / f"{Path(options.recipe).stem}-{planned['model']}"
     if not options.json:
         print(f"{_plan_text(planned)}\nin {out}", flush=True)
-    results = job.train(
-        recipe,
-        out,
-        seed=options.seed,
-        runs=options.runs,
-        save_every=options.save_every,
-        devices=devices,
-    )
+    try:
+        results = job.train(
+            recipe,
+            out,
+            seed=options.seed,
+            runs=options.runs,
+            save_every=options.save_every,
+            devices=devices,
+        )
+    except Preempted:
+        print(f"ce-keras train: asked to end; {_saved(out)}", file=sys.stderr)
+        raise
+    except Interrupted:
+        raise KeyboardInterrupt(f"interrupted; {_saved(out)}") from None
     expected, top5 = planned["expected_error"], planned["expected_top5_error"]
     source = f" ({recipe.expected.source})"
     paper = "" if expected is None else f"; the paper: {expected} %{source}"
@@ -107,6 +116,10 @@ def _train(options: argparse.Namespace) -> None:
     spread = results.get("standard_error")
     error = f"{results['error']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
     show(options, results, f"test error {error} %{paper}")
+
+
+def _saved(out: Path) -> str:
+    return f"all is saved in {out}, and the same command goes on from there"
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -127,22 +140,31 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    errors = _load_job().evaluate(options.run_folder)
+    job, _ = _load_job()
+    errors = job.evaluate(options.run_folder)
     text = f"test error {errors['error']:.2f} %, top-5 {errors['top5_error']:.2f} %"
     show(options, errors, text)
 
 
 def _export(options: argparse.Namespace) -> None:
-    path = _load_job().export(options.run_folder, options.format, options.to)
+    job, _ = _load_job()
+    path = job.export(options.run_folder, options.format, options.to)
     show(options, {"path": str(path)}, f"written to {path}")
 
 
-def _load_job() -> Any:
-    """What trains, once TensorFlow is there."""
-    load_zoo()
-    from ce_keras.training import job
+def _load_job(names: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Return the module that trains, and the devices, which are found before anything else.
 
-    return job
+    Several machines insist: their strategy must be made before the first tensor.
+    """
+    if "TF_CONFIG" in os.environ:
+        print("ce-keras: waiting for the workers that TF_CONFIG names", file=sys.stderr)
+    with muted_stderr():
+        from ce_keras.training.devices import find_devices
+
+        devices = find_devices(names)
+        from ce_keras.training import job
+    return job, devices
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -154,6 +176,8 @@ def _reproduce(options: argparse.Namespace) -> None:
     if settings and len(names) > 1:
         raise ValueError(f"--set: got {options.set}; settings are of one figure or table, not all")
     told = []
+    if not set(names) <= reproduce.NUMPY_ONLY:
+        start_keras()
     for name in names:
         result = reproduce.reproduce(
             name, options.scale, options.out, seed=options.seed, settings=settings

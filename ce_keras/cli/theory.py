@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from ce_keras.cli.output import load_zoo, show, table
+from ce_keras.checks import brief
+from ce_keras.cli.output import load_zoo, show, start_keras, table
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
 from ce_keras.optimum import search
@@ -102,6 +103,8 @@ def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | N
 def _fit_alpha(options: argparse.Namespace) -> None:
     from ce_keras.ntk import fit_alpha
 
+    if options.method in ("ensemble", "tape"):
+        start_keras()
     fit = fit_alpha(
         _module(options),
         draws=options.draws,
@@ -188,19 +191,34 @@ def parse_alpha(text: str) -> float | str:
     try:
         return text if text == "closed_form" else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or closed_form") from None
+        raise argparse.ArgumentTypeError(
+            f"{brief(text)!r} is not a number or closed_form"
+        ) from None
+
+
+# Widths in one argument, of a range or of a network: more are a slip.
+_MOST_WIDTHS = 100_000
 
 
 def _widths(text: str) -> list[int]:
     try:
         width, times, count = text.partition("x")
         if times:
-            return [int(width)] * int(count)
+            return [int(width)] * _count_of_widths(text, int(count))
         first, dash, last = text.partition("-")
         if dash:
-            return list(range(int(first), int(last) + 1))
+            count_of = _count_of_widths(text, int(last) + 1 - int(first))
+            return list(range(int(first), int(first) + count_of))
         return [int(width) for width in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
+            f"{brief(text)!r} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
         ) from None
+
+
+def _count_of_widths(text: str, count: int) -> int:
+    if not 1 <= count <= _MOST_WIDTHS:
+        raise argparse.ArgumentTypeError(
+            f"{brief(text)!r} are {brief(count)} widths; it must be 1 to {_MOST_WIDTHS:,}"
+        )
+    return count

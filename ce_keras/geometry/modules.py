@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import MOST, brief, positive_int
 
 #: A width, or an array of widths that is answered element by element. Likewise a cardinality.
 Width = Any
@@ -31,11 +31,11 @@ class Design(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Design:
         """Read `"37x10d"`. Raises `ValueError` for anything else."""
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)d", text)
-        if match is None:
+        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})d", text)
+        if match is None or max(int(match[1]), int(match[2])) > MOST:
             raise ValueError(
-                f"design: got {text!r}; write cardinality and width like '37x10d' "
-                "(37 paths, each 10 wide)"
+                f"design: got {brief(text)!r}; write cardinality and width like '37x10d' "
+                f"(37 paths, each 10 wide), each at most {MOST:,}"
             )
         return cls(int(match[1]), int(match[2]))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ce_keras import closed_form
-from ce_keras.checks import positive_int
+from ce_keras.checks import brief, positive_int
 from ce_keras.geometry.modules import Design, Layer, Module, Network, Stack, Width, conv, dense
 
 #: Algorithm 1's fit for the bottleneck block (Sec. 4.2).
@@ -261,7 +261,9 @@ BASELINES: dict[str, Callable[[int | None], Module | Network]] = {
 
 
 def baseline(name: str) -> Module | Network:
-    """A baseline by name: `"resnext29"`, or with its width, `"resnext29-1x226d"`.
+    """Return a baseline by name: `"resnext29"`, or with its width, `"resnext29-1x226d"`.
+
+    The zoo's names, with an underscore, do as well.
 
     Raises:
         ValueError: for an unknown name, or a design that is not a single path.
@@ -269,7 +271,7 @@ def baseline(name: str) -> Module | Network:
     >>> baseline("resnext29-1x226d").width
     226
     """
-    family, dash, design = name.partition("-")
+    family, dash, design = name.replace("_", "-").partition("-")
     build = _lookup(family, BASELINES, "baseline")
     if not dash:
         return build(None)
@@ -282,8 +284,12 @@ def baseline(name: str) -> Module | Network:
 
 
 def _lookup(name: str, known: dict[str, Any], argument: str) -> Any:
+    if not isinstance(name, str):
+        raise ValueError(f"{argument}: got {brief(name)}; it must be a name")
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{argument}: unknown name {name!r}{hint} Known names: {', '.join(known)}")
+    raise ValueError(
+        f"{argument}: unknown name {brief(name)!r}{hint} Known names: {', '.join(known)}"
+    )

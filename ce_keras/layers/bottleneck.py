@@ -7,7 +7,13 @@ from typing import Any
 import keras
 from keras import layers
 
-from ce_keras.checks import Parameterization, positive_int
+from ce_keras.checks import (
+    Parameterization,
+    checked_parameterization,
+    checked_seed,
+    one_of,
+    positive_int,
+)
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D
 from ce_keras.layers.initializers import kernel_initializer
@@ -49,7 +55,8 @@ def collegial_bottleneck(
         A Keras tensor, `(batch, height / strides, width / strides, filters)`.
 
     Raises:
-        ValueError: for sizes that are not whole numbers of 1 or more.
+        ValueError: for sizes that are not whole numbers of 1 or more, an unknown parameterisation
+            or data format, or a seed below 0.
 
     >>> x = keras.Input((8, 8, 64))
     >>> collegial_bottleneck(x, 256, cardinality=10, width=10, strides=2).shape
@@ -58,6 +65,10 @@ def collegial_bottleneck(
     sizes = {"filters": filters, "cardinality": cardinality, "width": width, "strides": strides}
     for argument, size in sizes.items():
         positive_int(argument, size)
+    checked_parameterization(parameterization)
+    checked_seed(seed)
+    if data_format is not None:
+        one_of("data_format", data_format, ("channels_last", "channels_first"))
     name = name or f"bottleneck_{keras.backend.get_uid('bottleneck')}"
     data_format = data_format or keras.config.image_data_format()
     axis = -1 if data_format == "channels_last" else 1

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
 
-from ce_keras.checks import Parameterization, checked_parameterization, positive_int
+from ce_keras.checks import Parameterization, checked_parameterization, finite_number, positive_int
 from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
 from ce_keras.layers.initializers import for_each_path, kernel_initializer
 
@@ -79,6 +79,7 @@ class CollegialConv2D(keras.layers.Conv2D):
                 f"implementation: got {implementation!r}; it must be 'auto', 'native' or 'split'"
             )
         _check_paths("filters", filters, cardinality)
+        checked_parameterization(parameterization)
         super().__init__(
             filters,
             kernel_size,
@@ -91,7 +92,7 @@ class CollegialConv2D(keras.layers.Conv2D):
         self.shared_input = shared_input
         self.implementation = implementation
         self.parameterization = parameterization
-        self.gain = gain
+        self.gain = finite_number("gain", gain, above=0)
 
     @property
     def chosen_implementation(self) -> Implementation:
@@ -141,6 +142,9 @@ class CollegialDense(keras.layers.Layer):
             divided by `sqrt(cardinality)` (Eq. 4). The shift is one for all paths.
         parameterization: as in `CollegialConv2D`.
         gain: as in `CollegialConv2D`.
+        lora_rank: adds a low-rank matrix of this rank to every path's kernel, which alone is
+            trained, as `enable_lora` does.
+        lora_alpha: what the low-rank matrix is multiplied by, over the rank; the rank if not given.
         activation: as in `keras.layers.Dense`, and so are the others: biases, initialisers,
             regularisers and constraints.
 
@@ -174,10 +178,15 @@ class CollegialDense(keras.layers.Layer):
         bias_constraint: Any = None,
         parameterization: Parameterization = "standard",
         gain: float = 2.0,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.supports_masking = True  # As `Dense` does.
+        self.lora_enabled = False
+        self.lora_rank = None if lora_rank is None else positive_int("lora_rank", lora_rank)
+        self.lora_alpha = None if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
         if aggregate and shared_input:
             raise ValueError("aggregate: paths that are summed cannot also share their input")
         _check_paths("units", units, 1 if aggregate else cardinality)
@@ -188,7 +197,7 @@ class CollegialDense(keras.layers.Layer):
         self.activation = activations.get(activation)
         self.use_bias = use_bias
         self.parameterization = checked_parameterization(parameterization)
-        self.gain = gain
+        self.gain = finite_number("gain", gain, above=0)
         self.kernel_initializer = initializers.get(
             kernel_initializer or _default(parameterization, gain)
         )
@@ -214,7 +223,7 @@ class CollegialDense(keras.layers.Layer):
             blocks, path_shape, join = 1, (self.fan_in, self.units), ops.concatenate
         elif blocks == 1:
             join = _join_channels
-        self.kernel = self.add_weight(
+        self._kernel = self.add_weight(
             name="kernel",
             shape=(inputs, self.units) if blocks == 1 else (blocks, *path_shape),
             initializer=for_each_path(
@@ -235,6 +244,91 @@ class CollegialDense(keras.layers.Layer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+        if self.lora_rank is not None:
+            self.enable_lora(self.lora_rank, self.lora_alpha)
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel, with what `enable_lora` adds to it."""
+        if not self.lora_enabled:
+            return self._kernel
+        low_rank = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return ops.add(self._kernel, ops.multiply(low_rank, self._lora_scale))
+
+    def enable_lora(
+        self,
+        rank: int,
+        lora_alpha: float | None = None,
+        a_initializer: Any = "he_uniform",
+        b_initializer: Any = "zeros",
+    ) -> None:
+        """Freeze the kernel, and add to every path's a trained matrix of low rank.
+
+        As `keras.layers.Dense.enable_lora` does. Saved is the sum of the two.
+
+        Args:
+            rank: of the matrix that is added to each path's kernel.
+            lora_alpha: what it is multiplied by, over the rank; the rank if not given.
+            a_initializer: of its first factor, for each path as if it were alone.
+            b_initializer: of its second factor.
+
+        Raises:
+            ValueError: for a layer that is not built, has a constraint on its kernel, or a
+                low-rank matrix already.
+        """
+        rank = positive_int("rank", rank)
+        if self.kernel_constraint:
+            raise ValueError("kernel_constraint: a kernel with a constraint has no low-rank part")
+        if not self.built and not hasattr(self, "_kernel"):
+            raise ValueError(f"rank: {self.name!r} is not built yet; call it once first")
+        if self.lora_enabled:
+            raise ValueError(f"rank: {self.name!r} has a low-rank part already")
+        inputs, outputs = self._kernel.shape[-2:]
+        paths = self._kernel.shape[:-2]
+        # Keras locks a built layer, and its own layers unlock it in the same way: there is no
+        # public one.
+        self._tracker.unlock()
+        self.lora_kernel_a = self.add_weight(
+            name="lora_kernel_a",
+            shape=(*paths, inputs, rank),
+            initializer=_factor(initializers.get(a_initializer), paths, (inputs, rank)),
+            dtype="float32",
+            regularizer=self.kernel_regularizer,
+        )
+        self.lora_kernel_b = self.add_weight(
+            name="lora_kernel_b",
+            shape=(*paths, rank, outputs),
+            initializer=_factor(initializers.get(b_initializer), paths, (rank, outputs)),
+            dtype="float32",
+            regularizer=self.kernel_regularizer,
+        )
+        self._kernel.trainable = False
+        self._tracker.lock()
+        self.lora_enabled = True
+        self.lora_rank = rank
+        self.lora_alpha = rank if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
+        self._lora_scale = self.lora_alpha / rank
+
+    def save_own_variables(self, store: Any) -> None:
+        if self.built:
+            store["0"] = self.kernel
+            if self.bias is not None:
+                store["1"] = self.bias
+
+    def load_own_variables(self, store: Any) -> None:
+        if not self.built:
+            return
+        expected = 1 if self.bias is None else 2
+        if len(store.keys()) != expected:
+            raise ValueError(
+                f"Layer '{self.name}' expected {expected} variables, but received "
+                f"{len(store.keys())} variables during loading"
+            )
+        self._kernel.assign(store["0"])
+        if self.bias is not None:
+            self.bias.assign(store["1"])
+        if self.lora_enabled:  # Its part is in the kernel that was saved.
+            self.lora_kernel_b.assign(ops.zeros(self.lora_kernel_b.shape))
 
     def call(self, inputs: Any) -> Any:
         kernel = _scaled(self.kernel, self)
@@ -257,6 +351,7 @@ class CollegialDense(keras.layers.Layer):
         return (*input_shape[:-1], self.units)
 
     def get_config(self) -> dict[str, Any]:
+        lora = self.lora_rank is not None
         return {
             **super().get_config(),
             "units": self.units,
@@ -269,6 +364,7 @@ class CollegialDense(keras.layers.Layer):
             "bias_regularizer": regularizers.serialize(self.bias_regularizer),
             "kernel_constraint": constraints.serialize(self.kernel_constraint),
             "bias_constraint": constraints.serialize(self.bias_constraint),
+            **({"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha} if lora else {}),
             **_own_config(self),
         }
 
@@ -332,6 +428,11 @@ def _check_paths(argument: str, size: Any, cardinality: Any) -> None:
             f"{argument}, cardinality: got {size}, {cardinality}; cardinality must divide "
             f"{argument}"
         )
+
+
+def _factor(initializer: Any, paths: tuple[int, ...], shape: tuple[int, int]) -> Any:
+    """The initializer of a factor of a kernel, which may have an axis of paths."""
+    return for_each_path(initializer, paths[0], shape, ops.stack) if paths else initializer
 
 
 def _path_by_path(function: Any, blocks: int, join: Any) -> Any:

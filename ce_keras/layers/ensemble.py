@@ -6,19 +6,23 @@ import copy
 import inspect
 import logging
 import math
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers, ops
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import brief, positive_int
 from ce_keras.layers.collegial import aggregate, register
 from ce_keras.layers.fan_in import leaves
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis, side_by_side
 from ce_keras.layers.initializers import path_seed
 
 logger = logging.getLogger("ce_keras")
+
+#: More members than anybody means.
+MOST_MEMBERS = 2**20
 
 
 @register
@@ -70,7 +74,7 @@ class CollegialEnsemble(layers.Layer):
                 f"build_member: got {template!r}; it must be a Keras model, or a function without "
                 "arguments that returns one"
             )
-        self.cardinality = positive_int("cardinality", cardinality)
+        self.cardinality = positive_int("cardinality", cardinality, MOST_MEMBERS)
         self.why_copies: str | None = None
         self._asked_grouped = grouped
         self._member_config = configuration(template)
@@ -80,7 +84,7 @@ class CollegialEnsemble(layers.Layer):
             self._group(template, required=grouped is True)
         self.grouped = self.why_copies is None
         if not self.grouped:
-            self.members = [self._new_member(path) for path in range(cardinality)]
+            self.members = [self._new_member(path, template) for path in range(cardinality)]
 
     def _group(self, template: keras.Model, required: bool) -> None:
         try:
@@ -133,7 +137,7 @@ class CollegialEnsemble(layers.Layer):
             ValueError: for a path that is not 0 to `cardinality - 1`.
         """
         self._check_path(path)
-        member = self._new_member(0)
+        member = self._new_member(0, None if self.grouped else self.members[0])
         if not self.grouped:
             self._give_weights(member)
             member.set_weights(self.members[path].get_weights())
@@ -170,13 +174,16 @@ class CollegialEnsemble(layers.Layer):
             for own, whole in zip(layer.weights, self.paths.get_layer(name).weights, strict=True)
         ]
 
-    def _new_member(self, path: int) -> keras.Model:
-        """A member with weights of its own: from its configuration, or else from the function."""
+    def _new_member(self, path: int, template: keras.Model | None) -> keras.Model:
+        """Return a member with weights of its own: from its configuration, or the function.
+
+        Layers that were adapted to data keep what they have learnt.
+        """
 
         def seed_of(seed: int | None) -> int | None:
             return seed if seed is None or not path else path_seed(seed, path)
 
-        return rebuilt(self._member_config, seed_of, self._builder)
+        return rebuilt(self._member_config, seed_of, self._builder, template)
 
     def _saved_config(self) -> dict[str, Any]:
         if self._member_config is None:
@@ -195,6 +202,12 @@ class CollegialEnsemble(layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> CollegialEnsemble:
         # A copy, because Keras empties the configuration that it builds a model from.
         member = keras.saving.deserialize_keras_object(copy.deepcopy(config["build_member"]))
+        # A file can name any function there is, and the constructor would call it.
+        if not isinstance(member, keras.Model):
+            raise ValueError(
+                f"build_member: got {brief(member)} from a saved configuration; it must be a "
+                "Keras model"
+            )
         return cls(**{**config, "build_member": member})
 
 
@@ -220,8 +233,16 @@ def rebuilt(
     config: dict[str, Any] | None,
     seed_of: Callable[[int | None], int | None],
     builder: Callable[[], keras.Model] | None,
+    template: keras.Model | None = None,
 ) -> keras.Model:
-    """A model from its configuration with other seeds, or, where that cannot be, from a function.
+    """Return a model from its configuration with other seeds, or from a function if need be.
+
+    Args:
+        config: from `configuration`.
+        seed_of: replaces a seed.
+        builder: builds the model where the configuration is not enough.
+        template: the model that the configuration is of. Its layers that were adapted to data
+            hand on what they have learnt, which no configuration has.
 
     Raises:
         ValueError: where there is no function either.
@@ -232,7 +253,7 @@ def rebuilt(
         config = copy.deepcopy(config)
         reseed(config, seed_of)
         # What is copied is a model of this process: whoever loaded it has trusted it.
-        return keras.saving.deserialize_keras_object(config, safe_mode=False)
+        model = keras.saving.deserialize_keras_object(config, safe_mode=False)
     except (TypeError, ValueError) as error:
         if builder is None:
             raise ValueError(
@@ -240,6 +261,33 @@ def rebuilt(
                 f"function that builds it, or register its classes with Keras ({error})"
             ) from error
         return builder()
+    if template is not None:
+        _hand_on_adapted(template, model)
+    return model
+
+
+def _hand_on_adapted(source: keras.Model, target: keras.Model) -> None:
+    """Give the layers of a model what the same layers of another have learnt by `adapt`."""
+    pairs = zip(leaves(source), leaves(target), strict=False)
+    for own, other in pairs:
+        if not hasattr(own, "adapt") or type(own) is not type(other):
+            continue
+        if own.weights:  # Normalization; and the frequencies of words.
+            if not other.built:
+                other.build_from_config(own.get_build_config())
+            variables: dict[str, Any] = {}
+            own.save_own_variables(variables)
+            other.load_own_variables(variables)
+        if getattr(own, "get_vocabulary", None) and _has_learnt_words(own):
+            with tempfile.TemporaryDirectory() as folder:
+                own.save_assets(folder)
+                other.load_assets(folder)
+        if getattr(own, "bin_boundaries", None) is not None:
+            other.bin_boundaries, other.summary = own.bin_boundaries, own.summary
+
+
+def _has_learnt_words(layer: Any) -> bool:
+    return bool(len(layer.get_vocabulary(include_special_tokens=False)))
 
 
 def reseed(config: Any, seed_of: Callable[[int | None], int | None]) -> None:

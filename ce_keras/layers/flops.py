@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from ce_keras.checks import brief
 from ce_keras.layers.fan_in import fan_ins, leaves
 
 
@@ -25,16 +26,43 @@ def flops(model: keras.Model) -> int:
     >>> flops(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
     24
     """
+    build_all(model)
     return sum(_of(layer) for layer in leaves(model))
 
 
 def trained_parameters(model: keras.Model) -> int:
-    """How many numbers training changes."""
+    """Return how many numbers training changes.
+
+    Raises:
+        ValueError: for a model that is not built, whose weights nobody knows yet.
+    """
+    build_all(model)
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
+def build_all(model: keras.Model) -> None:
+    """Make the weights that some layers, such as activations, make only when they are called.
+
+    Raises:
+        ValueError: for a model that is not built.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"model: got {brief(model)}; it must be a Keras model")
+    if not model.built:
+        raise ValueError(
+            f"model: {model.name!r} is not built; give it an Input, or call it on an example first"
+        )
+    if model.inputs and not all(layer.built for layer in leaves(model)):
+        specs = keras.tree.map_structure(
+            lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), model.input
+        )
+        # By tracing: a functional model would otherwise only ask its layers for their shapes.
+        keras.Operation.compute_output_spec(model, specs, training=False)
+
+
 def parameters(model: keras.Model) -> int:
-    """How many numbers training would change if no layer were frozen."""
+    """Return how many numbers training would change if no layer were frozen."""
+    build_all(model)
     found = {
         id(weight): math.prod(weight.shape)
         for layer in model._flatten_layers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,9 @@ _CHANNELWISE: tuple[type, ...] = (
     layers.Dropout,
     layers.SpatialDropout2D,
     layers.GaussianNoise,
+    layers.GaussianDropout,
+    layers.AlphaDropout,
+    layers.ActivityRegularization,
     layers.Identity,
     layers.MaxPooling2D,
     layers.AveragePooling2D,
@@ -87,11 +91,22 @@ _MERGING = (
     layers.Maximum,
     layers.Minimum,
 )
-#: Layers that do for paths side by side what they do for one, in the same configuration.
-UNCHANGED = (*_CHANNELWISE, *_MERGING, layers.Activation)
+
+
+def is_unchanged(operation: Any) -> bool:
+    """Return whether it does for paths side by side what it does for one, as it is configured."""
+    kinds = (*_CHANNELWISE, *_MERGING, layers.Activation)
+    return type(operation) in kinds or _is_elementwise_operation(operation)
+
 
 # Layers that draw random numbers: members must not share one draw on their shared input.
-_RANDOM = (layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise)
+_RANDOM = (
+    layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.GaussianNoise,
+    layers.GaussianDropout,
+    layers.AlphaDropout,
+)
 
 
 def side_by_side(
@@ -192,6 +207,8 @@ def widened(
         CannotGroupError: where there is no such layer.
     """
     kind, shape = type(layer), tensors[0].shape
+    if _is_elementwise_operation(layer):
+        return layer  # It has no state: it can be applied elsewhere as well.
     config = layer.get_config() if isinstance(layer, layers.Layer) else {}
     if config.get("data_format") == "channels_first":
         raise CannotGroupError(f"layer {layer.name!r} has its channels first")
@@ -199,6 +216,9 @@ def widened(
         _check_channelwise(layer, config, shared, tensors)
         return kind.from_config(config)
     _check_elementwise(layer, config)
+    if callable(getattr(layer, "activation", None)):
+        # As it is: by its configuration a function of TensorFlow's would become Keras' own.
+        config["activation"] = layer.activation
     if kernel_initializer is not None and "kernel_initializer" in config:
         config["kernel_initializer"] = kernel_initializer
     form = (_FORMS_OF_SHARED if shared else _FORMS).get(kind)
@@ -215,6 +235,8 @@ def _check_channelwise(
     """Refuse what would join members: one draw or one merged value for all of them."""
     if shared and type(layer) in _RANDOM:
         raise CannotGroupError(f"layer {layer.name!r} draws noise on the shared input")
+    if shared and type(layer) is layers.ActivityRegularization:
+        raise CannotGroupError(f"layer {layer.name!r} would count the shared input once")
     if config.get("noise_shape") is not None:
         raise CannotGroupError(f"layer {layer.name!r} shares its noise among channels")
     if not shared and any(np.ndim(config.get(key, 0)) for key in ("scale", "offset")):
@@ -225,16 +247,47 @@ def _check_channelwise(
 
 def _check_elementwise(layer: Any, config: dict[str, Any]) -> None:
     """Refuse activations, penalties and constraints that see more than one element at a time."""
-    activation = config.get("activation", "linear")
-    known = isinstance(activation, str) and activation in _ELEMENTWISE
-    # A function of one's own can have the name of one of Keras'.
-    its = getattr(layer, "activation", None)
-    if not known or its not in (None, keras.activations.get(activation)):
-        name = activation if isinstance(activation, str) else getattr(its, "__name__", "custom")
+    activation = getattr(layer, "activation", None)
+    if not is_elementwise(activation):
+        name = getattr(activation, "__name__", None) or getattr(activation, "name", "custom")
         raise CannotGroupError(
             f"the activation of layer {layer.name!r} ({name}) is not known to be elementwise"
         )
     check_penalties(layer, config)
+
+
+def is_elementwise(activation: Any) -> bool:
+    """Return whether an activation is known to treat every number by itself.
+
+    Known are Keras' own functions, those of the same names of `keras.ops`, TensorFlow, JAX and
+    PyTorch, and Keras' layers of a fixed activation. A function of one's own can have the name of
+    one of these: what counts is that it is the very function.
+    """
+    if activation is None or type(activation) in (layers.ReLU, layers.LeakyReLU, layers.ELU):
+        return True
+    if type(activation) is layers.Activation:
+        return is_elementwise(activation.activation)
+    name = getattr(activation, "__name__", None)
+    if name not in _ELEMENTWISE:
+        return False
+    places = [keras.activations, keras.ops]
+    for module in ("tensorflow.nn", "jax.nn", "torch.nn.functional"):
+        root, *inner = module.split(".")
+        if root in sys.modules:  # Whoever passes its function has imported it.
+            places.append(functools.reduce(getattr, inner, sys.modules[root]))
+    return any(getattr(place, name, None) is activation for place in places)
+
+
+def _is_elementwise_operation(operation: Any) -> bool:
+    """Return whether it is a call such as `keras.activations.relu(tensor)`, not a layer."""
+    names = {name.replace("_", "") for name in _ELEMENTWISE}
+    kind = type(operation)
+    return (
+        isinstance(operation, keras.Operation)
+        and not isinstance(operation, layers.Layer)
+        and kind.__module__.startswith(("keras.src.ops.", "keras.src.activations."))
+        and kind.__name__.lower() in names
+    )
 
 
 def check_penalties(layer: Any, config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ce_keras.checks import Parameterization
+from ce_keras.checks import Parameterization, checked_parameterization, finite_number
 
 #: Initialisers that draw nothing.
 CONSTANTS = (
@@ -31,10 +31,14 @@ def kernel_initializer(
         gain: 2 before a ReLU, 1 before a linear output.
         seed: for reproducible weights.
 
+    Raises:
+        ValueError: for an unknown parameterisation, or a gain that is not above 0.
+
     Both are not truncated: Keras' `he_normal` is, which changes the fourth moment of the weights
     and with it the variance of the kernel.
     """
-    if parameterization == "ntk":
+    finite_number("gain", gain, above=0)
+    if checked_parameterization(parameterization) == "ntk":
         return keras.initializers.RandomNormal(stddev=1.0, seed=seed)
     return keras.initializers.VarianceScaling(gain, "fan_in", "untruncated_normal", seed=seed)
 

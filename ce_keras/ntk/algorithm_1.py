@@ -330,6 +330,7 @@ def _gradients(
 
 def _networks(build: Build, draws: int, rng: np.random.Generator) -> Iterator[keras.Model]:
     """Freshly initialised networks: each from the configuration of the first, with new seeds."""
-    config = configuration(build())
+    template = build()
+    config = configuration(template)
     for _ in range(draws):
-        yield rebuilt(config, lambda _: int(rng.integers(2**31)), build)
+        yield rebuilt(config, lambda _: int(rng.integers(2**31)), build, template)

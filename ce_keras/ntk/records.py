@@ -73,7 +73,7 @@ class Recorder:
         return any(id(v) in self._wanted for v in layer.variables)
 
     def find_layers_by_example(self, x: Any) -> None:
-        """Leave out the layers whose outputs do not have the examples first, as the model uses them.
+        """Find the layers whose outputs have the examples first, wherever the model uses them.
 
         An axis can be as long as the batch by accident: call `shares` for another number of
         examples afterwards. The model is traced, not computed: what is inside a loop shows only

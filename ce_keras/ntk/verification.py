@@ -164,7 +164,7 @@ def _kernels_by_autodiff(
 
 
 def _with_handle(handle: Any, value: Any) -> Any:
-    """Return the value as a function of a number whose gradient is the value's, squared and summed."""
+    """Return the value as a function of a number, whose gradient is its own, squared and summed."""
 
     @tf.custom_gradient
     def unchanged(_: Any) -> Any:

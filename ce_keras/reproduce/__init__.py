@@ -9,6 +9,6 @@ paragraph) and `draw` (a picture). So what was measured once can be told and dra
 [True, True, True, False]
 """
 
-from ce_keras.reproduce.result import NAMES, Check, Result, Scale, reproduce
+from ce_keras.reproduce.result import NAMES, NUMPY_ONLY, Check, Result, Scale, reproduce
 
-__all__ = ["NAMES", "Check", "Result", "Scale", "reproduce"]
+__all__ = ["NAMES", "NUMPY_ONLY", "Check", "Result", "Scale", "reproduce"]

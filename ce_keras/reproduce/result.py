@@ -42,6 +42,10 @@ NAMES = (
 )
 
 
+#: Those of them that are computed without Keras.
+NUMPY_ONLY = frozenset({"fig2", "lemma1", "theorem1", "fig3", "fig6", "table2"})
+
+
 class NoSettings(NamedTuple):
     """Of what is exact: nothing is drawn, and nothing trained."""
 
@@ -103,11 +107,11 @@ class Points:
         self._done: dict[str, Any] = {}
         self._begun, self._before = time.perf_counter(), 0.0
         if path is not None and path.exists():
-            content = files.read_json(path)
-            if content["of"] != self._key:
+            content = files.read_json(path, dict)
+            if content.get("of") != self._key:
                 raise ValueError(
-                    f"out: {path} was begun with other settings, {content['of']}; delete it, or "
-                    "give another folder"
+                    f"out: {path} was begun with other settings, {content.get('of')}; delete it, "
+                    "or give another folder"
                 )
             self._done, self._before = content["points"], content["seconds"]
 
@@ -272,8 +276,16 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """What `save` wrote, from its JSON."""
-        return cls(**files.read_json(path))
+        """Return what `save` wrote, from its JSON.
+
+        Raises:
+            ValueError: if the file is damaged, or of something else.
+        """
+        content = files.read_json(path, dict)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if not {"name", "data"} <= content.keys() <= fields:
+            raise ValueError(f"{path} is no figure or table of this package")
+        return cls(**content)
 
 
 def reproduce(
@@ -329,7 +341,9 @@ def reproduce(
 
 def index(folder: str | Path) -> str:
     """All results of a folder in one table, in Markdown."""
-    results = [Result.load(path) for path in Path(folder).glob("[!.]*.json")]
+    # Files of other people's may lie there too.
+    ours = [path for path in Path(folder).glob("[!.]*.json") if path.stem.startswith(NAMES)]
+    results = [Result.load(path) for path in ours]
     results.sort(key=lambda result: (NAMES.index(result.name), result.file))
     lines = [
         "# The paper, computed again",

@@ -17,7 +17,12 @@ import keras
 from keras import layers
 
 from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
-from ce_keras.layers.grouping import UNCHANGED, CannotGroupError, check_penalties, widened
+from ce_keras.layers.grouping import (
+    CannotGroupError,
+    check_penalties,
+    is_unchanged,
+    widened,
+)
 from ce_keras.rewrite.graph import Graph, Step
 
 DENSE = (layers.Dense, CollegialDense)
@@ -229,7 +234,7 @@ def _follow(growth: _Growth, step: Step, linear: bool, cut: bool) -> None:
     if isinstance(layer, BY_CHANNEL):
         raise CannotGroupError(f"{layer.name!r} behind it is already grouped, channel by channel")
     widened(layer, 2, False, [_doubled(tensor) for tensor in step.inputs])
-    if type(layer) not in UNCHANGED:
+    if not is_unchanged(layer):
         shapes = tuple(tuple(tensor.shape) for tensor in step.inputs)
         growth.between.append(Between(layer, shapes, growth.base(step)))
 

@@ -96,7 +96,12 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         content = json.loads(str(file["content"]))
         arrays = [file[f"variable_{i}"] for i in range(len(file.files) - 1)]
-    kinds = {"epoch": int, "step": int, "loss": (float, type(None)), "history": list}
+    kinds: dict[str, Any] = {
+        "epoch": int,
+        "step": int,
+        "loss": (float, type(None)),
+        "history": list,
+    }
     if not isinstance(content, dict) or not all(
         isinstance(content.get(name, ...), kind) for name, kind in kinds.items()
     ):

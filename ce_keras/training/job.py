@@ -18,7 +18,12 @@ from ce_keras.saving import load_model
 from ce_keras.training.devices import Devices, find_devices
 from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import Recipe, recipe_of
-from ce_keras.training.run import Trainer, build_model, claim, error_of
+from ce_keras.training.run import (
+    Trainer,
+    build_model,
+    claim,
+    error_of,
+)
 from ce_keras.training.sources import source_of, what_of
 
 
@@ -136,7 +141,12 @@ def _claim_all(devices: Devices, folders: list[Path], recipe: Recipe, seed: int)
 
 def _results(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
-    return files.read_json(path, dict) if path.exists() else None
+    if not path.exists():
+        return None
+    content = files.read_json(path, dict)
+    if not {"design", "error", "history"} <= content.keys():
+        raise ValueError(f"{path} is damaged: it has no results; delete it to end the run again")
+    return content
 
 
 def evaluate(folder: str | Path) -> dict[str, float]:
@@ -169,6 +179,7 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
             anything but an earlier export, or a form that needs a package which is not installed.
     """
     kind = _EXPORTS[one_of("format", form, tuple(_EXPORTS))]
+    _checked_run(folder)
     to = _free_place(Path(folder if to is None else to), form, kind)
     _, model = _finished(folder)
     # Keras exports what has been called, and loading is not enough.
@@ -241,12 +252,17 @@ _EXPORTS = {
 
 
 def _finished(folder: str | Path) -> tuple[Recipe, keras.Model]:
-    folder = Path(folder)
-    missing = [name for name in ("recipe.json", "model.keras") if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"run: {folder} has no {missing[0]}; is it a finished run of train?")
+    folder = _checked_run(folder)
     path = folder / "recipe.json"
     content = files.read_json(path, dict)
     if "recipe" not in content:
         raise ValueError(f"{path} is damaged: it has no recipe")
     return recipe_of(content["recipe"], str(path)), load_model(folder / "model.keras")
+
+
+def _checked_run(folder: str | Path) -> Path:
+    folder = Path(folder)
+    missing = [name for name in ("recipe.json", "model.keras") if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"run: {folder} has no {missing[0]}; is it a finished run of train?")
+    return folder

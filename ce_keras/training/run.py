@@ -119,8 +119,12 @@ def claim(folder: Path, recipe: Recipe, seed: int) -> None:
     own = {"recipe": recipe.to_dict(), "seed": seed}
     if not path.exists():
         files.write_json(path, own)
+        return
+    found = files.read_json(path, dict)
+    if not own.keys() <= found.keys():
+        raise ValueError(f"out: {path} is damaged: it has no {' and '.join(own)}")
     # As JSON has it: tuples are lists there.
-    elif files.read_json(path, dict) != files.plain(own):
+    if found != files.plain(own):
         raise ValueError(
             f"out: {folder} holds a run of another recipe or seed; name another folder"
         )

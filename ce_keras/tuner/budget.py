@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import functools
+import gc
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import keras_tuner
 
-from ce_keras import zoo
-from ce_keras.checks import positive_int
-from ce_keras.layers.flops import flops
+from ce_keras.checks import brief, positive_int
+from ce_keras.layers.flops import flops, trained_parameters
 from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
+
+logger = logging.getLogger("ce_keras")
 
 # How often a proposal beyond the budget is drawn again before the space counts as used up.
 _DRAWS = 1000
@@ -26,7 +33,8 @@ class BudgetOracle(WrappedOracle):
 
     A proposal beyond the budget is replaced before it becomes a trial: by the next combination of
     a grid search, and by a random draw otherwise. So no model is too large to be tried, and none
-    fails because it is.
+    fails because it is. To be counted a model must be built, as one with an `Input` is; one that
+    is not counts as too large. One that cannot be built at all is handed on, and fails as a trial.
 
     Args:
         inner: the oracle that proposes.
@@ -51,7 +59,7 @@ class BudgetOracle(WrappedOracle):
             raise ValueError("max_params, max_flops: give one of them at least")
         for name, value in {"max_params": max_params, "max_flops": max_flops}.items():
             if value is not None:
-                positive_int(name, value)
+                positive_int(name, value, most=2**63 - 1)
         super().__init__(inner)
         self._build = getattr(build, "build", build)
         self._most = max_params, max_flops
@@ -98,17 +106,69 @@ class BudgetOracle(WrappedOracle):
         return {**drawn, **told}
 
     def _within(self, values: Mapping[str, Any]) -> bool:
-        """Whether the model of these values may be tried; each is built once."""
+        """Return whether the model of these values may be tried; each is counted once."""
         key = self._compute_values_hash(values)
         if key not in self._known:
             hp = self.get_space()
             hp.values = dict(values)
-            try:
-                model = self._build(hp)
-            except keras_tuner.errors.FailedTrialError:
-                return self._known.setdefault(key, False)
-            max_params, max_flops = self._most
-            self._known[key] = (
-                max_params is None or zoo.trained_parameters(model) <= max_params
-            ) and (max_flops is None or flops(model) <= max_flops)
+            self._known[key] = self._fits(hp)
+            gc.collect()  # A model and its layers hold each other.
         return self._known[key]
+
+    def _fits(self, hp: Any) -> bool:
+        """Return whether the model can be counted, and is within the budget."""
+        max_params, max_flops = self._most
+        try:
+            with _limited(max_params, max_flops):
+                model = self._build(hp)
+        except (_TooLargeError, keras_tuner.errors.FailedTrialError):
+            return False
+        # Whatever the hypermodel raises, it raises again in the trial, where KerasTuner counts it
+        # as failed and goes on.
+        except Exception as error:
+            logger.warning("a model cannot be counted, and is tried: %s", brief(str(error)))
+            return True
+        try:
+            return (max_params is None or trained_parameters(model) <= max_params) and (
+                max_flops is None or flops(model) <= max_flops
+            )
+        except ValueError as error:
+            logger.warning("a model that cannot be counted counts as too large: %s", error)
+            return False
+
+
+class _TooLargeError(Exception):
+    """A model that is being built is beyond the budget already."""
+
+
+@contextlib.contextmanager
+def _limited(max_params: int | None, max_flops: int | None) -> Iterator[None]:
+    """Have the building of a model end at the first weight that is beyond the budget.
+
+    Otherwise a search over sizes would allocate every model in full that it does not try. Every
+    number of a kernel costs two FLOPs for each example at least.
+    """
+    most = min(max_params or math.inf, (max_flops or math.inf) / 2)
+    add_weight = keras.layers.Layer.add_weight
+    count = 0
+
+    @functools.wraps(add_weight)
+    def counted(layer: Any, shape: Any = None, *arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        kernel = options.get("name") == "kernel" and options.get("trainable", True)
+        if kernel and layer.trainable and isinstance(shape, list | tuple):
+            count += math.prod(shape)
+            if count > most:
+                raise _TooLargeError
+        return add_weight(layer, shape, *arguments, **options)
+
+    with _BUILDING:
+        keras.layers.Layer.add_weight = counted
+        try:
+            yield
+        finally:
+            keras.layers.Layer.add_weight = add_weight
+
+
+# Held while the layers of all models are counted as they are built.
+_BUILDING = threading.RLock()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import keras_tuner
-import numpy as np
+from keras_tuner.engine.hyperparameters import Choice, Fixed, Int
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import boolean, brief, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.law import FittedAlpha
 from ce_keras.ntk import fit_alpha
 from ce_keras.optimum import search
 from ce_keras.solution import Mode, Solution
+
+logger = logging.getLogger("ce_keras")
 
 #: Under which names a hypermodel asks for a design.
 NAMES = ("cardinality", "width")
@@ -23,21 +26,63 @@ NAMES = ("cardinality", "width")
 RUNNING, STOPPED = "RUNNING", "STOPPED"
 
 
-def designs_of(solution: Solution) -> Iterator[Design]:
-    """The optimum, and then the other designs of its curve, in order of predicted objective.
+class Space(NamedTuple):
+    """The values that a hypermodel declares for a design.
 
-    A primal's cost what the baseline does; a dual's are as smooth as it.
+    Attributes:
+        cardinality: whole numbers, increasing; `None` for any.
+        width: the same.
+    """
+
+    cardinality: Sequence[int] | None = None
+    width: Sequence[int] | None = None
+
+
+def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
+    """Return the designs of a solution's curve, the optimum first, then by predicted objective.
+
+    A primal's cost what the baseline does; a dual's are as smooth as it. Where a space does not
+    have a cardinality, the primal's next lower one is taken, and the dual's next higher one.
+
+    Args:
+        solution: from `ce_keras.search`.
+        space: the values to choose from; all if not given.
 
     >>> [str(design) for design in designs_of(search("resnext29", "dual"))][:3]
     ['10x10d', '15x7d', '13x8d']
+    >>> only = Space(cardinality=[8, 16, 32, 64], width=[4, 8, 16])
+    >>> [str(design) for design in designs_of(search("resnext29", "dual"), only)]
+    ['16x8d', '8x16d', '32x4d']
     """
-    yield solution.design
+    space = space or Space()
     curve = solution.curve
-    badness = curve.objective if solution.mode == "primal" else -curve.objective
-    for index in np.argsort(badness, kind="stable"):
-        design = Design(int(curve.cardinality[index]), int(curve.width[index]))
-        if design.cardinality > 0 and design != solution.design:
-            yield design
+    primal = solution.mode == "primal"
+    found: dict[Design, float] = {}
+    for width, wanted, objective in zip(
+        curve.width.tolist(), curve.cardinality.tolist(), curve.objective, strict=True
+    ):
+        cardinality = _nearest(wanted, space.cardinality, below=primal)
+        if cardinality is None or not (space.width is None or width in space.width):
+            continue
+        # Variance falls and cost grows in proportion to the cardinality.
+        ratio = wanted / cardinality
+        found[Design(cardinality, width)] = objective * ratio if primal else -objective * ratio
+    ordered = sorted(found, key=found.__getitem__)
+    if solution.design in found:
+        return [solution.design, *(each for each in ordered if each != solution.design)]
+    return ordered
+
+
+def _nearest(wanted: int, allowed: Sequence[int] | None, below: bool) -> int | None:
+    """Return the nearest value that is allowed, from below or from above."""
+    if wanted < 1:
+        return None
+    if allowed is None:
+        return wanted
+    fitting = [each for each in allowed if (1 <= each <= wanted if below else each >= wanted)]
+    if not fitting:
+        return None
+    return max(fitting) if below else min(fitting)
 
 
 def chain(oracle: Any) -> Iterator[Any]:
@@ -110,13 +155,15 @@ class _Defaults(keras_tuner.Oracle):
 class CollegialOracle(WrappedOracle):
     """Proposes the analytic design, and then, if asked for more, its neighbours on the curve.
 
-    Trial 0 is the answer of `ce_keras.search`. The next ones walk the same curve in order of
-    predicted objective, so that the theory can be checked; when it is used up, the search stops.
-    None has more parameters (or FLOPs) than the baseline, unless `hard_budget` is false or the
-    design is one of `seed_designs`.
+    Trial 0 is the answer of `ce_keras.search`, or, where the hypermodel does not declare its
+    values, the best that it declares. The next ones walk the same curve in order of predicted
+    objective, so that the theory can be checked; when it is used up, the search stops. None has
+    more parameters (or FLOPs) than the baseline, unless `hard_budget` is false or the design is
+    one of `seed_designs`.
 
     With `inner`, all trials have the optimal design, and the other hyperparameters are searched by
-    that oracle, in a space of two dimensions less. Without it they have their defaults.
+    that oracle, in a space of two dimensions less. Without it they have their defaults, and a
+    warning says which.
 
     Args:
         objective: as in KerasTuner.
@@ -127,10 +174,13 @@ class CollegialOracle(WrappedOracle):
         max_trials: how many. Of the inner oracle, if there is one, its own.
         inner: an oracle for the other hyperparameters.
         seed_designs: tried before all others, like `["12x10d"]`.
-        names: of the two hyperparameters.
+        names: of the hyperparameters for cardinality and width, as the hypermodel calls them:
+            `("block/groups", "block/width")` for `hp.Int("groups", ...)` inside
+            `hp.name_scope("block")`.
         budget: the cost: `"params"` or `"flops"`.
-        hard_budget: as in `ce_keras.search`, where it is not the default: KerasTuner's users mean
-            a budget. Without it the first trial is the paper's design.
+        hard_budget: no design costs more than the baseline, as KerasTuner's users mean a budget.
+            The first trial is still the answer of `ce_keras.search` where that meets it; where it
+            does not, that of `ce_keras.search(hard_budget=True)`.
         tolerance: as in `ce_keras.search`.
         multiple_of: as in `ce_keras.search`.
         widths: as in `ce_keras.search`.
@@ -138,8 +188,10 @@ class CollegialOracle(WrappedOracle):
         options: of every KerasTuner oracle: `hyperparameters`, `max_retries_per_trial` and so on.
 
     Raises:
-        ValueError: for what `search` refuses, designs that are none, or options that belong to
-            the inner oracle.
+        ValueError: for what `search` refuses, designs that are none, names that are not two, or
+            options that belong to the inner oracle; and, when the first trial is asked for, if
+            the hypermodel has no hyperparameters of these names, or none of its values is a
+            design's.
 
     >>> oracle = CollegialOracle("val_loss", "resnext29", mode="dual", max_trials=3)
     >>> oracle.populate_space("0")["values"]
@@ -178,7 +230,10 @@ class CollegialOracle(WrappedOracle):
             if wrong:
                 raise ValueError(f"{wrong[0]}: is the inner oracle's; give it there")
             self._walks = False
-        self._names = tuple(names)
+        self._names = _checked_names(names)
+        self._hard = boolean("hard_budget", hard_budget)
+        self._seen: Any = None
+        self._space_is_checked = False
         self._fit_seed = int(self.seed if seed is None else seed)
         self._fit: dict[str, float] | None = None
         self._ask: dict[str, Any] = {
@@ -186,17 +241,108 @@ class CollegialOracle(WrappedOracle):
             "mode": mode,
             "alpha": alpha,
             "budget": budget,
-            "hard_budget": hard_budget,
             "tolerance": tolerance,
             "multiple_of": multiple_of,
             "widths": widths,
         }
         self._first = [d if isinstance(d, Design) else Design.parse(d) for d in seed_designs]
         self._designs: list[Design] = []
-        if not self._walks:
-            self._reserve()
+        given = self.hyperparameters
+        taken = [hp.name for hp in given.space if hp.name in self._names]
+        if taken and not self._walks:
+            raise ValueError(
+                f"inner: its hyperparameters have {taken[0]!r} already; leave it to the theory"
+            )
+        if given.space and self._walks:
+            self._seen = given.copy()
         if alpha != "fit":
             self._solve()
+
+    def create_trial(self, tuner_id: str) -> Any:
+        """Return the next trial."""
+        # Before KerasTuner takes its lock, which it does not let go of when something raises.
+        self.check_space()
+        return super().create_trial(tuner_id)
+
+    def update_space(self, hyperparameters: Any) -> None:
+        """Add new hyperparameters to the space: for an inner oracle, all but the design's."""
+        if self._seen is None and hyperparameters.space:
+            self._seen = hyperparameters.copy()
+        if not self._walks:
+            others = keras_tuner.HyperParameters()
+            others.merge([self._settled(hp) for hp in hyperparameters.space])
+            hyperparameters = others
+        self.inner.update_space(hyperparameters)
+
+    def _settled(self, hp: Any) -> Any:
+        """Return a hyperparameter of the design with the one value that it has; others as is."""
+        if hp.name not in self._names:
+            return hp
+        value = self._designs[0][self._names.index(hp.name)] if self._designs else 1
+        return Fixed(hp.name, int(value), conditions=hp.conditions)
+
+    def check_space(self) -> None:
+        """Hold the designs against what the hypermodel declares, once that is known.
+
+        Raises:
+            ValueError: if no model would ever see them.
+        """
+        if self._space_is_checked or self._seen is None:
+            return
+        self._solve()
+        declared = Space(*(self._declared(name) for name in self._names))
+        designs = [design for design in self._first if _is_in(design, declared)]
+        designs += designs_of(self._solution, declared)
+        if not designs:
+            told = " and ".join(
+                f"{name} in {brief(values)}"
+                for name, values in zip(self._names, declared, strict=True)
+            )
+            raise ValueError(
+                f"names: the hypermodel declares {told}; no design of the curve has such values. "
+                f"The optimum is {self._solution.design}"
+            )
+        if not self.start_order:  # Those of a search that goes on are settled.
+            self._designs = list(dict.fromkeys(designs))
+            if not self._walks:
+                self._reserve(self._designs[0])
+        if self._walks:
+            self._warn_of_defaults()
+        self._space_is_checked = True
+
+    def _warn_of_defaults(self) -> None:
+        space = self._seen
+        others = [hp.name for hp in space.space if hp.name not in self._names]
+        held = [f"{name}={space.get(name)}" for name in others if space.is_active(name)]
+        if held:
+            logger.warning(
+                "every trial has %s, the defaults; give inner=, such as a "
+                "keras_tuner.oracles.RandomSearchOracle, to search them",
+                ", ".join(dict.fromkeys(held)),
+            )
+
+    def _declared(self, name: str) -> list[int] | None:
+        """Return the whole numbers that a hyperparameter can be, `None` for any.
+
+        Raises:
+            ValueError: if there is none of this name, or it is switched off.
+        """
+        known = [hp for hp in self._seen.space if hp.name == name]
+        if not known:
+            names = ", ".join(dict.fromkeys(repr(hp.name) for hp in self._seen.space))
+            raise ValueError(
+                f"names: the hypermodel has no {name!r} when it is built with its defaults, but "
+                f"{names}. Give the names of cardinality and width, such as "
+                "names=('block/groups', 'block/width')"
+            )
+        if not any(self._seen.is_active(hp) for hp in known):
+            raise ValueError(
+                f"names: {name!r} is under a condition that is off by default, so that no model "
+                "would have the design; switch it on, or give other names"
+            )
+        if not all(isinstance(hp, Int | Choice | Fixed) for hp in known):
+            return None
+        return sorted({int(value) for hp in known for value in hp.values if value == int(value)})
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """A trial's values: its design, and what the inner oracle says of the rest."""
@@ -241,19 +387,37 @@ class CollegialOracle(WrappedOracle):
             found = fit_alpha(ask["baseline"].module, seed=self._fit_seed)
             self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
             ask["alpha"] = found
-        best_first = [*self._first, *designs_of(search(**ask))]
-        self._designs = list(dict.fromkeys(best_first))
+        self._solution = answer = search(**ask)
+        if self._hard:
+            self._solution = search(**ask, hard_budget=True)
+            if answer.rho >= 1:  # It costs no more than the baseline.
+                self._first.append(answer.design)
+        self._designs = list(dict.fromkeys([*self._first, *designs_of(self._solution)]))
         if not self._walks:
             self._reserve(self._designs[0])
 
-    def _reserve(self, design: Design | None = None) -> None:
-        """Take the design out of the inner oracle's space: one value each, known or not yet."""
-        for name, value in zip(self._names, design or (1, 1), strict=True):
-            own = [hp for hp in self.hyperparameters.space if hp.name == name]
-            if design is None and own:
-                raise ValueError(
-                    f"inner: its hyperparameters have {name!r} already; leave it to the theory"
-                )
-            for hp in own or [self.hyperparameters.Fixed(name, 1)]:
-                if design is not None:
+    def _reserve(self, design: Design) -> None:
+        """Give the design's hyperparameters, where the space has them, their one value."""
+        for name, value in zip(self._names, design, strict=True):
+            for hp in self.hyperparameters.space:
+                if hp.name == name:
                     hp.value = self.hyperparameters.values[name] = int(value)
+
+
+def _is_in(design: Design, space: Space) -> bool:
+    return all(
+        values is None or value in values for value, values in zip(design, space, strict=True)
+    )
+
+
+def _checked_names(names: Any) -> tuple[str, str]:
+    if (
+        not isinstance(names, list | tuple)
+        or len({*map(str, names)}) != 2
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise ValueError(
+            f"names: got {brief(names)}; it must be two different names, of the hyperparameters "
+            "for cardinality and width"
+        )
+    return names[0], names[1]

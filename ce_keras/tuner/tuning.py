@@ -10,7 +10,7 @@ import keras_tuner
 
 from ce_keras import zoo
 from ce_keras.geometry import RESNEXTS, Module, Network
-from ce_keras.tuner.oracles import CollegialOracle
+from ce_keras.tuner.oracles import NAMES, CollegialOracle
 
 
 class CollegialHyperModel(keras_tuner.HyperModel):
@@ -63,6 +63,7 @@ class CollegialTuner(keras_tuner.Tuner):
         hypermodel: `build(hp)`, or a hypermodel.
         objective: as in KerasTuner; of the inner oracle, if there is one, its own.
         baseline: as in `CollegialOracle`; that of a `CollegialHyperModel` if not given.
+        names: of the hyperparameters for cardinality and width, as in `CollegialOracle`.
         options: of `CollegialOracle` by their names; the others are the tuner's (`directory`,
             `project_name`, `overwrite`, `executions_per_trial` and so on).
     """
@@ -72,16 +73,21 @@ class CollegialTuner(keras_tuner.Tuner):
         hypermodel: Any = None,
         objective: Any = None,
         baseline: str | Module | Network | None = None,
+        names: tuple[str, str] = NAMES,
         **options: Any,
     ) -> None:
         if baseline is None:
             if not isinstance(hypermodel, CollegialHyperModel):
                 raise ValueError("baseline: is needed, such as 'resnext29'")
             baseline = hypermodel.network
-        own = {name: options.pop(name) for name in _ORACLE_OPTIONS & options.keys()}
+        own: dict[str, Any] = {name: options.pop(name) for name in _ORACLE_OPTIONS & options.keys()}
+        own["names"] = names
         directory = options.get("directory")
         options["directory"] = str(directory) if isinstance(directory, Path) else directory
         super().__init__(CollegialOracle(objective, baseline, **own), hypermodel, **options)
+        # Workers have a client in its place, and their chief checks.
+        if isinstance(self.oracle, CollegialOracle):
+            self.oracle.check_space()
 
     def run_trial(self, trial: Any, *arguments: Any, **options: Any) -> Any:
         """Train a trial: for as many epochs as an inner Hyperband says."""
@@ -99,7 +105,7 @@ class CollegialTuner(keras_tuner.Tuner):
 
 
 _ORACLE_OPTIONS = {
-    *("mode", "alpha", "max_trials", "inner", "seed_designs", "names", "budget", "hard_budget"),
+    *("mode", "alpha", "max_trials", "inner", "seed_designs", "budget", "hard_budget"),
     *("tolerance", "multiple_of", "widths", "seed", "hyperparameters", "allow_new_entries"),
     *("tune_new_entries", "max_retries_per_trial", "max_consecutive_failed_trials"),
 }

@@ -1,21 +1,25 @@
 """Runs: they learn, they go on where they were killed, and they say what is wrong."""
 
 import errno
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from ce_keras import files
 from ce_keras.cli import main
 from ce_keras.geometry import resnext
-from ce_keras.training import job
+from ce_keras.training import job, run
 from ce_keras.training.checkpoints import Checkpoints
 from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import read_recipe
@@ -71,7 +75,7 @@ def test_a_run_leaves_what_it_did(finished):
     assert results["versions"]["keras"] == keras.__version__
     git = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    assert (results["revision"] or "").removesuffix("-dirty") == head
+    assert (results["revision"] or "") == head
     errors = job.evaluate(folder)
     assert errors["error"] == results["history"][-1]["error"]
     assert 0 <= errors["top5_error"] <= errors["error"]
@@ -103,7 +107,8 @@ trainer.run()
 
 
 @pytest.mark.parametrize(
-    ("which", "step", "code"), [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 5, 75)]
+    ("which", "step", "code"),
+    [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 5, 75), ("SIGINT", 5, 1)],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
     recipe = json.dumps(small().to_dict())
@@ -120,6 +125,115 @@ def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, so
     assert results["history"] == finished[1]["history"]
 
 
+def test_a_log_that_cannot_be_written_does_not_end_the_run(source, tmp_path, caplog, monkeypatch):
+    """As on a full disk, which may be full for one file and not for the next."""
+    replacing = files.replacing
+
+    def full(path, *rest):
+        if Path(path).name in ("history.csv", "curves.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return replacing(path, *rest)
+
+    def no_events(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "events: No space left on device")
+
+    monkeypatch.setattr(files, "replacing", full)
+    monkeypatch.setattr("ce_keras.plotting.replacing", full)
+    monkeypatch.setattr(tf.summary, "create_file_writer", no_events)
+    results = Trainer(small(), source, tmp_path, seed=3).run()
+    assert len(results["history"]) == 2
+    for name in ("history.csv", "curves.png", "events"):
+        assert f"{name}" in caplog.text
+    assert not (tmp_path / "history.csv").exists()
+
+
+def test_a_model_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("Can't write data (file write failed)")
+
+    monkeypatch.setattr(keras.Model, "save", full)
+    with pytest.raises(OSError, match=r"file write failed.*model\.keras"):
+        Trainer(small(), source, tmp_path, seed=3).run()
+    monkeypatch.undo()
+    assert Trainer(small(), source, tmp_path, seed=3).run()["history"], "the run was not lost"
+
+
+def test_what_killed_writes_have_left_is_swept(source, tmp_path):
+    Trainer(small(), source, tmp_path, seed=3)
+    (tmp_path / "checkpoints").mkdir()
+    left = [
+        *(f"checkpoints/.step-00000000{i}-abcd_12{i}.npz" for i in range(3)),
+        *(".model-abcd_123.keras", ".results-zzzzzzzz.json", ".history-a1a1a1a1.csv"),
+    ]
+    others = ["checkpoints/.step-notes.npz", ".model-mine.keras", "notes.txt"]
+    for name in (*left, *others):
+        (tmp_path / name).write_text("half")
+    Trainer(small(), source, tmp_path, seed=3).run()
+    assert not [name for name in left if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in others), "nothing else is deleted"
+
+
+def test_two_processes_do_not_train_in_one_folder(source, tmp_path):
+    # A lock of another file handle is as good as another process's.
+    with (
+        files.exclusive("out", tmp_path),
+        pytest.raises(ValueError, match=r"out: .* is in use by another process"),
+    ):
+        Trainer(small(), source, tmp_path, seed=3).run()
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(finished, monkeypatch):
+    def read_only(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    monkeypatch.setattr("os.open", read_only)
+    folder, results = finished
+    assert job.train(small(), folder, seed=3) == results
+    assert job.evaluate(folder)["error"] == results["history"][-1]["error"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "{}", "\x00"])
+@pytest.mark.parametrize("name", ["recipe.json", "results.json"])
+def test_damaged_files_of_a_run_are_named(name, content, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        job.train(small(), folder, seed=3)
+    if name == "recipe.json":
+        with pytest.raises(ValueError, match=r"recipe\.json"):
+            job.evaluate(folder)
+
+
+def test_git_runs_nothing_that_the_folder_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["init", "-q"],
+        ["config", "core.fsmonitor", "touch fsmonitor-ran; false"],
+        ["config", "filter.any.clean", "touch filter-ran; cat"],
+        [
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-m",
+            "first",
+        ],
+    ):
+        subprocess.run(["git", *command], check=True)
+    (tmp_path / ".gitattributes").write_text("* filter=any")
+    for name in ("fsmonitor-ran", "filter-ran"):
+        (tmp_path / name).unlink(missing_ok=True)
+    revision = run._revision()
+    assert revision is not None
+    assert len(revision) == 40
+    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith("-ran")]
+
+
 def test_a_folder_is_of_one_run(finished, source):
     with pytest.raises(ValueError, match=r"out: .* holds a run of another recipe or seed"):
         Trainer(small(), source, finished[0], seed=4)
@@ -127,18 +241,35 @@ def test_a_folder_is_of_one_run(finished, source):
         Trainer(small(**{"optimizer.rate": "0.2"}), source, finished[0], seed=3)
 
 
+def state(step):
+    return {"epoch": 0, "step": step, "loss": 1.5, "history": []}
+
+
+def archive(content):
+    """A valid archive with an array of the right shape, and other plain values."""
+    file = io.BytesIO()
+    np.savez(file, content=content, variable_0=np.zeros(2))
+    return file.getvalue()
+
+
 def test_damaged_checkpoints_are_skipped(tmp_path, caplog):
     variables = [keras.Variable([1.0, 2.0])]
     checkpoints = Checkpoints(tmp_path, variables, keep=2)
     for step in range(4):
         variables[0].assign([float(step), 0.0])
-        assert checkpoints.save(step, {"step": step})
+        assert checkpoints.save(step, state(step))
     assert len(list(tmp_path.iterdir())) == 2
     last = tmp_path / "step-000000003.npz"
     whole = last.read_bytes()
-    for damage in (whole[: len(whole) // 2], whole[:80] + b"\xff\xff" + whole[82:], b""):
+    others = [archive(content) for content in ("[1]", "{}", "null", '{"epoch": 1, "step": 2}', "{")]
+    header = whole.replace(b"PK\x03\x04", b"PK\x03\x05", 1)
+    method = whole.replace(b"PK\x01\x02", b"PK\x01\x02\xff\xff", 1)  # Compressed nobody knows how.
+    for damage in (
+        *(whole[: len(whole) // 2], whole[:80] + b"\xff\xff" + whole[82:], b"", header, method),
+        *others,
+    ):
         last.write_bytes(damage)
-        assert checkpoints.restore() == {"step": 2}
+        assert checkpoints.restore() == state(2)
         assert variables[0].numpy().tolist() == [2.0, 0.0]
         assert "step-000000003.npz is damaged" in caplog.text
         caplog.clear()
@@ -149,17 +280,17 @@ def test_damaged_checkpoints_are_skipped(tmp_path, caplog):
 def test_a_full_disk_loses_nothing(tmp_path, caplog, monkeypatch):
     variables = [keras.Variable([1.0])]
     checkpoints = Checkpoints(tmp_path, variables, keep=1)
-    checkpoints.save(1, {"step": 1})
+    checkpoints.save(1, state(1))
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
-        assert not checkpoints.save(2, {"step": 2})
+        assert not checkpoints.save(2, state(2))
     assert "step 2: no checkpoint" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.npz"]
-    assert checkpoints.restore() == {"step": 1}
+    assert checkpoints.restore() == state(1)
 
 
 @pytest.mark.parametrize("rate", ["1e30", "1e4"])
@@ -317,6 +448,35 @@ def test_bad_commands(arguments, message, capsys, tmp_path, monkeypatch):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_nothing_but_an_earlier_export(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "precious.txt").write_text("years of work")
+    for form in ("saved_model", "litert", "onnx", "keras"):
+        for _ in range(2):  # The second replaces the first.
+            written = job.export(folder, form, models)
+            assert written.parent == models
+        assert (models / "precious.txt").read_text() == "years of work"
+    assert len(list(models.iterdir())) == 5, "no half-written file is left"
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    # The run itself: a folder like any other, into which the model goes.
+    assert job.export(folder, "saved_model", folder) == folder / "model"
+    assert (folder / "results.json").exists()
+    # What stands in the way is not ours.
+    (models / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"to: .* is there, and no earlier export"):
+        job.export(folder, "saved_model", models)
+    (models / "model.onnx").write_text("not an export")
+    with pytest.raises(ValueError, match=r"to: .*model\.onnx is there"):
+        job.export(folder, "onnx", models / "model.onnx")
+    assert (models / "model.onnx").read_text() == "not an export"
+    with pytest.raises(ValueError, match=r"to: got .*x\.txt'; it must end in \.keras"):
+        job.export(folder, "keras", models / "x.txt")
 
 
 def test_arrays_know_their_counts(source):
