@@ -35,16 +35,28 @@ def value_of(text: str) -> Any:
 
 
 def brief(value: Any, most: int = 100) -> str:
-    """Return how a value is shown in a message: its `repr`, of a text itself, cut off.
+    """Return how a value is shown in a message: its `repr`, cut off.
 
-    >>> brief("x" * 1000, most=5)
-    'xxxxx...'
+    >>> print(brief("x" * 1000, most=5))
+    'xxxx...
     """
     try:
-        shown = value if isinstance(value, str) else repr(value)
+        if isinstance(value, np.generic):
+            value = value.item()
+        # Of a long text only as much as is shown.
+        shown = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
     except Exception as error:  # Somebody else's `repr`: whatever it raises is not the point.
         shown = f"a {type(value).__name__} ({type(error).__name__} when shown)"
-    return shown if len(shown) <= most else f"{shown[:most]}..."
+    return shortened(shown, most)
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """Return a text, cut off.
+
+    >>> shortened("all of it"), shortened("a part of it", most=6)
+    ('all of it', 'a part...')
+    """
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def positive_int(argument: str, value: Any, most: int = MOST) -> int:
@@ -139,7 +151,7 @@ def one_of(argument: str, value: Any, choices: Sequence[Any]) -> Any:
     """
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         known = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{argument}: got {brief(value)!r}; it must be one of {known}")
+        raise ValueError(f"{argument}: got {brief(value)}; it must be one of {known}")
     return value
 
 

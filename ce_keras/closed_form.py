@@ -17,12 +17,22 @@ fan_in_l / gain_l times that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ce_keras.checks import Parameterization, checked_parameterization, positive_int
+from ce_keras.checks import (
+    Parameterization,
+    brief,
+    checked_parameterization,
+    positive_int,
+    real_array,
+)
+
+# Deeper networks are a slip.
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +93,24 @@ def kernel_moments(
     >>> round(moments.mean, 12), round(moments.second_moment, 12)
     (3.0, 32.0)
     """
-    n = np.array([positive_int("widths", width) for width in widths], dtype=float)
-    if not n.size:
-        raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
+    n = np.array(checked_widths(widths), dtype=float)
     mean = layer_means(n, parameterization, inputs)
     ratio = np.prod(1 + 5 / n) * (1 + 2 * _between(n)) / 3
     return KernelMoments(mean, ratio * np.outer(mean, mean))
+
+
+def checked_widths(widths: Any) -> list[int]:
+    """Return hidden widths as plain `int`s.
+
+    Raises:
+        ValueError: unless they are whole numbers of 1 or more, and at least one.
+    """
+    if isinstance(widths, str | bytes | Mapping) or not isinstance(widths, Iterable):
+        raise ValueError(f"widths: got {brief(widths)}; it must be a list of whole numbers")
+    found = [positive_int("widths", width) for width in widths]
+    if not 1 <= len(found) <= _MOST_LAYERS:
+        raise ValueError(f"widths: got {len(found)}; there must be 1 to {_MOST_LAYERS:,} layers")
+    return found
 
 
 def _between(n: np.ndarray) -> np.ndarray:
@@ -160,8 +182,8 @@ def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndar
     >>> infinite_width_kernel(x, x, depth=4).round(2).tolist()  # Its diagonal: depth * |x|^2 / 2.
     [[2.0, 0.34], [0.34, 2.0]]
     """
-    positive_int("depth", depth)
-    x1, x2 = (np.asarray(x, dtype=np.float64) for x in (x1, x2))
+    positive_int("depth", depth, _MOST_LAYERS)
+    x1, x2 = real_array("x1", x1), real_array("x2", x2)
     if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
         raise ValueError(
             f"x1, x2: got shapes {x1.shape} and {x2.shape}; they must be (p, features) and "

@@ -62,13 +62,14 @@ def load(
     The settings are those of `compare`.
 
     Raises:
-        ValueError: for numbers that are not positive, or more images than there are.
+        ValueError: for numbers that are not positive, fewer images than classes, or more than there
+            are.
     """
     positive_int("epochs", epochs)
     positive_int("batch_size", batch_size)
     checked_seed(seed)
     train, test = load_fashion_mnist(source)
-    return balanced(train, positive_int("images", images)), test
+    return balanced(train, images, "images"), test
 
 
 def compare(
@@ -87,7 +88,7 @@ def compare(
         solutions: what `derive` gave.
         data: what `load` gave for the same settings, if it has been called already.
         epochs: passes through the training images.
-        images: how many training images, equally many of each class.
+        images: how many training images, of each class as many as of the others, or one more.
         batch_size: images in a step.
         source: where the images are; see `load_fashion_mnist`.
         seed: for weights, order and augmentation: the same for every model.

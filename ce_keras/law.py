@@ -7,7 +7,6 @@ independent, and the ensemble's kernel is their mean: its variance is m times sm
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ce_keras import closed_form
+from ce_keras.checks import brief, finite_number
 from ce_keras.geometry import Module
 
 
@@ -191,8 +191,8 @@ def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
         good = False
     if not good:
         raise ValueError(
-            f"law: got {value!r} for width {width}; it must be a positive variance, or a pair of "
-            "that and its standard error"
+            f"law: got {brief(value)} for width {brief(width)}; it must be a positive variance, or "
+            "a pair of that and its standard error"
         )
     return float(variance), float(error)
 
@@ -212,11 +212,13 @@ def law_of(module: Module, alpha: Any, curve: Any) -> Law:
     """
     if curve is not None:
         if alpha is not None:
-            raise ValueError(f"alpha, law: got alpha={alpha!r} and a law; give one of them")
+            raise ValueError(f"alpha, law: got alpha={brief(alpha)} and a law; give one of them")
         if not callable(curve) and not isinstance(curve, Mapping):
-            raise ValueError(f"law: got {curve!r}; it must be a function of a width, or a table")
+            raise ValueError(
+                f"law: got {brief(curve)}; it must be a function of a width, or a table"
+            )
         return MeasuredLaw(curve)
-    if alpha == "closed_form":
+    if isinstance(alpha, str) and alpha == "closed_form":
         return ClosedFormLaw(module)
     if alpha is None and module.alpha is None:
         raise ValueError(
@@ -224,11 +226,13 @@ def law_of(module: Module, alpha: Any, curve: Any) -> Law:
             "(the paper's bottleneck block has 1.60)"
         )
     alpha = module.alpha if alpha is None else alpha
-    error = getattr(alpha, "alpha_error", 0.0)
     value = getattr(alpha, "alpha", alpha)
-    if not (isinstance(value, numbers.Real) and 0 < float(value) < np.inf):
+    try:
+        value = finite_number("alpha", value, above=0)
+        error = finite_number("alpha", getattr(alpha, "alpha_error", 0.0), least=0)
+    except ValueError:
         raise ValueError(
-            f"alpha: got {alpha!r}; it must be a positive number, 'closed_form', or a fit "
+            f"alpha: got {brief(alpha)}; it must be a positive number, 'closed_form', or a fit "
             "(the paper's bottleneck block has 1.60)"
-        )
-    return ExponentialLaw(module, float(value), float(error))
+        ) from None
+    return ExponentialLaw(module, value, error)

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
-from ce_keras.checks import checked_tolerance, positive_int
+from ce_keras.checks import boolean, brief, checked_tolerance, one_of, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.law import ExponentialLaw, FittedAlpha, Law, MeasuredLaw, law_of
@@ -81,8 +81,8 @@ def search(
     12x10d 15x8d
     """
     baseline = _checked_baseline(baseline)
-    if mode not in ("primal", "dual"):
-        raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
+    one_of("mode", mode, ("primal", "dual"))
+    boolean("hard_budget", hard_budget)
     module = baseline.module
     path_law = law_of(module, alpha, law)
     tolerance = checked_tolerance(tolerance)
@@ -205,7 +205,8 @@ def _checked_baseline(baseline: Any) -> Module | Network:
     if isinstance(baseline, Module | Network):
         return baseline
     raise ValueError(
-        f"baseline: got {baseline!r}; it must be a name, a geometry.Module or a geometry.Network"
+        f"baseline: got {brief(baseline)}; it must be a name, a geometry.Module or a "
+        "geometry.Network"
     )
 
 
@@ -224,17 +225,17 @@ def _candidate_widths(
             else sorted({*map(operator.index, widths)})
         )
     except TypeError:
-        raise ValueError(f"widths: got {widths!r}; it must be whole numbers") from None
+        raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None
     step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
     wrong = [n for n in asked if not low <= n <= baseline]
     if wrong:
         raise ValueError(
-            f"widths: got {wrong[0]}; widths are {low} to {baseline}, which the baseline has"
+            f"widths: got {brief(wrong[0])}; widths are {low} to {baseline}, which the baseline has"
         )
     kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
     if not kept.size:
         raise ValueError(
-            f"widths: no width is left to choose from (widths={widths!r}, "
+            f"widths: no width is left to choose from (widths={brief(widths)}, "
             f"multiple_of={multiple_of!r}, baseline width {baseline})"
         )
     return kept

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 import ce_keras.layers  # noqa: F401 - Registers the classes that the file may name.
-from ce_keras.checks import brief
+from ce_keras.checks import shortened
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -27,4 +27,4 @@ def load_model(path: str | Path) -> keras.Model:
         return keras.models.load_model(path)
     # Whatever the file's content makes Keras raise.
     except Exception as error:
-        raise ValueError(f"model: {path} cannot be loaded: {brief(str(error), 400)}") from error
+        raise ValueError(f"model: {path} cannot be loaded: {shortened(str(error), 400)}") from error

@@ -128,7 +128,7 @@ def test_demo_json_is_the_file(capsys, tmp_path, monkeypatch):
         (["build", "resnext11", "--save", "model.h5"], "it must end in .keras"),
         (["demo", "--epochs", "0", "--out", "OUT"], "ce-keras demo: epochs: got 0"),
         (["demo", "--source", "none", "--out", "OUT"], "ce-keras demo: source: got 'none'"),
-        (["demo", "--images", "15", "--out", "OUT"], "ce-keras demo: count: got 15"),
+        (["demo", "--images", "9", "--out", "OUT"], "ce-keras demo: images: got 9"),
         (["demo", "--seed", "-1", "--out", "OUT"], "ce-keras demo: seed: got -1"),
         (["build", "resnext11", "--seed", "-1"], "ce-keras build: seed: got -1"),
         (["search", "fc", "--widths", "500x5"], "ce-keras search: fc: needs its sizes"),

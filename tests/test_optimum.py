@@ -264,7 +264,7 @@ def test_a_module_without_a_known_alpha_asks_for_one():
         ({"alpha": -1.0}, r"alpha: got -1.0; it must be a positive number"),
         ({"alpha": 0.0}, "alpha: got 0.0"),
         ({"alpha": float("nan")}, "alpha: got nan"),
-        ({"mode": "both"}, "mode: got 'both'; it must be 'primal' or 'dual'"),
+        ({"mode": "both"}, "mode: got 'both'; it must be one of 'primal', 'dual'"),
         ({"tolerance": -0.1}, "tolerance: got -0.1"),
         ({"widths": [10, 129]}, "widths: got 129; widths are 1 to 128"),
         ({"widths": [0]}, "widths: got 0"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ce_keras import __version__
-from ce_keras.checks import brief
+from ce_keras.checks import shortened
 from ce_keras.cli import networks, output, runs, theory
 
 # Exit codes: those of a shell for a signal, and argparse's own for what does not fit.
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _line(error: Exception) -> str:
     """Return what went wrong, on one line."""
-    message = brief(" ".join(str(error).split()), _LONGEST)
+    message = shortened(" ".join(str(error).split()), _LONGEST)
     if isinstance(error, MemoryError):
         return f"out of memory{message and f': {message}'}"
     # The messages of these are for users; of others the kind is half of what they say.
@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that does not repeat the whole of a long argument."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(brief(message, _LONGEST))
+        super().error(shortened(message, _LONGEST))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -191,9 +191,7 @@ def parse_alpha(text: str) -> float | str:
     try:
         return text if text == "closed_form" else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{brief(text)!r} is not a number or closed_form"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{brief(text)} is not a number or closed_form") from None
 
 
 # Widths in one argument, of a range or of a network: more are a slip.
@@ -212,13 +210,13 @@ def _widths(text: str) -> list[int]:
         return [int(width) for width in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{brief(text)!r} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
+            f"{brief(text)} is not a width, a list like 8,16,24, a range like 4-64, or 500x5"
         ) from None
 
 
 def _count_of_widths(text: str, count: int) -> int:
     if not 1 <= count <= _MOST_WIDTHS:
         raise argparse.ArgumentTypeError(
-            f"{brief(text)!r} are {brief(count)} widths; it must be 1 to {_MOST_WIDTHS:,}"
+            f"{brief(text)} are {brief(count)} widths; it must be 1 to {_MOST_WIDTHS:,}"
         )
     return count

@@ -11,6 +11,9 @@ import numpy as np
 
 from ce_keras.checks import MOST, brief, positive_int
 
+#: The widest baseline: a search looks at every width below it.
+MOST_WIDTH = 2**20
+
 #: A width, or an array of widths that is answered element by element. Likewise a cardinality.
 Width = Any
 
@@ -31,10 +34,10 @@ class Design(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Design:
         """Read `"37x10d"`. Raises `ValueError` for anything else."""
-        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})d", text)
+        match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})d", str(text))
         if match is None or max(int(match[1]), int(match[2])) > MOST:
             raise ValueError(
-                f"design: got {brief(text)!r}; write cardinality and width like '37x10d' "
+                f"design: got {brief(text)}; write cardinality and width like '37x10d' "
                 f"(37 paths, each 10 wide), each at most {MOST:,}"
             )
         return cls(int(match[1]), int(match[2]))
@@ -132,7 +135,7 @@ class Module:
     stack: Callable[[Width], Stack] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", positive_int("width", self.width))
+        object.__setattr__(self, "width", positive_int("width", self.width, MOST_WIDTH))
 
     @property
     def module(self) -> Module:

@@ -291,5 +291,5 @@ def _lookup(name: str, known: dict[str, Any], argument: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{argument}: unknown name {brief(name)!r}{hint} Known names: {', '.join(known)}"
+        f"{argument}: unknown name {brief(name)}{hint} Known names: {', '.join(known)}"
     )

@@ -6,11 +6,11 @@ import copy
 import inspect
 import logging
 import math
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from ce_keras.checks import brief, positive_int
@@ -248,12 +248,14 @@ def rebuilt(
         ValueError: where there is no function either.
     """
     try:
+        if template is not None and _is_adapted(template) and template.inputs:
+            return _cloned(template, seed_of)
         if config is None:
             raise ValueError("Keras cannot write it down")
         config = copy.deepcopy(config)
         reseed(config, seed_of)
         # What is copied is a model of this process: whoever loaded it has trusted it.
-        model = keras.saving.deserialize_keras_object(config, safe_mode=False)
+        return keras.saving.deserialize_keras_object(config, safe_mode=False)
     except (TypeError, ValueError) as error:
         if builder is None:
             raise ValueError(
@@ -261,33 +263,55 @@ def rebuilt(
                 f"function that builds it, or register its classes with Keras ({error})"
             ) from error
         return builder()
-    if template is not None:
-        _hand_on_adapted(template, model)
-    return model
 
 
-def _hand_on_adapted(source: keras.Model, target: keras.Model) -> None:
-    """Give the layers of a model what the same layers of another have learnt by `adapt`."""
-    pairs = zip(leaves(source), leaves(target), strict=False)
-    for own, other in pairs:
-        if not hasattr(own, "adapt") or type(own) is not type(other):
-            continue
-        if own.weights:  # Normalization; and the frequencies of words.
-            if not other.built:
-                other.build_from_config(own.get_build_config())
-            variables: dict[str, Any] = {}
-            own.save_own_variables(variables)
-            other.load_own_variables(variables)
-        if getattr(own, "get_vocabulary", None) and _has_learnt_words(own):
-            with tempfile.TemporaryDirectory() as folder:
-                own.save_assets(folder)
-                other.load_assets(folder)
-        if getattr(own, "bin_boundaries", None) is not None:
-            other.bin_boundaries, other.summary = own.bin_boundaries, own.summary
+def _is_adapted(model: keras.Model) -> bool:
+    return any(hasattr(layer, "adapt") for layer in leaves(model))
+
+
+def _cloned(template: keras.Model, seed_of: Callable[[int | None], int | None]) -> keras.Model:
+    """Return a model like the template, with what its layers have learnt by `adapt`.
+
+    That is in no configuration, and other layers' sizes can depend on it: it is handed on before
+    the next layer is made.
+    """
+
+    def copied(layer: Any) -> Any:
+        config = layer.get_config()
+        reseed(config, seed_of)
+        new = type(layer).from_config(config)
+        if hasattr(layer, "adapt"):
+            _hand_on(layer, new)
+        return new
+
+    return keras.models.clone_model(template, clone_function=copied, recursive=True)
+
+
+def _hand_on(own: Any, other: Any) -> None:
+    """Give a layer what another of the same configuration has learnt by `adapt`."""
+    if isinstance(own, layers.Normalization) and own.weights:
+        other.build_from_config(own.get_build_config())
+        variables: dict[str, Any] = {}
+        own.save_own_variables(variables)
+        other.load_own_variables(variables)
+    if getattr(own, "get_vocabulary", None) and _has_learnt_words(own):
+        _hand_on_words(own, other)
+    if getattr(own, "bin_boundaries", None) is not None:
+        other.bin_boundaries, other.summary = own.bin_boundaries, own.summary
 
 
 def _has_learnt_words(layer: Any) -> bool:
     return bool(len(layer.get_vocabulary(include_special_tokens=False)))
+
+
+def _hand_on_words(own: Any, other: Any) -> None:
+    """Give a table the words of another, and how frequent they are where it counts that."""
+    words = own.get_vocabulary(include_special_tokens=False)
+    frequencies = None
+    if getattr(own, "output_mode", getattr(own, "_output_mode", None)) == "tf_idf":
+        table = getattr(own, "_lookup_layer", own)
+        frequencies = np.asarray(table.idf_weights_const)[-len(words) :]
+    other.set_vocabulary(words, frequencies)
 
 
 def reseed(config: Any, seed_of: Callable[[int | None], int | None]) -> None:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.checks import brief, positive_int, whole_number
+from ce_keras.checks import brief, positive_int, shortened, whole_number
 from ce_keras.layers.ensemble import configuration
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes, only_output
@@ -257,7 +257,7 @@ def _made(
             raise ValueError(
                 f"engine: {model.name!r} cannot be computed layer by layer; use 'tape': {error}"
             ) from error
-        logger.warning("kernel of %s: by tape, and slowly: %s", model.name, brief(str(error)))
+        logger.warning("kernel of %s: by tape, and slowly: %s", model.name, shortened(str(error)))
         return TapeEngine(model, variables, axes)
     if made.by_tape:
         logger.warning(
@@ -327,7 +327,7 @@ def checked_inputs(argument: str, x: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{argument}: got {brief(x)}; it must be an array of examples, or a structure of such "
-            f"arrays: {brief(str(error))}"
+            f"arrays: {shortened(str(error))}"
         ) from None
     parts = tf.nest.flatten(x)
     counts = {part.shape[0] if part.shape.rank else None for part in parts}

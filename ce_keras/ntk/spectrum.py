@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ce_keras.checks import boolean, brief, real_array
+
 
 def spectrum(kernel: np.ndarray) -> np.ndarray:
     """The eigenvalues, largest first.
@@ -15,7 +17,7 @@ def spectrum(kernel: np.ndarray) -> np.ndarray:
             gives it, which is taken as a matrix of N * O rows.
 
     Raises:
-        ValueError: for any other shape.
+        ValueError: for any other shape, or numbers that are infinite or NaN.
 
     >>> spectrum(np.diag([1.0, 3.0, 2.0])).tolist()
     [3.0, 2.0, 1.0]
@@ -33,7 +35,10 @@ def condition_number(kernel: np.ndarray) -> float:
     4.0
     """
     values = spectrum(kernel)
-    rounding = len(values) * np.finfo(np.asarray(kernel).dtype).eps * values[0]
+    # Whole numbers are as exact as double precision.
+    dtype = np.asarray(kernel).dtype
+    eps = np.finfo(dtype if dtype.kind == "f" else np.float64).eps
+    rounding = len(values) * eps * values[0]
     return float(values[0] / values[-1]) if values[-1] > rounding else np.inf
 
 
@@ -52,6 +57,7 @@ def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> f
     0.7071067811865475
     """
     first, second = _matrix("first", first), _matrix("second", second)
+    boolean("centred", centred)
     if first.shape != second.shape:
         raise ValueError(
             f"second: got shape {second.shape}; it must be of the first's examples, {first.shape}"
@@ -77,13 +83,18 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
     >>> round(label_alignment(same_class, [0, 0, 0, 1, 1, 1]), 12)
     1.0
     """
+    matrix = _matrix("kernel", kernel)
+    boolean("centred", centred)
     targets = np.asarray(labels)
+    real_array("labels", targets)
+    if not targets.ndim:
+        raise ValueError(f"labels: got {brief(labels)}; it must be one for each example")
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         targets = (targets[:, None] == np.unique(targets)).astype(float)
     targets = targets.reshape(len(targets), -1)
-    if len(targets) != len(kernel):
-        raise ValueError(f"labels: got {len(targets)}; the kernel is of {len(kernel)} examples")
-    return alignment(kernel, targets @ targets.T, centred)
+    if len(targets) != len(matrix):
+        raise ValueError(f"labels: got {len(targets)}; the kernel is of {len(matrix)} examples")
+    return alignment(matrix, targets @ targets.T, centred)
 
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
@@ -92,12 +103,16 @@ def _centred(kernel: np.ndarray) -> np.ndarray:
 
 
 def _matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
-    kernel = np.asarray(kernel)
-    if kernel.ndim == 4:
+    kernel = real_array(argument, kernel)
+    if (
+        kernel.ndim == 4
+        and kernel.shape[0] == kernel.shape[1]
+        and kernel.shape[2] == kernel.shape[3]
+    ):
         n, m, o, p = kernel.shape
         kernel = kernel.transpose(0, 2, 1, 3).reshape(n * o, m * p)
-    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
             f"{argument}: got shape {np.shape(kernel)}; it must be (N, N) or (N, N, O, O)"
         )
-    return kernel.astype(np.float64)
+    return kernel

@@ -11,13 +11,13 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from ce_keras import files
-from ce_keras.checks import checked_seed
+from ce_keras.checks import brief, checked_seed, finite_number, one_of, whole_number
 from ce_keras.solution import Mode
 
 if TYPE_CHECKING:
@@ -314,17 +314,21 @@ def reproduce(
     '1x64d'
     """
     module = experiment(name)
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale: got {scale!r}; it must be 'small' or 'full'")
+    one_of("scale", scale, get_args(Scale))
     if checked_seed(seed) is None:
         raise ValueError("seed: got None; it must be a number: results can be had again")
     chosen = module.SCALES[scale]
-    unknown = {*(settings or {})} - {*chosen._fields}
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"settings: got {brief(settings)}; it must be a dictionary")
+    unknown = {*map(str, settings or {})} - {*chosen._fields}
     if unknown:
         raise ValueError(
-            f"settings: {name} has no {sorted(unknown)}; it has {', '.join(chosen._fields)}"
+            f"settings: {name} has no {brief(sorted(unknown))}; it has "
+            f"{', '.join(chosen._fields) or 'none'}"
         )
-    chosen = chosen._replace(**(settings or {}))
+    usual = chosen._asdict()
+    own = {key: _checked_setting(key, value, usual[key]) for key, value in (settings or {}).items()}
+    chosen = chosen._replace(**own)
     key = {"name": name, "seed": seed, "settings": chosen._asdict()}
     points = Points(None if out is None else Path(out) / f".{name}.part.json", key)
     data = files.plain(
@@ -337,6 +341,32 @@ def reproduce(
         with files.replacing(Path(out) / "index.md") as part:
             part.write_text(index(out))
     return result
+
+
+# The largest number that a setting may be.
+_MOST = 10**9
+
+
+def _checked_setting(name: str, value: Any, usual: Any) -> Any:
+    """Return a setting's value, of the kind of its usual value and in its range.
+
+    Raises:
+        ValueError: if it is of another kind, or a number below the least that makes sense.
+    """
+    argument = f"settings.{name}"
+    if value is None and usual is None:
+        return None
+    if isinstance(usual, tuple | list):
+        if not isinstance(value, tuple | list) or not value:
+            raise ValueError(f"{argument}: got {brief(value)}; it must be a list, like {usual}")
+        return tuple(_checked_setting(name, each, usual[0]) for each in value)
+    if isinstance(usual, float):
+        return finite_number(argument, value, above=0)
+    if isinstance(usual, int) or usual is None:
+        return whole_number(argument, value, 1 if usual != 0 else 0, _MOST)
+    if not isinstance(value, type(usual)):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be like {usual!r}")
+    return value
 
 
 def index(folder: str | Path) -> str:
@@ -365,8 +395,7 @@ def index(folder: str | Path) -> str:
 
 def experiment(name: str) -> Experiment:
     """The module of a name."""
-    if name not in NAMES:
-        raise ValueError(f"name: got {name!r}; it must be one of {', '.join(NAMES)}")
+    one_of("name", name, NAMES)
     return importlib.import_module(f"ce_keras.reproduce.{name}")
 
 

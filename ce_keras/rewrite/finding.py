@@ -42,6 +42,7 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
     reasons: dict[int, str] = {}
     for prefix, _, graph in graphs:
         chains += _chains_of(graph, prefix, calls, reasons)
+    chains = _told_apart(chains)
     taken = {id(each.layer) for chain in chains for each in chain.maps}
     left = {}
     for prefix, inner, _ in graphs:
@@ -50,6 +51,17 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
                 reason = reasons.get(id(layer)) or _why_not(layer)
                 left[prefix + layer.name] = (type(layer).__name__, reason)
     return chains, left
+
+
+def _told_apart(chains: list[Chain]) -> list[Chain]:
+    """Return the chains with names of their own: Keras' own layer names begin alike in all."""
+    counts = Counter(chain.name for chain in chains)
+    return [
+        chain
+        if counts[chain.name] == 1
+        else dataclasses.replace(chain, name=f"{chain.layers[0]} to {chain.layers[-1]}")
+        for chain in chains
+    ]
 
 
 def _chains_of(

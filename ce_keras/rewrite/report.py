@@ -146,11 +146,11 @@ class Report:
 
     def _costs(self) -> list[str]:
         if not self.found:
-            return [f"  parameters {self.before.params:,}"]
+            return [f"  trained parameters {self.before.params:,}"]
         lines = []
         before, after = self.before, self.after
         lines.append(
-            f"  parameters {before.params:,} -> {after.params:,} "
+            f"  trained parameters {before.params:,} -> {after.params:,} "
             f"({before.params / after.params:.2f} times fewer)"
         )
         if before.flops is not None and after.flops is not None:

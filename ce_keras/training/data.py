@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import lzma
 import math
 import zlib
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ce_keras.checks import whole_number
 from ce_keras.files import replacing
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ def load_idx(folder: Path) -> tuple[Images, Images]:
 
 
 def _from_idx(folder: Path, part: str) -> Images:
-    images = read_idx(_find(folder, f"{part}-images-idx3-ubyte"))
-    labels = read_idx(_find(folder, f"{part}-labels-idx1-ubyte"))
+    images = read_idx(_find(folder, f"{part}-images", "idx3-ubyte"))
+    labels = read_idx(_find(folder, f"{part}-labels", "idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"source: {folder} has {part} images of shape {images.shape} and labels of shape "
@@ -94,12 +96,12 @@ def _from_idx(folder: Path, part: str) -> Images:
     return Images(images[..., None], labels)
 
 
-def _find(folder: Path, name: str) -> Path:
-    for suffix in _OPENERS:
-        path = folder / (name + suffix)
+def _find(folder: Path, name: str, kind: str) -> Path:
+    for separator, suffix in itertools.product("-.", _OPENERS):  # Both spellings are about.
+        path = folder / f"{name}{separator}{kind}{suffix}"
         if path.is_file():
             return path
-    raise ValueError(f"source: {folder} has no file {name} (plain, .gz or .xz)")
+    raise ValueError(f"source: {folder} has no file {name}-{kind} (plain, .gz or .xz)")
 
 
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -132,30 +134,54 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def write_idx(path: str | Path, array: np.ndarray) -> None:
-    """Write bytes as an IDX file, compressed as the path's suffix says."""
-    path = Path(path)
+    """Write bytes as an IDX file, compressed as the path's suffix says.
+
+    Raises:
+        ValueError: for numbers that are not whole, or not from 0 to 255.
+    """
+    path, array = Path(path), np.asarray(array)
+    with np.errstate(invalid="ignore"):  # Of what is not a number.
+        whole = array.dtype.kind in "biuf" and np.array_equal(array, array.astype(np.uint8))
+    if not whole:
+        raise ValueError(f"array: has other than whole numbers from 0 to 255 ({array.dtype})")
     shape = np.array(array.shape, ">u4").tobytes()
     opener = _OPENERS.get(path.suffix, open)
     with replacing(path) as part, opener(part, "wb") as file:
         file.write(b"\0\0\x08" + bytes([array.ndim]) + shape + array.astype(np.uint8).tobytes())
 
 
-def balanced(data: Images, count: int) -> Images:
-    """The first `count` images in which every class is equally frequent, in their order.
+def balanced(data: Images, count: int, argument: str = "count") -> Images:
+    """Return the first `count` images in which classes are as equally frequent as can be.
+
+    Args:
+        data: the images.
+        count: how many.
+        argument: what the count is to the caller, for the message.
 
     Raises:
-        ValueError: if `count` is not a multiple of the number of classes, or too large.
+        ValueError: for fewer than one of each class, or more than there are.
     """
-    classes = np.unique(data.labels)
-    each, rest = divmod(count, len(classes))
-    smallest = min(np.bincount(data.labels)[classes])
-    if rest or not 1 <= each <= smallest:
-        raise ValueError(
-            f"count: got {count}; it must be a multiple of {len(classes)}, "
-            f"up to {smallest * len(classes)}"
-        )
-    keep = np.sort(np.concatenate([np.flatnonzero(data.labels == c)[:each] for c in classes]))
+    keep = balanced_rows(data.labels, count, argument)
     return Images(data.images[keep], data.labels[keep])
+
+
+def balanced_rows(labels: np.ndarray, count: int, argument: str = "count") -> np.ndarray:
+    """Return the indices of what `balanced` keeps, in their order.
+
+    >>> balanced_rows(np.array([0, 0, 0, 1, 1, 0]), 3).tolist()
+    [0, 1, 3]
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    count = whole_number(argument, count, len(classes), len(labels))
+    quota = np.zeros_like(sizes)
+    while quota.sum() < count:
+        room = np.flatnonzero(quota < sizes)
+        each, rest = divmod(int(count - quota.sum()), len(room))
+        if not each:  # The first classes have one more.
+            room, each = room[:rest], 1
+        quota[room] += np.minimum(each, (sizes - quota)[room])
+    own = [np.flatnonzero(labels == c)[:n] for c, n in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(own))
 
 
 def _from_tfds(name: str) -> tuple[Images, Images]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from ce_keras.checks import brief, finite_number, whole_number
 from ce_keras.layers.collegial import register
 
 
@@ -28,7 +29,8 @@ class CoupledSGD(keras.optimizers.Optimizer):
         options: of every Keras optimiser, such as `global_clipnorm`. `weight_decay` is refused.
 
     Raises:
-        ValueError: for a momentum that is not in [0, 1), a negative decay, or `weight_decay`.
+        ValueError: for a rate that is not above 0, a momentum that is not in [0, 1), a negative
+            decay, or `weight_decay`.
 
     >>> weight = keras.Variable([1.0])
     >>> optimizer = CoupledSGD(0.1, momentum=0.9, decay=0.5)
@@ -47,10 +49,11 @@ class CoupledSGD(keras.optimizers.Optimizer):
     ) -> None:
         if options.pop("weight_decay", None) is not None:
             raise ValueError("weight_decay: Keras' kind is decoupled; give `decay`")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: got {momentum!r}; it must be at least 0, and below 1")
-        if decay < 0:
-            raise ValueError(f"decay: got {decay!r}; it must be 0 or more")
+        schedule = keras.optimizers.schedules.LearningRateSchedule
+        if not isinstance(learning_rate, schedule | dict) and not callable(learning_rate):
+            finite_number("learning_rate", learning_rate, above=0)
+        momentum = finite_number("momentum", momentum, 0, below=1)
+        decay = finite_number("decay", decay, 0)
         super().__init__(learning_rate=learning_rate, name=name, **options)
         self.momentum = momentum
         self.decay = decay
@@ -89,6 +92,10 @@ class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
         divide_by: by what.
         warmup: steps in which the rate grows linearly, from `rate / warmup`.
 
+    Raises:
+        ValueError: for a rate or divisor that is not above 0, or steps that are not whole numbers
+            of 0 or more.
+
     >>> schedule = StepSchedule(0.1, [100, 200], divide_by=10)
     >>> [round(float(schedule(step)), 6) for step in (0, 99, 100, 200)]
     [0.1, 0.1, 0.01, 0.001]
@@ -102,10 +109,12 @@ class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
         warmup: int = 0,
     ) -> None:
         super().__init__()
-        self.rate = rate
-        self.boundaries = list(boundaries)
-        self.divide_by = divide_by
-        self.warmup = warmup
+        self.rate = finite_number("rate", rate, above=0)
+        if not isinstance(boundaries, list | tuple):
+            raise ValueError(f"boundaries: got {brief(boundaries)}; it must be a list of steps")
+        self.boundaries = [whole_number("boundaries", each, 0) for each in boundaries]
+        self.divide_by = finite_number("divide_by", divide_by, above=0)
+        self.warmup = whole_number("warmup", warmup, 0)
 
     def __call__(self, step: Any) -> Any:
         """The rate of a step, counted from 0."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ce_keras.checks import value_of
+from ce_keras.checks import brief, shortened, value_of
 from ce_keras.designs import MODES
 from ce_keras.geometry import RESNEXTS
 
@@ -168,9 +169,15 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
     file = _find(path)
     try:
         content = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: is not TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: is not TOML: {shortened(str(error))}") from None
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ValueError(f"changes: got {brief(changes)}; it must be a dictionary of texts by key")
     for key, text in (changes or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ValueError(
+                f"changes: got {brief(key)}: {brief(text)}; keys and values must be texts"
+            )
         _set(content, key, text)
     return recipe_of(content, str(file))
 
@@ -182,16 +189,23 @@ def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if not good:
             section, _, name = key.partition(".")
             value = getattr(getattr(recipe, section), name)
-            raise ValueError(f"{where}: {key}: got {value!r}; it must be {what}")
+            raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {what}")
     return recipe
 
 
+# Beyond it operating systems raise something else than that there is no such file.
+_LONGEST_PATH = 255
+
+
 def _find(path: str | Path) -> Path:
+    if not isinstance(path, str | Path) or len(str(path)) > _LONGEST_PATH:
+        raise ValueError(f"recipe: got {brief(path)}; it must be a file, or the name of a recipe")
     candidates = [Path(path), *(folder / f"{path}.toml" for folder in FOLDERS)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     names = sorted({file.stem for folder in FOLDERS for file in folder.glob("*.toml")})
+    path = shortened(str(path))
     raise ValueError(f"recipe: there is no file {path}; those by name are {', '.join(names)}")
 
 
@@ -208,14 +222,18 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
 def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
     """An instance of a dataclass from plain values; every key and type is checked."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where}: {prefix.rstrip('.')}: got {content!r}; it must be a section")
+        raise ValueError(
+            f"{where}: {prefix.rstrip('.') or 'content'}: got {brief(content)}; it must be a "
+            "section"
+        )
     fields = {each.name: each for each in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in fields:
-            close = difflib.get_close_matches(key, fields, 1, cutoff=0)
+            wrong = shortened(str(key))
+            close = difflib.get_close_matches(wrong, fields, 1, cutoff=0)
             raise ValueError(
-                f"{where}: there is no key {prefix + key}; did you mean {prefix + close[0]}?"
+                f"{where}: there is no key {prefix + wrong}; did you mean {prefix + close[0]}?"
             )
     values = {}
     for name, each in fields.items():
@@ -245,8 +263,15 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
             return value
     names = {float: "a number", int: "a whole number", str: "text", tuple: "a list"}
     wanted = names.get(origin or kinds[0], "a section")
-    raise ValueError(f"{where}: {key}: got {value!r}; it must be {wanted}")
+    raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
 
+
+# Larger numbers are a slip: of anything, of layers, of pixels.
+_MOST_SIZE = 2**20
+_MOST_LAYERS = 10_000
+_MOST_PIXELS = 2**13
+
+_SIZE = f"from 1 to {_MOST_SIZE:,}"
 
 _AUGMENTATIONS = ("crop", "flip", "resized_crop", "jitter")
 _NETWORKS = (*RESNEXTS, "fully_connected")
@@ -257,14 +282,19 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
     model, data = recipe.model, recipe.data
     optimizer, schedule = recipe.optimizer, recipe.schedule
     precisions = ("float32", "mixed_float16", "mixed_bfloat16")
-    increasing = list(schedule.divide_at) == sorted({*schedule.divide_at})
+    boundaries = list(schedule.divide_at)
+    increasing = boundaries == sorted({*boundaries}) and min(boundaries, default=1) >= 1
+
+    def fits(value: int | None) -> bool:
+        return value is None or 1 <= value <= _MOST_SIZE
+
     return [
         ("model.name", model.name in _NETWORKS, f"one of {', '.join(_NETWORKS)}"),
         ("model.mode", model.mode in MODES, f"one of {', '.join(MODES)}"),
-        ("model.depth", model.depth >= 2, "2 or more"),
-        ("model.base", model.base >= 1, "1 or more"),
-        ("model.cardinality", model.cardinality is None or model.cardinality > 0, "1 or more"),
-        ("model.width", model.width is None or model.width > 0, "1 or more"),
+        ("model.depth", 2 <= model.depth <= _MOST_LAYERS, f"from 2 to {_MOST_LAYERS:,}"),
+        ("model.base", fits(model.base), _SIZE),
+        ("model.cardinality", fits(model.cardinality), _SIZE),
+        ("model.width", fits(model.width), _SIZE),
         (
             "model.width",
             (model.width is None) == (model.cardinality is None),
@@ -275,7 +305,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
             set(data.augment) <= set(_AUGMENTATIONS),
             f"a list of {', '.join(_AUGMENTATIONS)}",
         ),
-        ("data.pad", data.pad >= 0, "0 or more"),
+        ("data.pad", 0 <= data.pad <= _MOST_PIXELS, f"from 0 to {_MOST_PIXELS:,}"),
         ("data.jitter", 0 <= data.jitter <= 1, "from 0 to 1"),
         (
             "data.normalize",
@@ -284,22 +314,23 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
         ),
         (
             "data.size",
-            data.size is None or (data.size > 0 and "resized_crop" in data.augment),
-            "1 or more, with resized_crop among data.augment",
+            data.size is None
+            or (1 <= data.size <= _MOST_PIXELS and "resized_crop" in data.augment),
+            f"from 1 to {_MOST_PIXELS:,}, with resized_crop among data.augment",
         ),
         ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
         ("data.test_limit", data.test_limit is None or data.test_limit > 0, "1 or more"),
         ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),
-        ("optimizer.rate", optimizer.rate > 0, "above 0"),
+        ("optimizer.rate", 0 < optimizer.rate < math.inf, "above 0, and finite"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0, and below 1"),
-        ("optimizer.decay", optimizer.decay >= 0, "0 or more"),
-        ("optimizer.clip", optimizer.clip >= 0, "0 or more"),
+        ("optimizer.decay", 0 <= optimizer.decay < math.inf, "0 or more, and finite"),
+        ("optimizer.clip", 0 <= optimizer.clip < math.inf, "0 or more, and finite"),
         ("optimizer.precision", optimizer.precision in precisions, f"one of {precisions}"),
         ("optimizer.smoothing", 0 <= optimizer.smoothing < 1, "at least 0, and below 1"),
-        ("schedule.epochs", schedule.epochs >= 1, "1 or more"),
-        ("schedule.batch", schedule.batch >= 1, "1 or more"),
-        ("schedule.divide_at", increasing, "epochs in increasing order"),
-        ("schedule.divide_by", schedule.divide_by > 0, "above 0"),
-        ("schedule.warmup", schedule.warmup >= 0, "0 or more"),
-        ("schedule.rate_for", schedule.rate_for >= 0, "0 or more"),
+        ("schedule.epochs", fits(schedule.epochs), _SIZE),
+        ("schedule.batch", fits(schedule.batch), _SIZE),
+        ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
+        ("schedule.divide_by", 0 < schedule.divide_by < math.inf, "above 0, and finite"),
+        ("schedule.warmup", 0 <= schedule.warmup <= _MOST_SIZE, "0 or more"),
+        ("schedule.rate_for", 0 <= schedule.rate_for <= _MOST_SIZE, "0 or more"),
     ]

@@ -7,6 +7,7 @@ the same weights as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -16,7 +17,7 @@ import signal
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ce_keras.training.devices import Batch, Devices, find_devices, synchronise
 from ce_keras.training.feed import Feed
 from ce_keras.training.optimizer import CoupledSGD, StepSchedule
 from ce_keras.training.recipe import Recipe
-from ce_keras.training.sources import Source
+from ce_keras.training.sources import Folder, Source
 from ce_keras.zoo.defaults import defaults
 
 logger = logging.getLogger("ce_keras")
@@ -162,6 +163,7 @@ class Trainer:
         self.seed = seed
         self._save_every = save_every
         self._devices = devices = devices or find_devices()
+        self._source = source
         self._counts = source.counts
         self.steps = math.ceil(source.counts[0] / recipe.schedule.batch)
         self._check_batches()
@@ -205,11 +207,22 @@ class Trainer:
         """
         if not self._devices.chief:
             return self._run()
-        with files.exclusive("out", self.folder):
+        with files.exclusive("out", self.folder), self._naming_damaged_files():
             for name in ("recipe.json", "history.csv", "curves.png", "model.keras", "results.json"):
                 files.sweep(self.folder / name)
             self._checkpoints.sweep()
             return self._run()
+
+    @contextlib.contextmanager
+    def _naming_damaged_files(self) -> Iterator[None]:
+        """Have an image that cannot be decoded end the run with the name of its file."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError:
+            wrong = self._source.damaged() if isinstance(self._source, Folder) else None
+            if wrong is None:
+                raise
+            raise ValueError(wrong) from None
 
     def _run(self) -> dict[str, Any]:
         state = self._resume()

@@ -5,13 +5,26 @@ The order of an epoch depends on the seed and the epoch alone, so a run can go o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ce_keras.training.data import Images, balanced, gathered, load_fashion_mnist, load_idx
+from ce_keras.checks import shortened
+from ce_keras.progress import progress
+from ce_keras.training.data import (
+    Images,
+    balanced,
+    balanced_rows,
+    gathered,
+    load_fashion_mnist,
+    load_idx,
+)
 from ce_keras.training.recipe import DataRecipe
 
 
@@ -168,28 +181,44 @@ class Stream:
 class Folder:
     """Images in folders, read while training: an example is the name of its file.
 
+    Names that begin with a dot are passed over: they are other programs'.
+
     Args:
         folder: with `train`, and `test`, `val` or `validation`, in each of which every class has
             a folder of its images (JPEG, PNG, BMP or GIF).
-        shape: of an image as the network sees it; that of the first file if not given.
+        shape: of an image as the network sees it, which files need not have. If not given, all
+            files have one size, and the shape is told from some of them.
+        channels: of an image; told from some of the files if not given.
+        limits: at most so many images for training and for testing.
 
     Raises:
         ValueError: where folders, or images in them, are missing.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shape: tuple[int, ...] | None = None,
+        channels: int | None = None,
+        limits: tuple[int | None, int | None] = (None, None),
+    ) -> None:
         halves = [_half(folder, "train"), _half(folder, "test", "val", "validation")]
-        names = [sorted(path.name for path in half.iterdir() if path.is_dir()) for half in halves]
+        names = [sorted(path.name for path in half.iterdir() if _is_class(path)) for half in halves]
         if names[0] != names[1] or not names[0]:
             raise ValueError(
                 f"data.source: {halves[0]} and {halves[1]} must have the same folders, one for "
                 f"each class; only one of them has {sorted(set(names[0]) ^ set(names[1]))}"
             )
-        self._files = [_labelled(half, names[0]) for half in halves]
+        self._files = [
+            _limited_files(_labelled(half, names[0]), limit, argument)
+            for half, limit, argument in zip(
+                halves, limits, ("data.limit", "data.test_limit"), strict=True
+            )
+        ]
         self.counts = len(self._files[0]), len(self._files[1])
         self.classes = len(names[0])
         self._ragged = shape is not None
-        self.shape = shape or _image_shape(self._files[0][0][0])
+        self.shape = shape or _usual_shape([path for path, _ in self._files[0]], channels)
 
     def examples(self, seed: int, epoch: int) -> Examples:
         """Training examples in the order of an epoch."""
@@ -200,11 +229,53 @@ class Folder:
         """Test examples in order."""
         return self._named(1, np.arange(self.counts[1]))
 
+    def in_memory(self) -> Arrays | None:
+        """Return the images as arrays, where they have one size and fit; `None` otherwise.
+
+        Raises:
+            ValueError: for a file that is damaged, or of another size; the message names it.
+        """
+        if self._ragged or sum(self.counts) * math.prod(self.shape) > _FIT:
+            return None
+        train, test = (self._read_all(which) for which in (0, 1))
+        return Arrays(train, test, self.classes)
+
+    def damaged(self) -> str | None:
+        """Return what is wrong with the first file that cannot be read, or `None`."""
+        for path, _ in self._files[0] + self._files[1]:
+            try:
+                self._decoded(path)
+            except ValueError as error:
+                return str(error)
+        return None
+
+    def _read_all(self, which: int) -> Images:
+        paths, labels = zip(*self._files[which], strict=True)
+        images = np.empty((len(paths), *self.shape), np.uint8)
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(self._decoded, paths)
+            bar = progress(read, desc="images", total=len(paths), unit="file", delay=1, leave=False)
+            for index, image in enumerate(bar):
+                images[index] = image
+        return Images(images, np.array(labels, np.int32))
+
+    def _decoded(self, path: Path) -> np.ndarray:
+        image = _decode(path, self.shape[-1])
+        if not self._ragged and image.shape != self.shape:
+            raise ValueError(
+                f"data.source: {path} is {_sides(image.shape)}, and most others are "
+                f"{_sides(self.shape)}; crop them to one size, or set data.augment to have "
+                "resized_crop"
+            )
+        return image
+
     def _named(self, which: int, order: np.ndarray) -> Examples:
         import tensorflow as tf
 
         names, labels = zip(*(self._files[which][index] for index in order), strict=True)
-        dataset = tf.data.Dataset.from_tensor_slices((list(names), np.array(labels, np.int32)))
+        # As bytes: not every file system's names are UTF-8.
+        encoded = [os.fsencode(name) for name in names]
+        dataset = tf.data.Dataset.from_tensor_slices((encoded, np.array(labels, np.int32)))
         return Examples(dataset, self._read)
 
     def _read(self, example: Any) -> tuple[Any, Any]:
@@ -216,7 +287,17 @@ class Folder:
         return tf.ensure_shape(image, shape), label
 
 
+# Bytes of images that are held in memory instead of being read again each epoch.
+_FIT = 2**31
+
+# Files that a set's shape is told from.
+_SAMPLE = 25
+
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _half(folder: Path, *names: str) -> Path:
@@ -229,20 +310,70 @@ def _half(folder: Path, *names: str) -> Path:
     )
 
 
-def _labelled(half: Path, classes: list[str]) -> list[tuple[str, int]]:
+def _labelled(half: Path, classes: list[str]) -> list[tuple[Path, int]]:
     found = []
     for label, name in enumerate(classes):
-        paths = sorted(p for p in (half / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        paths = sorted(path for path in (half / name).rglob("*") if _is_image(path, half))
         if not paths:
             raise ValueError(f"data.source: {half / name} has no images ({', '.join(_SUFFIXES)})")
-        found += [(str(path), label) for path in paths]
+        found += [(path, label) for path in paths]
     return found
 
 
-def _image_shape(name: str) -> tuple[int, ...]:
+def _is_image(path: Path, half: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(half).parts)
+    return path.suffix.lower() in _SUFFIXES and not hidden and path.is_file()
+
+
+def _limited_files(
+    files: list[tuple[Path, int]], limit: int | None, argument: str
+) -> list[tuple[Path, int]]:
+    if limit is None or limit >= len(files):
+        return files
+    labels = np.array([label for _, label in files])
+    return [files[index] for index in balanced_rows(labels, limit, argument)]
+
+
+def _usual_shape(paths: Sequence[Path], channels: int | None) -> tuple[int, ...]:
+    """Return the size that most of some files have, in colour unless all of them are grey.
+
+    Raises:
+        ValueError: if none of them can be read.
+    """
+    some = [paths[index] for index in np.linspace(0, len(paths) - 1, _SAMPLE).astype(int)]
+    shapes, wrong = [], []
+    for path in dict.fromkeys(some):
+        try:
+            shapes.append(_decode(path).shape)
+        except ValueError as error:
+            wrong.append(str(error))
+    if not shapes:
+        raise ValueError(wrong[0])
+    (size, _), *_ = Counter(shape[:2] for shape in shapes).most_common()
+    if channels is None:
+        channels = 1 if all(shape[-1] == 1 for shape in shapes) else 3
+    return (*size, channels)
+
+
+def _decode(path: Path, channels: int = 0) -> np.ndarray:
+    """Return a file's image, with its own channels if none are asked for.
+
+    Raises:
+        ValueError: for a file that is no image, or a damaged one.
+    """
     import tensorflow as tf
 
-    return tuple(tf.io.decode_image(tf.io.read_file(name), expand_animations=False).shape)
+    try:
+        content = path.read_bytes()
+        return tf.io.decode_image(content, channels, expand_animations=False).numpy()
+    except (OSError, tf.errors.OpError) as error:
+        what = "is empty" if path.exists() and not path.stat().st_size else "is no image"
+        message = shortened(str(getattr(error, "message", error)).partition("\n")[0], 200)
+        raise ValueError(f"data.source: {path} {what}, or damaged: {message}") from None
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[:2]))
 
 
 def what_of(recipe: DataRecipe) -> Known:
@@ -255,8 +386,26 @@ def what_of(recipe: DataRecipe) -> Known:
         known = KNOWN[recipe.name]
         side = recipe.size
         return known if side is None else known._replace(shape=(side, side, known.shape[-1]))
-    source = source_of(recipe)
+    source: Source = _folder_of(recipe) or source_of(recipe)
     return Known(source.shape, source.classes, source.counts)
+
+
+def _folder_of(recipe: DataRecipe) -> Folder | None:
+    """Return a recipe's folder of image files, if it has one; nothing but names is read."""
+    folder = Path(recipe.source)
+    if recipe.source in ("tfds", "embedded") or not folder.is_dir() or [*folder.glob("*ubyte*")]:
+        return None
+    known = KNOWN.get(recipe.name)
+    shape = _shape_of(recipe) if "resized_crop" in recipe.augment else None
+    channels = known.shape[-1] if known else None
+    return Folder(folder, shape, channels, (recipe.limit, recipe.test_limit))
+
+
+def _shape_of(recipe: DataRecipe) -> tuple[int, ...]:
+    """Return the shape of an image as the network sees it."""
+    known = KNOWN.get(recipe.name)
+    shape = known.shape if known else _USUAL
+    return shape if recipe.size is None else (recipe.size, recipe.size, shape[-1])
 
 
 def source_of(recipe: DataRecipe) -> Source:
@@ -271,30 +420,32 @@ def source_of(recipe: DataRecipe) -> Source:
                 f"data.source: {recipe.name!r} does not come with the package; fashion_mnist does"
             )
         return _limited(*load_fashion_mnist(), recipe, 10)
-    known = KNOWN.get(recipe.name)
-    shape = known.shape if known else _USUAL
-    if recipe.size is not None:
-        shape = (recipe.size, recipe.size, shape[-1])
+    folder = _folder_of(recipe)
+    if folder is not None:
+        return folder.in_memory() or folder
     if recipe.source != "tfds":
-        folder = Path(recipe.source)
-        if folder.is_dir() and not list(folder.glob("*-ubyte*")):
-            return Folder(folder, shape if "resized_crop" in recipe.augment else None)
-        train, test = load_idx(folder)
+        train, test = load_idx(Path(recipe.source))
         return _limited(train, test, recipe, 1 + int(max(train.labels.max(), test.labels.max())))
+    known = KNOWN.get(recipe.name)
     if known is None:
         raise ValueError(f"data.name: got {recipe.name!r}; known are {', '.join(KNOWN)}")
     builder = _prepared(recipe.name)
     if known.large:
-        return Stream(builder, known._replace(shape=shape))
+        if recipe.limit is not None or recipe.test_limit is not None:
+            raise ValueError(
+                f"data.limit, data.test_limit: {recipe.name} is read as a stream, all of it; they "
+                "are for images in memory or in folders"
+            )
+        return Stream(builder, known._replace(shape=_shape_of(recipe)))
     train, test = (_read(builder, split) for split in known.splits)
     return _limited(train, test, recipe, known.classes)
 
 
 def _limited(train: Images, test: Images, recipe: DataRecipe, classes: int) -> Arrays:
-    if recipe.limit is not None:
-        train = balanced(train, recipe.limit)
-    if recipe.test_limit is not None:
-        test = balanced(test, recipe.test_limit)
+    if recipe.limit is not None and recipe.limit < len(train.labels):
+        train = balanced(train, recipe.limit, "data.limit")
+    if recipe.test_limit is not None and recipe.test_limit < len(test.labels):
+        test = balanced(test, recipe.test_limit, "data.test_limit")
     return Arrays(train, test, classes)
 
 

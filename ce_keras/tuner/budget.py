@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from ce_keras.checks import brief, positive_int
+from ce_keras.checks import positive_int, shortened
 from ce_keras.layers.flops import flops, trained_parameters
 from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
 
@@ -126,7 +126,7 @@ class BudgetOracle(WrappedOracle):
         # Whatever the hypermodel raises, it raises again in the trial, where KerasTuner counts it
         # as failed and goes on.
         except Exception as error:
-            logger.warning("a model cannot be counted, and is tried: %s", brief(str(error)))
+            logger.warning("a model cannot be counted, and is tried: %s", shortened(str(error)))
             return True
         try:
             return (max_params is None or trained_parameters(model) <= max_params) and (

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.zoo.weight_files import plain_state, read_state
 from ce_keras.zoo.weights import assign, named
 
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"} | {
@@ -32,18 +33,22 @@ def from_torch(
 
     Args:
         model: as built by `ce_keras.zoo`: `resnext50(mode="resnext")` for `resnext50_32x4d`.
-        state: a state dictionary of arrays or tensors, or a file: `.safetensors`, or `.pth` or
-            `.pt`, which need PyTorch and are read with `weights_only=True`.
+        state: a state dictionary of arrays or tensors, or a file of `.safetensors` or of PyTorch
+            (`.pth`, `.pt`, `.pth.tar`, `.bin`, `.ckpt`), told by its content. PyTorch's need
+            PyTorch, and are read with `weights_only=True`. What training scripts wrap weights
+            in, `{"state_dict": ...}` or a `module.` before every name, is taken off.
         partial: whether the state may have more, as of a classifier that the model lacks.
 
     Raises:
-        ValueError: for weights that are missing, too many, of other shapes, or of a variant with
-            another stem or other blocks.
+        ValueError: for a file that cannot be read; for weights that are missing, too many, of
+            other shapes, not numbers, or of a variant with another stem or other blocks.
         ImportError: for a file of PyTorch's where it is not installed.
     """
     where = "state"
     if isinstance(state, str | Path):
-        where, state = str(state), _read(Path(state))
+        where, state = f"state: {state}", read_state("state", state)
+    else:
+        state = plain_state("state", state, "the dictionary")
     variants = sorted(name for name in state if _OTHER_STEM.match(name))
     if variants:
         raise ValueError(
@@ -112,23 +117,6 @@ def _ours(value: np.ndarray) -> np.ndarray:
 
 def _array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"state: there is no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return load_file(path)
-    if path.suffix not in (".pth", ".pt"):
-        raise ValueError(f"state: got {path}; it must be .safetensors, .pth or .pt")
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(f"state: {path} needs PyTorch to be read: pip install torch") from None
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    return found.get("state_dict", found)
 
 
 def from_applications(model: keras.Model, source: keras.Model) -> None:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ce_keras.checks import positive_int, real_array
 from ce_keras.zoo.weights import published_weights
 
 #: The usual mean and deviation of ImageNet's red, green and blue.
@@ -62,7 +63,8 @@ def decode_predictions(
     >>> decode_predictions(np.eye(10)[:1], top=1, weights="resnext11_7x7d/fashion_mnist")
     [[('0', 'T-shirt/top', 1.0)]]
     """
-    predictions = np.asarray(predictions)
+    predictions = real_array("predictions", predictions)
+    positive_int("top", top)
     if weights is None:
         return keras.applications.imagenet_utils.decode_predictions(predictions, top)
     names = _published(weights)["classes"]

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from ce_keras import files
+from ce_keras.zoo.weight_files import check_file, read_state
 
 #: Published weights: files beside their index.
 FOLDER = Path(__file__).parent / "trained"
@@ -56,6 +57,13 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
     if entry is not None:
         return _fetched(entry)
     path = Path(weights)
+    if weights == "imagenet":
+        raise ValueError(
+            f"weights: there are none of {name!r} for 'imagenet' here. Those of PyTorch's or "
+            "timm's ResNets and ResNeXts fit: build the network with weights=None, then "
+            "ce_keras.zoo.from_torch(model, 'resnext50_32x4d.pth'); those of a network of "
+            "keras.applications go by ce_keras.zoo.from_applications"
+        )
     if not path.is_file() or not path.name.endswith(_SUFFIXES):
         names = [key.partition("/")[2] for key in own]
         raise ValueError(
@@ -93,6 +101,7 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
         ValueError: for weights that are missing, or of other shapes.
     """
     path = Path(path)
+    check_file("weights", path)
     if path.suffix != ".safetensors":
         # What the file has more, as a classifier, Keras leaves alone. What it lacks may be no more
         # than a warning, after which some layers would stay random.
@@ -101,13 +110,15 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
             warnings.simplefilter("error", UserWarning)
             try:
                 model.load_weights(path)
-            except (UserWarning, ValueError, KeyError, OSError) as error:
+            # Whatever a damaged file, or one of another network, makes its readers raise.
+            except Exception as error:
                 model.set_weights(before)  # Keras may have come halfway.
                 raise ValueError(f"weights: {path} does not fit: {error}") from error
+        if wrong := _not_finite({v.path: np.asarray(v) for v in model.weights}):
+            model.set_weights(before)
+            raise ValueError(f"weights: {path}: {wrong}")
         return
-    from safetensors.numpy import load_file
-
-    assign(model, load_file(path), str(path), partial)
+    assign(model, read_state("weights", path), f"weights: {path}", partial)
 
 
 def save_weights(model: keras.Model, path: str | Path) -> None:
@@ -154,6 +165,8 @@ def assign(
     for what, names in (("lacks", missing), ("has more:", more)):
         if names:
             raise ValueError(f"{where}: {what} {_few(names)}; is it of another network?")
+    if wrong := _not_finite({name: arrays[name] for name in variables}):
+        raise ValueError(f"{where}: {wrong}")
     for name, variable in variables.items():
         found, wanted = arrays[name].shape, tuple(variable.shape)
         if found != wanted:
@@ -163,6 +176,16 @@ def assign(
             raise ValueError(f"{where}: {name} has shape {found}, the network {wanted}{hint}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Return what is wrong with the first array that has anything but finite real numbers."""
+    for name, array in arrays.items():
+        if array.dtype.kind in "biuOSU":
+            return f"{name} has numbers of type {array.dtype}; weights are real numbers"
+        if not np.isfinite(array.astype(np.float32)).all():
+            return f"{name} has numbers that are infinite or NaN"
+    return None
 
 
 def _few(names: list[str]) -> str:

@@ -207,7 +207,7 @@ def namesake_activation_member():
 
 
 def activation_object_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=layers.LeakyReLU())])
+    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=layers.Softmax())])
 
 
 def several_paths_member():
@@ -439,3 +439,133 @@ def test_an_ensembles_output_may_be_intermediate(rng):
 def test_bad_members(member, cardinality, message):
     with pytest.raises(ValueError, match=message):
         CollegialEnsemble(member, cardinality)
+
+
+# Adapted layers ----------------------------------------------------------------------------------
+
+
+def normalised(data):
+    norm = layers.Normalization()
+    norm.adapt(data)
+    return keras.Sequential([keras.Input((3,)), norm, layers.Dense(2, kernel_initializer="ones")])
+
+
+def looked_up(_):
+    table = layers.StringLookup(output_mode="one_hot")
+    table.adapt(np.array(["a", "b", "c"]))
+    dense = layers.Dense(2, kernel_initializer="ones")
+    return keras.Sequential([keras.Input((1,), dtype="string"), table, dense])
+
+
+def vectorised(_):
+    words = layers.TextVectorization(output_mode="tf_idf")
+    words.adapt(np.array(["a b", "b c c", "d"]))
+    dense = layers.Dense(2, kernel_initializer="ones")
+    return keras.Sequential([keras.Input((1,), dtype="string"), words, dense])
+
+
+def discretised(data):
+    bins = layers.Discretization(num_bins=3, output_mode="multi_hot")
+    bins.adapt(data)
+    return keras.Sequential([keras.Input((3,)), bins, layers.Dense(2, kernel_initializer="ones")])
+
+
+@pytest.mark.parametrize("adapted", [normalised, looked_up, vectorised, discretised])
+def test_members_keep_what_their_layers_were_adapted_to(adapted, rng, tmp_path):
+    data = rng.normal(100, 30, (50, 3)).astype("float32")
+    member = adapted(data)
+    x = data[:4] if member.input_shape == (None, 3) else np.array([["a"], ["b"], ["c"], ["e"]])
+    x = keras.ops.convert_to_tensor(x) if x.dtype.kind == "f" else tf.constant(x)
+    ensemble = CollegialEnsemble(member, 4)
+    expected = member(x).numpy() * 4 / 2
+    np.testing.assert_allclose(ensemble(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(ensemble.get_member(2)(x), member(x), rtol=1e-5)
+    inputs = keras.Input(member.input_shape[1:], dtype=member.inputs[0].dtype)
+    model = keras.Model(inputs, ensemble(inputs))
+    if adapted in (normalised, looked_up):  # Keras itself saves no bins, and no sizes of tables.
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(again(x), expected, rtol=1e-5)
+
+
+def test_a_saved_configuration_names_a_model_and_nothing_else():
+    config = CollegialEnsemble(perceptron, 2).get_config()
+    for module, name in (
+        ("keras.utils", "clear_session"),
+        ("keras.applications", "ResNet50"),
+        ("keras.activations", "relu"),
+    ):
+        config["build_member"] = {
+            "module": module,
+            "class_name": "function",
+            "config": name,
+            "registered_name": "function",
+        }
+        with pytest.raises(
+            (ValueError, TypeError), match=r"build_member: got|Could not locate|Cannot deserialize"
+        ):
+            CollegialEnsemble.from_config(config)
+    config["build_member"] = keras.saving.serialize_keras_object(keras.activations.relu)
+    with pytest.raises(ValueError, match=r"build_member: got .* from a saved configuration"):
+        CollegialEnsemble.from_config(config)
+
+
+@pytest.mark.parametrize("cardinality", [10**30, 2**40, 0, 1.5, True])
+def test_absurd_cardinalities_are_refused_at_once(cardinality):
+    with pytest.raises(ValueError, match="cardinality: got"):
+        CollegialEnsemble(perceptron(), cardinality)
+
+
+# Activations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        tf.nn.relu,
+        tf.nn.gelu,
+        keras.ops.relu,
+        keras.ops.leaky_relu,
+        layers.ReLU(),
+        layers.LeakyReLU(0.1),
+        layers.Activation("tanh"),
+    ],
+)
+def test_elementwise_activations_are_known_whoever_wrote_them(activation, rng):
+    def member():
+        return keras.Sequential(
+            [keras.Input((6,)), layers.Dense(5, activation=activation), layers.Dense(2)]
+        )
+
+    ensemble = CollegialEnsemble(member, 3)
+    assert ensemble.grouped, ensemble.why_copies
+    x = rng.normal(size=(4, 6)).astype("float32")
+    members = [ensemble.get_member(path)(x) for path in range(3)]
+    np.testing.assert_allclose(ensemble(x), sum(members) / 3**0.5, rtol=1e-4, atol=1e-5)
+
+
+def relu(x):
+    """Not Keras' function of this name."""
+    return x - keras.ops.mean(x, axis=-1, keepdims=True)
+
+
+def test_a_function_of_the_same_name_is_not_that_function():
+    def member():
+        return keras.Sequential([keras.Input((6,)), layers.Dense(5, relu), layers.Dense(2)])
+
+    assert not CollegialEnsemble(member, 3).grouped
+
+
+def test_calls_between_layers_are_known(rng):
+    def member():
+        image = keras.Input((6,))
+        x = keras.activations.relu(layers.Dense(5)(image))
+        x = keras.ops.tanh(layers.Dense(4)(x))
+        x = layers.GaussianDropout(0.1)(layers.AlphaDropout(0.1)(x))
+        return keras.Model(image, layers.Dense(2)(layers.ActivityRegularization(l2=0.1)(x)))
+
+    ensemble = CollegialEnsemble(member, 3)
+    assert ensemble.grouped, ensemble.why_copies
+    x = rng.normal(size=(4, 6)).astype("float32")
+    members = [ensemble.get_member(path)(x) for path in range(3)]
+    np.testing.assert_allclose(ensemble(x), sum(members) / 3**0.5, rtol=1e-4, atol=1e-5)

@@ -1,21 +1,26 @@
 import gzip
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from ce_keras.cli import main
 from ce_keras.training import (
     FASHION_CLASSES,
     Images,
     balanced,
     load_fashion_mnist,
     pipeline,
+    plan,
     read_idx,
     shift_and_flip,
     write_idx,
 )
+from ce_keras.training.data import balanced_rows
 from ce_keras.training.feed import Feed
 from ce_keras.training.recipe import read_recipe
+from ce_keras.training.run import Trainer
 from ce_keras.training.sources import Folder, source_of
 
 
@@ -114,10 +119,23 @@ def test_balanced_keeps_order_and_balance(embedded):
     np.testing.assert_array_equal(small.images[0], embedded[0].images[first])
 
 
-@pytest.mark.parametrize("count", [0, 15, 10_010])
+@pytest.mark.parametrize("count", [0, 9, 10_001, 1.5])
 def test_balanced_refuses_counts_that_cannot_be(embedded, count):
-    with pytest.raises(ValueError, match=f"count: got {count}.*up to 10000"):
+    with pytest.raises(ValueError, match=f"count: got {count}.* 10 or more, at most 10,000"):
         balanced(embedded[0], count)
+
+
+@pytest.mark.parametrize("count", [10, 15, 256, 9_999, 10_000])
+def test_balanced_gives_the_count_that_is_asked_for(embedded, count):
+    sizes = np.bincount(balanced(embedded[0], count).labels)
+    assert sizes.sum() == count
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_small_classes_are_taken_whole():
+    labels = np.array([0] * 2 + [1] * 5 + [2] * 9)
+    assert np.bincount(labels[balanced_rows(labels, 12)]).tolist() == [2, 5, 5]
+    assert np.bincount(labels[balanced_rows(labels, 13)]).tolist() == [2, 5, 6]
 
 
 def test_test_batches_are_in_order_and_normalised_like_the_training_images(embedded):
@@ -264,3 +282,154 @@ def test_a_stream_goes_on_from_any_step(monkeypatch):
         np.testing.assert_array_equal(one[1], again[1])
     assert sorted(np.concatenate(other)) == sorted(np.concatenate([y for _, y in whole]))
     assert any((one != y).any() for one, (_, y) in zip(other, whole, strict=True))
+
+
+# What lies about in folders ----------------------------------------------------------------------
+
+
+def picture(path, rng, size=(16, 18), channels=3, suffix="png"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = rng.integers(0, 256, (*size, channels)).astype(np.uint8)
+    path.with_suffix(f".{suffix}").write_bytes(tf.io.encode_png(image).numpy())
+    return image
+
+
+def folder_recipe(folder, **changes):
+    return read_recipe(
+        "fashion_mnist",
+        {"data.source": str(folder), "data.name": "pets", "data.augment": "[]", **changes},
+    )
+
+
+def pets(folder, rng, count=6):
+    for half in ("train", "test"):
+        for name in ("cat", "dog"):
+            for index in range(count):
+                picture(folder / half / name / f"{index}.png", rng)
+    return folder
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_one_odd_file_does_not_decide_the_channels_of_all(channels, rng, tmp_path):
+    pets(tmp_path, rng)
+    picture(tmp_path / "train/cat/000.png", rng, channels=channels)
+    source = source_of(folder_recipe(tmp_path).data)
+    assert source.shape == (16, 18, 3)
+    batches = [x.numpy() for x, _ in Feed(folder_recipe(tmp_path), source, 0).test()]
+    assert np.concatenate(batches).shape == (12, 16, 18, 3)
+
+
+def test_a_set_of_grey_images_is_grey(rng, tmp_path):
+    for half in ("train", "test"):
+        for index in range(3):
+            picture(tmp_path / half / "cat" / f"{index}.png", rng, channels=1)
+    assert source_of(folder_recipe(tmp_path).data).shape == (16, 18, 1)
+
+
+def test_files_of_other_programs_are_passed_over(rng, tmp_path):
+    pets(tmp_path, rng)
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    picture(tmp_path / "train/.ipynb_checkpoints/a.png", rng)
+    picture(tmp_path / "train/cat/.ipynb_checkpoints/a.png", rng)
+    (tmp_path / "train/cat/._0.png").write_bytes(b"resource fork")
+    source = source_of(folder_recipe(tmp_path).data)
+    assert source.counts == (12, 12)
+    assert source.classes == 2
+
+
+DAMAGED = {
+    "empty": (b"", "is empty"),
+    "junk": (b"not an image", "is no image, or damaged"),
+    "cut": (None, "is no image, or damaged"),
+    "size": ((9, 9), "is 9x9, and most others are 16x18"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_file_that_cannot_be_used_is_named_before_anything_is_trained(
+    name, rng, tmp_path, capsys
+):
+    damage, message = DAMAGED[name]
+    pets(tmp_path / "set", rng)
+    path = tmp_path / "set/train/dog/3.png"
+    if isinstance(damage, tuple):
+        picture(path, rng, size=damage)
+    else:
+        path.write_bytes(path.read_bytes()[:40] if damage is None else damage)
+    with pytest.raises(ValueError, match=message) as error:
+        source_of(folder_recipe(tmp_path / "set").data)
+    assert str(path) in str(error.value)
+    command = ["train", "fashion_mnist", "--out", str(tmp_path / "run")]
+    changes = ["data.augment=[]", f"data.source={tmp_path / 'set'}"]
+    assert main([*command, "--set", changes[0], "--set", changes[1]]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if str(path) in line]
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_file_of_a_stream_is_named_too(rng, tmp_path):
+    pets(tmp_path / "set", rng)
+    path = tmp_path / "set/train/dog/3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    changes = {"data.augment": '["resized_crop"]', "data.size": "16", "schedule.epochs": "1"}
+    changes |= {"model.cardinality": "1", "model.width": "2", "schedule.divide_at": "[]"}
+    recipe = folder_recipe(tmp_path / "set", **changes)
+    source = source_of(recipe.data)
+    assert isinstance(source, Folder)
+    with pytest.raises(ValueError, match=r"dog/3\.png is no image, or damaged"):
+        Trainer(recipe, source, tmp_path / "run").run()
+
+
+def test_names_need_not_be_utf_8(rng, tmp_path):
+    pets(tmp_path, rng, count=2)
+    for half in ("train", "test"):
+        other = os.fsdecode(os.fsencode(tmp_path / half / "cat") + b"/caf\xe9.png")
+        (tmp_path / half / "cat/0.png").rename(other)
+    assert source_of(folder_recipe(tmp_path).data).counts == (4, 4)
+    changes = {"data.augment": '["resized_crop"]', "data.size": "8"}
+    recipe = folder_recipe(tmp_path, **changes)
+    batches = [y.numpy() for _, y in Feed(recipe, source_of(recipe.data), 0).train(0)]
+    assert sorted(np.concatenate(batches)) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("augment", ["[]", '["resized_crop"]'])
+def test_limits_hold_for_folders(augment, rng, tmp_path):
+    pets(tmp_path, rng)
+    recipe = folder_recipe(
+        tmp_path,
+        **{"data.limit": "5", "data.test_limit": "4", "data.augment": augment},
+    )
+    source = source_of(recipe.data)
+    assert source.counts == (5, 4)
+    assert plan(recipe)["train_images"] == 5
+    labels = np.concatenate([y for _, y in Feed(recipe, source, 0).train(0)])
+    assert np.bincount(labels).tolist() == [3, 2]
+
+
+def test_a_limit_of_a_stream_is_refused_instead_of_ignored(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
+    recipe = read_recipe("imagenet", {"data.limit": "100"})
+    with (
+        tfds.testing.mock_data(num_examples=4),
+        pytest.raises(ValueError, match=r"data\.limit, data\.test_limit: imagenet2012 is read as"),
+    ):
+        source_of(recipe.data)
+
+
+def test_both_spellings_of_idx_files_are_found(tmp_path, rng):
+    for part, images in (("train", 4), ("t10k", 2)):
+        write_idx(tmp_path / f"{part}-images.idx3-ubyte", rng.integers(0, 256, (images, 3, 3)))
+        write_idx(tmp_path / f"{part}-labels.idx1-ubyte", np.arange(images))
+    train, test = load_fashion_mnist(tmp_path)
+    assert (len(train.labels), len(test.labels)) == (4, 2)
+    recipe = read_recipe("fashion_mnist", {"data.source": str(tmp_path)})
+    assert source_of(recipe.data).counts == (4, 2)
+
+
+@pytest.mark.parametrize("wrong", [300, -1, 1.5, np.nan, "a"])
+def test_only_bytes_are_written_as_idx(wrong, tmp_path):
+    with pytest.raises(ValueError, match="array: has other than whole numbers from 0 to 255"):
+        write_idx(tmp_path / "a-idx1-ubyte", np.array([0, wrong]))
+    assert not list(tmp_path.iterdir())

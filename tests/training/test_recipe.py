@@ -66,7 +66,7 @@ def test_values_can_be_replaced():
         ({"schedule.epochs": "many"}, "schedule.epochs: got 'many'; it must be a whole number"),
         ({"schedule.epochs": "true"}, "schedule.epochs: got True; it must be a whole number"),
         ({"schedule.epochs": "1.5"}, "schedule.epochs: got 1.5; it must be a whole number"),
-        ({"schedule.epochs": "0"}, "schedule.epochs: got 0; it must be 1 or more"),
+        ({"schedule.epochs": "0"}, "schedule.epochs: got 0; it must be from 1 to 1,048,576"),
         ({"optimizer.rate": "fast"}, "optimizer.rate: got 'fast'; it must be a number"),
         ({"optimizer.rate": "nan"}, "optimizer.rate: got nan; it must be above 0"),
         ({"schedule.divide_at": "3"}, "schedule.divide_at: got 3; it must be a list"),

@@ -1,5 +1,6 @@
 """Weights to and from PyTorch, against a PyTorch network; and from keras.applications."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_files_that_are_not_there_or_not_known(tmp_path):
     with pytest.raises(ValueError, match="state: there is no file"):
         zoo.from_torch(model, tmp_path / "a.pth")
     (tmp_path / "a.pkl").touch()
-    with pytest.raises(ValueError, match=r"it must be \.safetensors, \.pth or \.pt"):
+    with pytest.raises(ValueError, match=r"a\.pkl is empty"):
         zoo.from_torch(model, tmp_path / "a.pkl")
 
 
@@ -118,3 +119,122 @@ def test_a_resnet_of_keras_applications_that_fits(rng):
     shorter = zoo.build_resnext(ResNeXt((1,), 64), Design(1, 64), classes=7)
     with pytest.raises(ValueError, match="source: one_stage has conv2_block2_1_conv, which"):
         zoo.from_applications(shorter, source)
+
+
+# Files of others ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnext():
+    return zoo.create("resnext50_2x2d", classes=5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def state(resnext):
+    return zoo.to_torch(resnext)
+
+
+def zeroed(model):
+    model.set_weights([np.zeros(weight.shape) for weight in model.get_weights()])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".bin", ".ckpt", ".pt"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+        lambda s: {"model": s, "optimizer": {"state": {}, "lr": [0.1]}},
+        lambda s: {"state_dict_ema": {f"module.{key}": value for key, value in s.items()}},
+        lambda s: {f"model._orig_mod.module.{key}": value for key, value in s.items()},
+    ],
+)
+def test_whatever_a_checkpoint_is_wrapped_in(wrap, suffix, resnext, state, tmp_path):
+    torch = pytest.importorskip("torch")
+    before = resnext.get_weights()
+    path = tmp_path / f"model{suffix}"
+    torch.save(wrap({key: torch.from_numpy(value) for key, value in state.items()}), path)
+    zeroed(resnext)
+    zoo.from_torch(resnext, path)
+    for one, other in zip(resnext.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+DAMAGED = {
+    "empty": (b"", "is empty"),
+    "page": (b"<!DOCTYPE html><html>Sign in</html>", "is a page"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "junk": (b"\x00\x01" * 50, "neither"),
+    "cut": (b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": [', "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_files_that_are_no_weights_are_named(name, suffix, resnext, tmp_path):
+    content, message = DAMAGED[name]
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    before = resnext.get_weights()
+    readers = [zoo.from_torch]
+    if suffix == ".safetensors":
+        readers.append(zoo.load_weights)
+    for read in readers:
+        with pytest.raises(ValueError, match=message) as error:
+            read(resnext, path)
+        assert str(path) in str(error.value)
+    for one, other in zip(resnext.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_whole_module_is_refused_with_what_to_do(resnext, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "whole.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    with pytest.raises(ValueError, match=r"whole\.pth .*save its state_dict"):
+        zoo.from_torch(resnext, path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"whole\.pth has no weights, but \['epoch'\]"):
+        zoo.from_torch(resnext, path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"whole\.pth"):
+        zoo.from_torch(resnext, path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda a: np.full_like(a, np.nan), "infinite or NaN"),
+        (lambda a: np.where(a > 0, np.inf, a), "infinite or NaN"),
+        (lambda a: a.astype(int), "of type int64; weights are real numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(wrong, message, resnext, state, tmp_path):
+    before = resnext.get_weights()
+    damaged = {**state, "layer1.0.conv2.weight": wrong(state["layer1.0.conv2.weight"])}
+    with pytest.raises(ValueError, match=message):
+        zoo.from_torch(resnext, damaged)
+    own = {variable.path: np.asarray(variable) for variable in resnext.weights}
+    name = next(name for name in own if name.endswith("kernel"))
+    save_file({**own, name: wrong(own[name])}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=message):
+        zoo.load_weights(resnext, tmp_path / "a.safetensors")
+    for one, other in zip(resnext.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:100], lambda _: b"x"])
+def test_a_damaged_h5_file_changes_nothing(damage, resnext, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    resnext.save_weights(path)
+    path.write_bytes(damage(path.read_bytes()))
+    before = resnext.get_weights()
+    with pytest.raises(ValueError, match=r"a\.weights\.h5"):
+        zoo.load_weights(resnext, path)
+    for one, other in zip(resnext.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_imagenet_weights_point_to_the_converters():
+    with pytest.raises(ValueError, match=r"from_torch.*from_applications"):
+        zoo.resnext50(weights="imagenet")

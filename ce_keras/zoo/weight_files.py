@@ -1,0 +1,132 @@
+"""Reading the files that other libraries keep weights in, whatever they are called.
+
+What a file is, is told from its first bytes. Nothing in it is run: PyTorch's files are read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ce_keras.checks import brief, shortened
+
+# Where training scripts put the weights among the other things that they keep.
+_NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "params")
+
+# What wrappers put before every name: of several devices, of compilation, of training libraries.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
+
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run `git lfs pull`",
+    b"<": "is a page (HTML or XML), not weights: the download went elsewhere",
+}
+
+
+def read_state(argument: str, path: str | Path) -> dict[str, Any]:
+    """Return the weights of a PyTorch or `.safetensors` file by name: arrays or tensors.
+
+    Args:
+        argument: what the path is to the caller, for messages.
+        path: of the file.
+
+    Raises:
+        ValueError: for a file that is not there, empty, damaged, or something else; the message
+            names it.
+        ImportError: for a file of PyTorch's where it is not installed.
+    """
+    path = Path(path)
+    check_file(argument, path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if zipfile.is_zipfile(path) or head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")):
+        return plain_state(argument, _read_torch(argument, path), str(path))
+    if head[8:9] == b"{":  # Behind the length of its header.
+        return _read_safetensors(argument, path)
+    raise ValueError(
+        f"{argument}: {path} is neither a .safetensors file nor one of PyTorch's, or is damaged"
+    )
+
+
+def check_file(argument: str, path: Path) -> None:
+    """Raise unless there is a file that may have weights.
+
+    Raises:
+        ValueError: for one that is not there, empty, or known to be something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{argument}: there is no file {path}")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        raise ValueError(f"{argument}: {path} is empty")
+    for begins, what in _NO_WEIGHTS.items():
+        if head.startswith(begins):
+            raise ValueError(f"{argument}: {path} {what}")
+
+
+def _read_safetensors(argument: str, path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, TypeError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{argument}: {path} cannot be read: {shortened(str(error))}") from None
+
+
+def _read_torch(argument: str, path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(
+            f"{argument}: {path} needs PyTorch to be read: pip install torch"
+        ) from None
+    # Settings of a script's command line are data, and stand beside the weights in many files.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        # Whatever a damaged file, or one with objects in it, makes PyTorch raise.
+        except Exception as error:
+            raise ValueError(
+                f"{argument}: {path} is damaged, or has more than weights in it, such as a whole "
+                "network: save its state_dict() with torch.save "
+                f"({shortened(' '.join(str(error).split()))})"
+            ) from None
+
+
+def plain_state(argument: str, content: Any, where: str) -> dict[str, Any]:
+    """Return the weights among what a checkpoint holds, without what wrappers put before names.
+
+    Args:
+        argument: what it is to the caller, for messages.
+        content: a state dictionary, or a dictionary with one in it.
+        where: it is from.
+
+    Raises:
+        ValueError: if there are no weights.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{argument}: {where} holds a {type(content).__name__}; it must be a state dictionary"
+        )
+    for name in _NESTED:
+        inner = content.get(name)
+        if isinstance(inner, Mapping) and any(map(_is_array, inner.values())):
+            content = inner
+            break
+    state = {str(name): value for name, value in content.items() if _is_array(value)}
+    if not state:
+        raise ValueError(f"{argument}: {where} has no weights, but {brief(list(content))}")
+    while wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in state)), None):
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return state
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
