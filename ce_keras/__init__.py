@@ -13,14 +13,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ce_keras import geometry, law
+from ce_keras import geometry
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
 from ce_keras.registration import register_with_keras
 from ce_keras.solution import Curve, Solution
+from ce_keras.variance import law
 
 if TYPE_CHECKING:
-    from ce_keras import layers, ntk, training, tuner, zoo
+    from ce_keras import layers, ntk, training, tuner, variance, zoo
     from ce_keras.rewrite import collegialize, inspect
 
 __version__ = "0.1.0"
@@ -38,12 +39,13 @@ __all__ = [
     "search",
     "training",
     "tuner",
+    "variance",
     "zoo",
 ]
 
 register_with_keras()
 
-_LAZY = {"layers", "ntk", "training", "tuner", "zoo"}
+_LAZY = {"layers", "ntk", "training", "tuner", "variance", "zoo"}
 _REWRITING = {"collegialize", "inspect"}
 
 

@@ -24,8 +24,8 @@ from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
 from ce_keras.checks import boolean, brief, checked_tolerance, one_of, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
-from ce_keras.law import ExponentialLaw, FittedAlpha, Law, MeasuredLaw, law_of
 from ce_keras.solution import Curve, Mode, Solution, badness_of, within
+from ce_keras.variance.law import ExponentialLaw, FittedAlpha, Law, MeasuredLaw, law_of
 
 
 def search(

@@ -14,8 +14,8 @@ from ce_keras.geometry import Design
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ce_keras.ntk.alpha import AlphaFit
     from ce_keras.solution import Solution
+    from ce_keras.variance.fit import AlphaFit
 
 _COLOR = "tab:red"
 _OBJECTIVES = {

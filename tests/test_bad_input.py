@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import ce_keras
@@ -738,7 +738,7 @@ CASES = [
         hidden=whole_numbers([4, 8]),
         reference=count(8),
     ),
-    # ce_keras.law
+    # ce_keras.variance.law
     case(
         "law.second_moment",
         alpha=number(1.6, above=0),
@@ -808,10 +808,10 @@ CASES = [
         x2=array(X),
         trace_axes=thing((-1,))
         .also(out_of_range=(7,), texts_in_it=("a",), NaN_in_it=(math.nan,), twice=(-1, -1))
-        .but("no axis is traced", "a list"),
+        .but("no axis is traced, or one", "a list", "drawn"),
         diagonal_axes=thing(())
         .also(out_of_range=(7,), texts_in_it=("a",), NaN_in_it=(math.nan,))
-        .but("no axis is diagonal", "a list"),
+        .but("no axis is diagonal, or one", "a list", "drawn"),
         batch_size=count(2),
         engine=choice("auto", "structured", "tape"),
         variables=thing(),
@@ -1335,7 +1335,12 @@ WITHOUT = {
         )
     },
 }
-AREAS = ("geometry", "law", "layers", "ntk", "reproduce", "training", "tuner", "zoo")
+MOVED = (
+    *("AlphaFit", "KernelMoments", "chain_kernels", "fit_alpha", "infinite_width_kernel"),
+    *("kernel_moments", "log_moment_ratio", "stack_kernels"),
+)
+WITHOUT |= {f"variance.{name}": "the same as in `ntk`; see below" for name in MOVED}
+AREAS = ("geometry", "law", "layers", "ntk", "reproduce", "training", "tuner", "variance", "zoo")
 
 
 # Throwing ----------------------------------------------------------------------------------------
@@ -1468,6 +1473,7 @@ RARELY = settings(
     max_examples=6,
     deadline=None,
     derandomize=True,
+    phases=(Phase.generate,),  # The values are short as they are.
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -1529,6 +1535,11 @@ def test_all_resnexts_of_the_zoo_are_made_by_the_function_that_is_thrown_at():
         if "same function" in why:
             function = getattr(zoo, name.removeprefix("zoo."))
             assert function.__code__ is zoo.resnext11.__code__
+
+
+def test_what_two_modules_offer_under_one_name_is_the_same():
+    for name in MOVED:
+        assert getattr(ce_keras.variance, name) is getattr(ce_keras.ntk, name)
 
 
 # Recipes and settings ----------------------------------------------------------------------------

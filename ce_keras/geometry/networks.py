@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ce_keras import closed_form
 from ce_keras.checks import brief, positive_int
 from ce_keras.geometry.modules import Design, Layer, Module, Network, Stack, Width, conv, dense
+from ce_keras.variance import closed_form
 
 #: Algorithm 1's fit for the bottleneck block (Sec. 4.2).
 BOTTLENECK_ALPHA = 1.60

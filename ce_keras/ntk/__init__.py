@@ -1,6 +1,7 @@
-"""The neural tangent kernel of finite networks: kernels, samplers, Algorithm 1, exact theory.
+"""The neural tangent kernel of a given Keras model, and what is read off a kernel.
 
-Theory, samplers and spectra need only NumPy; what takes a model loads TensorFlow when it is used.
+Spectra need only NumPy; what takes a model loads TensorFlow when it is used. The distribution of
+kernels over random weights is in `ce_keras.variance`, whose functions are here too.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ce_keras.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
-from ce_keras.ntk.alpha import AlphaFit, fit_alpha, log_moment_ratio
-from ce_keras.ntk.samplers import chain_kernels, stack_kernels
 from ce_keras.ntk.spectrum import alignment, condition_number, label_alignment, spectrum
+from ce_keras.variance.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
+from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
+from ce_keras.variance.samplers import chain_kernels, stack_kernels
 
 if TYPE_CHECKING:
     from ce_keras.ntk.kernel import empirical_ntk

@@ -9,9 +9,9 @@ import numpy as np
 
 from ce_keras.geometry import bottleneck, fully_connected
 from ce_keras.ntk import AlphaFit, fit_alpha
-from ce_keras.ntk.samplers import generator
 from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.variance.samplers import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

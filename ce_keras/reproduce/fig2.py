@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.closed_form import infinite_width_kernel
-from ce_keras.ntk.samplers import generator, stack_kernels
 from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.variance.closed_form import infinite_width_kernel
+from ce_keras.variance.samplers import generator, stack_kernels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.closed_form import infinite_width_kernel, relative_variance
-from ce_keras.ntk.samplers import generator, stack_kernels
 from ce_keras.progress import progress
 from ce_keras.reproduce.fig2 import circle
 from ce_keras.reproduce.result import Check, Points, Scale
 from ce_keras.reproduce.statistics import deviation, log_slope, mean_and_error
+from ce_keras.variance.closed_form import infinite_width_kernel, relative_variance
+from ce_keras.variance.samplers import generator, stack_kernels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.ntk.samplers import generator
 from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
 from ce_keras.reproduce.statistics import log_slope, mean_and_error
+from ce_keras.variance.samplers import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ce_keras import closed_form
 from ce_keras.geometry import (
     BOTTLENECK_ALPHA,
     Design,
@@ -24,11 +23,12 @@ from ce_keras.geometry import (
     Width,
     scaled_widths,
 )
-from ce_keras.law import ClosedFormLaw, ExponentialLaw, Law
 from ce_keras.optimum import search
 from ce_keras.rewrite.chains import Chain, Map
 from ce_keras.rewrite.options import Options, Per
 from ce_keras.solution import Solution
+from ce_keras.variance import closed_form
+from ce_keras.variance.law import ClosedFormLaw, ExponentialLaw, Law
 
 
 @dataclass(frozen=True, eq=False)

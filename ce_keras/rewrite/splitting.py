@@ -19,9 +19,9 @@ import keras
 import numpy as np
 
 from ce_keras.geometry import scaled_widths
-from ce_keras.ntk.samplers import generator
 from ce_keras.rewrite.chains import Chain, Map
 from ce_keras.rewrite.families import Answer
+from ce_keras.variance.samplers import generator
 
 _EXPONENT = 0.75
 

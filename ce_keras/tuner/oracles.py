@@ -12,10 +12,10 @@ from keras_tuner.engine.hyperparameters import Choice, Fixed, Int
 from ce_keras.checks import boolean, brief, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
-from ce_keras.law import FittedAlpha
 from ce_keras.ntk import fit_alpha
 from ce_keras.optimum import search
 from ce_keras.solution import Mode, Solution
+from ce_keras.variance.law import FittedAlpha
 
 logger = logging.getLogger("ce_keras")
 

@@ -21,9 +21,9 @@ from rewritable import (
 import ce_keras
 from ce_keras import collegialize, inspect, zoo
 from ce_keras.geometry import Design
-from ce_keras.law import variance
 from ce_keras.layers import Aggregate, CollegialConv2D, CollegialDense
 from ce_keras.layers.flops import flops, trained_parameters
+from ce_keras.variance.law import variance
 
 
 @every_model

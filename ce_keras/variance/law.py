@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ce_keras import closed_form
 from ce_keras.checks import brief, finite_number
 from ce_keras.geometry import Module
+from ce_keras.variance import closed_form
 
 
 def second_moment(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:

@@ -13,10 +13,10 @@ from keras import initializers, layers
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
-from ce_keras.ntk import algorithm_1, stack_kernels
-from ce_keras.ntk.algorithm_1 import ensemble_kernels, middle_unit, stack_model, tape_kernels
 from ce_keras.ntk.graphs import compiled, traced
-from ce_keras.ntk.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance import networks, stack_kernels
+from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
 
 
 def perceptron():
@@ -108,7 +108,7 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     draw = Draw(values)
     drawn = draw.values(draw.random(rng))
     counted = [value for value in values if value.trainable]
-    function = algorithm_1._products(ensemble.paths, draw, counted, 3, x, middle_unit)
+    function = networks._products(ensemble.paths, draw, counted, 3, x, middle_unit)
     specs = [tf.TensorSpec(value.shape, value.dtype) for value in drawn]
     graph = traced(function, specs)
     products = graph(*drawn)
@@ -155,11 +155,11 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
 
 def test_what_one_ensemble_has_no_room_for_is_drawn_by_several(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
-    room = 10 * perceptron().count_params() + algorithm_1.BLOCK * len(perceptron().weights)
-    monkeypatch.setattr(algorithm_1, "PIECE", room)
+    room = 10 * perceptron().count_params() + networks.BLOCK * len(perceptron().weights)
+    monkeypatch.setattr(networks, "PIECE", room)
     found = []
     for threads in (1, 4):
-        monkeypatch.setattr(algorithm_1, "_AT_ONCE", threads)
+        monkeypatch.setattr(networks, "_AT_ONCE", threads)
         own = np.random.default_rng(0)
         found.append(kernels_of(ensemble_kernels, perceptron, x, 25, own))
         assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
@@ -192,12 +192,12 @@ def test_large_ensembles_take_turns(monkeypatch, rng):
         return drawn(draw, own)
 
     monkeypatch.setattr(Draw, "random", random)
-    monkeypatch.setattr(algorithm_1, "PIECE", 0)  # An ensemble for each.
-    monkeypatch.setattr(algorithm_1, "_AT_ONCE", 4)
+    monkeypatch.setattr(networks, "PIECE", 0)  # An ensemble for each.
+    monkeypatch.setattr(networks, "_AT_ONCE", 4)
     x = inputs(perceptron, rng, 1)
     for turns in (1, 2):
         held = turns * perceptron().count_params()
-        monkeypatch.setattr(algorithm_1, "_MOST_HELD", held)
+        monkeypatch.setattr(networks, "_MOST_HELD", held)
         seen.clear()
         kernels_of(ensemble_kernels, perceptron, x, 12, rng)
         assert len(seen) == 12
@@ -300,7 +300,7 @@ def test_what_has_no_known_law_is_left_to_the_tape(layer, message):
     def build():
         return keras.Sequential([keras.Input((3,)), layer, layers.Dense(2)])
 
-    assert re.search(message, algorithm_1.why_not_grouped(build))
+    assert re.search(message, networks.why_not_grouped(build))
     with pytest.raises(CannotGroupError, match=message):
         kernels_of(ensemble_kernels, build, np.ones((1, 3)), 5, np.random.default_rng(0))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ce_keras.ntk.random_numbers import normal, truncated, uniform
+from ce_keras.variance.random_numbers import normal, truncated, uniform
 
 
 def test_normal_numbers_are_boxs_and_mullers_to_single_precision():

@@ -19,7 +19,7 @@ from ce_keras.checks import (
     checked_seed,
     positive_int,
 )
-from ce_keras.closed_form import layer_means
+from ce_keras.variance.closed_form import layer_means
 
 # Numbers held at a time by one array of a sampler: half a megabyte stays in the caches.
 _CHUNK = 2**17
@@ -53,7 +53,7 @@ def chain_kernels(
         An array of shape `(draws, H + 1)`: each weight matrix's share. Their sum is the kernel.
 
     Raises:
-        ValueError: as `ce_keras.closed_form.kernel_moments` does.
+        ValueError: as `ce_keras.variance.closed_form.kernel_moments` does.
 
     >>> chain_kernels([100] * 3, draws=5, seed=0).shape
     (5, 4)

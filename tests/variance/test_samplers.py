@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from brute_force import assert_same_means, bottleneck_kernels, layer_kernels
 
-from ce_keras.closed_form import kernel_moments
 from ce_keras.ntk import chain_kernels, stack_kernels
+from ce_keras.variance.closed_form import kernel_moments
 
 DRAWS = 40_000
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ce_keras import closed_form, files
+from ce_keras import files
 from ce_keras.checks import (
     Parameterization,
     checked_parameterization,
@@ -28,9 +28,10 @@ from ce_keras.checks import (
     positive_int,
 )
 from ce_keras.geometry import Module
-from ce_keras.ntk.samplers import chain_kernels, generator, stack_kernels
-from ce_keras.ntk.subject import Subject, inputs_of, subject_of
 from ce_keras.progress import progress
+from ce_keras.variance import closed_form
+from ce_keras.variance.families import NetworkFamily, family_of, inputs_of
+from ce_keras.variance.samplers import chain_kernels, generator, stack_kernels
 
 if TYPE_CHECKING:
     import keras
@@ -208,8 +209,8 @@ def fit_alpha(
             than two widths, inputs of the wrong shape, a layer whose fan-in is not known, or a
             checkpoint of another fit.
     """
-    subject = subject_of(module, width)
-    widths = _checked_widths(subject.width, ratios)
+    family = family_of(module, width)
+    widths = _checked_widths(family.width, ratios)
     if positive_int("draws", draws) < 2:
         raise ValueError(f"draws: got {draws!r}; a variance needs 2 or more")
     checked_parameterization(parameterization)
@@ -218,34 +219,34 @@ def fit_alpha(
     seed = checked_seed(seed)
     if checkpoint is not None and seed is None:
         raise ValueError("seed: needed with a checkpoint: the draws must be the same to go on")
-    method = _chosen_method(method, subject, x1, x2, readout)
+    method = _chosen_method(method, family, x1, x2, readout)
     rngs = generator(seed).spawn(len(widths) + 1)
-    x = inputs_of(subject, x1, x2, rngs[-1])
-    s = np.asarray(subject.inverse_fan_in(widths), dtype=float)
+    x = inputs_of(family, x1, x2, rngs[-1])
+    s = np.asarray(family.inverse_fan_in(widths), dtype=float)
     if np.ptp(s) == 0:
         raise ValueError(
-            f"module: S is {s[0]:.4g} at every width of {subject.name!r}; the width must be the "
+            f"module: S is {s[0]:.4g} at every width of {family.name!r}; the width must be the "
             "fan-in of a layer"
         )
     if method == "closed_form":
-        points, errors, draws = _exact(subject, widths, parameterization), np.zeros(len(s)), 0
+        points, errors, draws = _exact(family, widths, parameterization), np.zeros(len(s)), 0
     else:
         key: dict[str, Any] = {
-            "module": subject.name,
+            "module": family.name,
             "method": method,
             "widths": widths.tolist(),
             "draws": draws,
             "seed": seed,
             "parameterization": parameterization,
             "x": x.tolist(),
-            "networks": _probe(subject, x, readout) if checkpoint is not None else None,
+            "networks": _probe(family, x, readout) if checkpoint is not None else None,
         }
         key = files.plain(key)  # As it comes back from the file.
-        kernels = _kernels(subject, x, draws, method, readout, parameterization)
+        kernels = _kernels(family, x, draws, method, readout, parameterization)
         points, errors = _measure(kernels, widths, rngs, key, checkpoint)
     alpha, alpha_error, intercept = _line(s, points, errors)
     return AlphaFit(
-        module=subject.name,
+        module=family.name,
         method=method,
         draws=draws,
         alpha=alpha,
@@ -259,20 +260,22 @@ def fit_alpha(
     )
 
 
-def _probe(subject: Subject, x: np.ndarray, readout: Callable[[Any], Any] | None) -> Any:
+def _probe(family: NetworkFamily, x: np.ndarray, readout: Callable[[Any], Any] | None) -> Any:
     """What tells one function of networks from another, whatever both are called."""
-    if subject.stack is not None:
+    if family.stack is not None:
         return None
-    from ce_keras.ntk.algorithm_1 import middle_unit, probe
+    from ce_keras.variance.networks import middle_unit, probe
 
-    return probe(subject.build(subject.width), x, readout or middle_unit)
+    return probe(family.build(family.width), x, readout or middle_unit)
 
 
-def _exact(subject: Subject, widths: np.ndarray, parameterization: Parameterization) -> np.ndarray:
-    assert subject.stack is not None
+def _exact(
+    family: NetworkFamily, widths: np.ndarray, parameterization: Parameterization
+) -> np.ndarray:
+    assert family.stack is not None
     moments = [
         closed_form.kernel_moments(stack.widths, parameterization, stack.inputs)
-        for stack in map(subject.stack, widths)
+        for stack in map(family.stack, widths)
     ]
     return np.log1p([moment.relative_variance for moment in moments])
 
@@ -288,7 +291,7 @@ def _line(s: np.ndarray, points: np.ndarray, errors: np.ndarray) -> tuple[float,
 
 
 def _kernels(
-    subject: Subject,
+    family: NetworkFamily,
     x: np.ndarray,
     draws: int,
     method: Method,
@@ -297,30 +300,30 @@ def _kernels(
 ) -> Kernels:
     """What draws one entry of the kernel, width by width."""
     if method == "sampler":
-        sampled = functools.partial(_sampled, subject, x, draws, parameterization)
+        sampled = functools.partial(_sampled, family, x, draws, parameterization)
         return lambda widths: (sampled(width, rng) for width, rng in widths)
-    from ce_keras.ntk import algorithm_1
+    from ce_keras.variance import networks
 
-    by_networks = {"ensemble": algorithm_1.ensemble_kernels, "tape": algorithm_1.tape_kernels}
-    readout = readout or algorithm_1.middle_unit
+    by_networks = {"ensemble": networks.ensemble_kernels, "tape": networks.tape_kernels}
+    readout = readout or networks.middle_unit
 
     def drawn(widths: Iterable[tuple[int, np.random.Generator]]) -> Generator[np.ndarray]:
-        kinds = ((functools.partial(subject.build, width), rng) for width, rng in widths)
+        kinds = ((functools.partial(family.build, width), rng) for width, rng in widths)
         return by_networks[method](kinds, x, draws, readout, parameterization == "ntk")
 
     return drawn
 
 
 def _sampled(
-    subject: Subject,
+    family: NetworkFamily,
     x: np.ndarray,
     draws: int,
     parameterization: Parameterization,
     width: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    assert subject.stack is not None
-    stack = subject.stack(width)
+    assert family.stack is not None
+    stack = family.stack(width)
     how: dict[str, Any] = {"parameterization": parameterization, "seed": rng}
     if len(x) == 1 and stack.positions == 1:
         return chain_kernels(stack.widths, draws, inputs=stack.inputs, **how).sum(axis=1)
@@ -408,22 +411,22 @@ def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     return widths
 
 
-def _chosen_method(method: str, subject: Subject, x1: Any, x2: Any, readout: Any) -> Method:
+def _chosen_method(method: str, family: NetworkFamily, x1: Any, x2: Any, readout: Any) -> Method:
     if method not in ("auto", *get_args(Method)):
         raise ValueError(
             f"method: got {method!r}; it must be 'auto', 'closed_form', 'sampler', 'ensemble' or "
             "'tape'"
         )
-    stack = None if subject.stack is None else subject.stack(subject.width)
+    stack = None if family.stack is None else family.stack(family.width)
     if stack is not None and readout is not None:
         raise ValueError("readout: is for Keras models; a module of geometry has one output")
     diagonal = x2 is None or np.array_equal(x1, x2)
     exact = stack is not None and stack.positions == 1 and diagonal
     why_not = None
     if stack is None and method in ("auto", "ensemble"):
-        from ce_keras.ntk.algorithm_1 import why_not_grouped
+        from ce_keras.variance.networks import why_not_grouped
 
-        why_not = why_not_grouped(functools.partial(subject.build, subject.width))
+        why_not = why_not_grouped(functools.partial(family.build, family.width))
     if method == "auto":
         by_networks: Method = "ensemble" if why_not is None else "tape"
         return "closed_form" if exact else by_networks if stack is None else "sampler"

@@ -24,10 +24,10 @@ from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
 from ce_keras.ntk.graphs import traced
-from ce_keras.ntk.initial_values import Draw, InitialValues, initial_values
-from ce_keras.ntk.random_numbers import BLOCK, PIECE
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
+from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance.random_numbers import BLOCK, PIECE
 
 Build = Callable[[], keras.Model]
 Item = TypeVar("Item")

@@ -7,9 +7,9 @@ import pytest
 from keras import layers
 
 from ce_keras import search
-from ce_keras.closed_form import first_order_alpha
 from ce_keras.geometry import Module, bottleneck, conv, fully_connected
 from ce_keras.ntk import fit_alpha, log_moment_ratio, stack_kernels
+from ce_keras.variance.closed_form import first_order_alpha
 
 
 def test_the_papers_alpha():
@@ -208,13 +208,13 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
         calls.append(arguments)
         return stack_kernels(*arguments, **options)
 
-    monkeypatch.setattr("ce_keras.ntk.alpha.stack_kernels", interrupted)
+    monkeypatch.setattr("ce_keras.variance.fit.stack_kernels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_alpha(module, draws=200, seed=3, checkpoint=path)
     assert len(json.loads(path.read_text())["points"]) == 4
     calls.clear()
     monkeypatch.setattr(
-        "ce_keras.ntk.alpha.stack_kernels",
+        "ce_keras.variance.fit.stack_kernels",
         lambda *arguments, **options: calls.append(1) or stack_kernels(*arguments, **options),
     )
     resumed = fit_alpha(module, draws=200, seed=3, checkpoint=path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class NetworkFamily:
     """Networks by width, whatever describes them.
 
     Attributes:
@@ -36,8 +36,8 @@ class Subject:
     stack: Callable[[Any], Stack] | None = None
 
 
-def subject_of(module: Module | Callable[[int], keras.Model], width: int | None) -> Subject:
-    """What `fit_alpha` is given, as a subject.
+def family_of(module: Module | Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
+    """What `fit_alpha` is given, as a family.
 
     Raises:
         ValueError: for anything that is neither a module nor a function that builds Keras models
@@ -54,7 +54,7 @@ def subject_of(module: Module | Callable[[int], keras.Model], width: int | None)
     return _of_function(module, width)
 
 
-def _of_module(module: Module, width: int | None) -> Subject:
+def _of_module(module: Module, width: int | None) -> NetworkFamily:
     if width is not None:
         raise ValueError(f"width: got {width!r}; {module.name!r} has its own: {module.width}")
     if module.stack is None:
@@ -65,16 +65,16 @@ def _of_module(module: Module, width: int | None) -> Subject:
     stack = module.stack
 
     def build(n: int) -> keras.Model:
-        from ce_keras.ntk.algorithm_1 import stack_model
+        from ce_keras.variance.networks import stack_model
 
         return stack_model(stack(n))
 
     base = stack(module.width)
     shape = (base.positions, base.inputs)
-    return Subject(module.name, module.width, module.inverse_fan_in, shape, build, stack)
+    return NetworkFamily(module.name, module.width, module.inverse_fan_in, shape, build, stack)
 
 
-def _of_function(function: Callable[[int], keras.Model], width: int | None) -> Subject:
+def _of_function(function: Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
     if width is None:
         raise ValueError("width: needed with a function: the width of the baseline")
     name = getattr(function, "__name__", type(function).__name__)
@@ -99,16 +99,16 @@ def _of_function(function: Callable[[int], keras.Model], width: int | None) -> S
 
     width = positive_int("width", width)
     shape = build(width).inputs[0].shape[1:]
-    return Subject(name, width, inverse_fan_in, tuple(shape), build)
+    return NetworkFamily(name, width, inverse_fan_in, tuple(shape), build)
 
 
-def inputs_of(subject: Subject, x1: Any, x2: Any, rng: np.random.Generator) -> np.ndarray:
+def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator) -> np.ndarray:
     """The one or two inputs, shape `(p, ...)`: those given, or a Gaussian one.
 
     Raises:
         ValueError: for inputs of another shape, or a shape that is not known.
     """
-    shape = subject.input_shape
+    shape = family.input_shape
     if x1 is None and x2 is not None:
         raise ValueError("x1: needed too, since x2 is given")
     if x1 is None:
@@ -118,7 +118,7 @@ def inputs_of(subject: Subject, x1: Any, x2: Any, rng: np.random.Generator) -> n
     given = [np.asarray(x) for x in (x1, x2) if x is not None]
     for name, x in zip(("x1", "x2"), given, strict=False):
         # A fully connected stack has one position, which need not be said.
-        allowed = (shape, shape[1:]) if subject.stack and shape[0] == 1 else (shape,)
+        allowed = (shape, shape[1:]) if family.stack and shape[0] == 1 else (shape,)
         if not np.isfinite(x).all():
             raise ValueError(f"{name}: has values that are not finite")
         if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:

@@ -20,7 +20,7 @@ from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import reseed
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis
 from ce_keras.layers.initializers import CONSTANTS
-from ce_keras.ntk.random_numbers import CUT_OFF, Quantile, Sheet, normal, truncated, uniform
+from ce_keras.variance.random_numbers import CUT_OFF, Quantile, Sheet, normal, truncated, uniform
 
 
 class InitialValues:

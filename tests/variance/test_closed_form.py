@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from brute_force import layer_kernels
 
-from ce_keras import closed_form
-from ce_keras.closed_form import infinite_width_kernel, kernel_moments
 from ce_keras.ntk import stack_kernels
+from ce_keras.variance import closed_form
+from ce_keras.variance.closed_form import infinite_width_kernel, kernel_moments
 
 
 def assert_means(samples, expected, errors=5.0):

@@ -1,0 +1,57 @@
+"""The distribution of the tangent kernel over random weights: law, closed form, draws, fits.
+
+A search needs Var(K) / E[K]^2 of one path as a function of its width. It is known exactly for ReLU
+networks (`closed_form`), drawn without networks for ReLU stacks (`samplers`), drawn by Keras
+networks for anything else (`networks`), and fitted by the paper's Algorithm 1 (`fit`). `law` is
+what a search reads, whichever of these it comes from. All of it needs only NumPy, but `networks`.
+
+The kernel of a *given* model is another subject: `ce_keras.ntk`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ce_keras.variance.closed_form import (
+        KernelMoments,
+        infinite_width_kernel,
+        kernel_moments,
+    )
+    from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
+    from ce_keras.variance.samplers import chain_kernels, stack_kernels
+
+__all__ = [
+    "AlphaFit",
+    "KernelMoments",
+    "chain_kernels",
+    "fit_alpha",
+    "infinite_width_kernel",
+    "kernel_moments",
+    "log_moment_ratio",
+    "stack_kernels",
+]
+
+# Imported when they are asked for: the geometry of modules reads the closed form, and the laws read
+# the geometry.
+_LAZY = {
+    "AlphaFit": "fit",
+    "KernelMoments": "closed_form",
+    "chain_kernels": "samplers",
+    "fit_alpha": "fit",
+    "infinite_width_kernel": "closed_form",
+    "kernel_moments": "closed_form",
+    "log_moment_ratio": "fit",
+    "stack_kernels": "samplers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
