@@ -20,12 +20,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ce_keras.best_width import best_width, stage_optima
 from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
 from ce_keras.checks import boolean, brief, checked_tolerance, one_of, positive_int
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.solution import Curve, Mode, Solution, badness_of, within
-from ce_keras.variance.law import ExponentialLaw, FittedAlpha, Law, MeasuredLaw, law_of
+from ce_keras.variance.correlation import MeasuredCorrelation
+from ce_keras.variance.law import (
+    ClosedFormLaw,
+    ExponentialLaw,
+    FittedAlpha,
+    Law,
+    MeasuredLaw,
+    law_of,
+)
 
 
 def search(
@@ -33,6 +42,7 @@ def search(
     mode: Mode = "primal",
     *,
     alpha: float | Literal["closed_form"] | FittedAlpha | None = None,
+    correlation: Any = None,
     law: Callable[[int], Any] | Mapping[int, Any] | None = None,
     budget: Budget = "params",
     hard_budget: bool = False,
@@ -55,7 +65,12 @@ def search(
             smoothness.
         alpha: the law's constant; the module's own if not given. A fit of it (Algorithm 1), with
             its standard error. Or `"closed_form"`: the exact variance instead of the exponential
-            law, for the modules that have one.
+            law, for the modules that have one: stacks of ReLU layers, such as fully connected
+            networks and the bottleneck block.
+        correlation: with the closed form, of the input of a block at the positions that its k x k
+            convolution reads: a number for all pairs of positions, or a P x P matrix, such as
+            `ce_keras.variance.measure_correlation` gives. By default 1, the limit of smooth
+            feature maps; real ones have 0.8 to 0.95.
         law: the variance of one path instead of any formula: a function from a width to
             Var(K) / E[K]^2, or to a pair of that and its standard error; or a table of either by
             width, interpolated between its widths.
@@ -84,7 +99,8 @@ def search(
     one_of("mode", mode, ("primal", "dual"))
     boolean("hard_budget", hard_budget)
     module = baseline.module
-    path_law = law_of(module, alpha, law)
+    measured = correlation if isinstance(correlation, MeasuredCorrelation) else None
+    path_law = law_of(module, alpha, law, measured.first if measured else correlation)
     tolerance = checked_tolerance(tolerance)
     widths = _candidate_widths(baseline.width, widths, multiple_of, path_law)
     module_cost, network_cost = costs(budget, baseline)
@@ -132,7 +148,30 @@ def search(
         variance=float(path_variance[best] / design.cardinality),
         baseline_variance=baseline_variance,
         curve=curve,
+        **_exact_optimum(baseline, path_law, budget, design, measured),
     )
+
+
+def _exact_optimum(
+    baseline: Module | Network,
+    path_law: Law,
+    budget: Budget,
+    design: Design,
+    measured: MeasuredCorrelation | None,
+) -> dict[str, Any]:
+    """Return what is known beside the answer where the variance is a polynomial in 1 / width."""
+    if not isinstance(path_law, ClosedFormLaw) or path_law.coefficients is None:
+        return {}
+    found: dict[str, Any] = {"coefficients": tuple(map(float, path_law.coefficients))}
+    if callable(budget):
+        return found
+    counted = getattr(baseline.module, budget)
+    found["best_width"] = best_width(path_law.coefficients, lambda n: float(counted(1, n)))
+    if isinstance(baseline, Network) and baseline.stages:
+        same = [path_law.gram] * len(baseline.stages)
+        correlations = same if measured is None else measured.stages
+        found["stages"] = stage_optima(baseline.stages, correlations, budget, design.width)
+    return found
 
 
 class _Optimum(NamedTuple):

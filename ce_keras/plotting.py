@@ -44,6 +44,10 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
         near = [candidate.width for candidate in solution.near_optimal()]
         ax.axvspan(min(near) - 0.5, max(near) + 0.5, color=_COLOR, alpha=0.15, lw=0)
         shaded = f"  (shaded: within {solution.tolerance:.2g} of the optimum)"
+    if solution.best_width is not None:
+        label = f"best width {solution.best_width:.1f}"
+        ax.axvline(solution.best_width, color="gray", lw=1, ls="--", label=label)
+        ax.legend(frameon=False)
     away = 14 if mode == "dual" else -18
     _mark(ax, solution.design, objective[np.searchsorted(width, solution.design.width)], away)
     if width[-1] == baseline.width:

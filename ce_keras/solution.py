@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ce_keras.best_width import Stage
 from ce_keras.checks import checked_tolerance
 from ce_keras.geometry import Design, Module, Network
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 #: Which problem: the smoothest of one cost, or the cheapest of one smoothness.
 Mode = Literal["primal", "dual"]
+
+
+# Coefficients that a line has room for.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +81,11 @@ class Solution:
         variance: Var(K) / E[K]^2 of a module with this design.
         baseline_variance: the same for the baseline.
         curve: every candidate.
+        coefficients: with the closed form, c_k of Var(K) / E[K]^2 = sum_k c_k / n^k for one path;
+            `None` for another law.
+        best_width: with the closed form, the real-valued width that is best for the module.
+        stages: with the closed form, the same for every stage of a network, and what the design,
+            whose width doubles with each, loses to it.
     """
 
     baseline: Module | Network
@@ -94,6 +104,9 @@ class Solution:
     variance: float
     baseline_variance: float
     curve: Curve
+    coefficients: tuple[float, ...] | None = None
+    best_width: float | None = None
+    stages: tuple[Stage, ...] = ()
 
     def near_optimal(self, tolerance: float | None = None) -> list[Design]:
         """The designs whose objective is within `tolerance` of the best, narrowest first.
@@ -145,6 +158,7 @@ class Solution:
             "cardinality": self.design.cardinality,
             "width": self.design.width,
             **fields,
+            "stages": [stage._asdict() for stage in self.stages],
             "near_optimal": [str(design) for design in self.near_optimal()],
         }
 
@@ -170,11 +184,31 @@ class Solution:
             near = [*near[:3], "...", *near[-3:]]
         return f"within {self.tolerance:.3g} of the optimum: {', '.join(near)}"
 
+    def _exact(self) -> list[str]:
+        """What the closed form tells beside the answer."""
+        lines = []
+        if self.coefficients is not None and len(self.coefficients) <= _SHOWN:
+            terms = (f"{c:.3g}/n^{k}" for k, c in enumerate(self.coefficients, start=1))
+            law = " + ".join(terms).replace("^1 ", " ").removesuffix("^1")
+            lines.append(f"of one path, Var(K)/E[K]^2 = {law}")
+        if self.best_width is not None:
+            lines.append(f"best width, not rounded: {self.best_width:.2f}")
+        if self.stages:
+            widths = ", ".join(f"{stage.width}" for stage in self.stages)
+            best = ", ".join(f"{stage.best_width:.1f}" for stage in self.stages)
+            worst = max(stage.loss for stage in self.stages)
+            lines.append(
+                f"widths {widths} by stage; best in each {best}: at most {worst:.1%} of variance "
+                "is lost"
+            )
+        return lines
+
     def __repr__(self) -> str:
         rows = [("", "baseline", str(self.design)), *self._rows()]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"  {a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows]
-        return "\n".join([self._title(), *lines, "  " + self._footnote()])
+        notes = ("  " + note for note in [*self._exact(), self._footnote()])
+        return "\n".join([self._title(), *lines, *notes])
 
     def _repr_html_(self) -> str:
         cells = [("", "baseline", str(self.design)), *self._rows()]
@@ -182,7 +216,8 @@ class Solution:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in cells
         )
-        title, note = html.escape(self._title()), html.escape(self._footnote())
+        title = html.escape(self._title())
+        note = "<br>".join(map(html.escape, [*self._exact(), self._footnote()]))
         return f"<table><caption>{title}</caption>{rows}</table><p>{note}</p>"
 
 

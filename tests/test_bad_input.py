@@ -774,7 +774,7 @@ CASES = [
     case(
         "law.law_of",
         module=thing(Made(lambda: bottleneck(8, 4))),
-        alpha=alpha_argument("closed_form"),
+        alpha=alpha_argument("closed_form").but("the module has its own", "None"),
         curve=thing(None)
         .named("law")
         .but("no curve, or one that is called later", "None", "a function"),

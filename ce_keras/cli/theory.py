@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ce_keras.checks import brief
 from ce_keras.cli.output import load_zoo, show, start_keras, table
@@ -14,6 +15,10 @@ from ce_keras.optimum import search
 
 _MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"
 _ALPHA_HELP = "the variance law's constant, or closed_form; the network's own constant by default"
+_CORRELATION_HELP = (
+    "with --alpha closed_form, of neighbouring pixels: a number (1), or 'embedded' or a folder of "
+    "images to measure it on"
+)
 _WIDTHS_HELP = "only these widths, like 10 or 8,16,24 or 4-64; of fc: its hidden layers, like 500x5"
 _TOLERANCE_HELP = "take the widest design this close to the optimum (%(default)s)"
 
@@ -33,6 +38,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
     add("--alpha", type=parse_alpha, metavar="A", help=_ALPHA_HELP)
+    add("--correlation", metavar="R", help=_CORRELATION_HELP)
     add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
     add("--hard-budget", action="store_true", help="never above it, not even by half a path")
     add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
@@ -78,6 +84,7 @@ def _search(options: argparse.Namespace) -> None:
         baseline,
         options.mode,
         alpha=options.alpha,
+        correlation=_correlation(options),
         budget=options.budget,
         hard_budget=options.hard_budget,
         tolerance=options.tolerance,
@@ -98,6 +105,27 @@ def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | N
     if options.inputs is not None:
         raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
     return options.baseline, options.widths
+
+
+def _correlation(options: argparse.Namespace) -> Any:
+    """Return the value of `--correlation`: a number, or what is measured on images."""
+    text = options.correlation
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        if text != "embedded" and not Path(text).is_dir():
+            raise ValueError(
+                f"--correlation: got {brief(text)}; it must be a number, 'embedded', or a folder "
+                "of images"
+            ) from None
+    start_keras()
+    from ce_keras.training.sources import sample_images
+    from ce_keras.variance import measure_correlation
+
+    network = options.baseline.replace("_", "-").partition("-")[0]
+    return measure_correlation(network, sample_images(text))
 
 
 def _fit_alpha(options: argparse.Namespace) -> None:

@@ -92,18 +92,21 @@ def _sum(terms: Iterable[Width], width: Width) -> Width:
 
 
 class Stack(NamedTuple):
-    """ReLU layers without biases, read at one output unit.
+    """Layers without biases, with ReLU between them, read at one output unit.
 
     Attributes:
         inputs: features of the input (channels of a pixel, for a convolution).
         positions: at how many places the first layer is applied for the second to see: 1 for a
             fully connected network, 9 below a 3x3 convolution.
         widths: units of the hidden layers, first to last.
+        activation: between the layers: `"relu"`, or another that is linear on either side of zero,
+            as `ce_keras.variance.kernel_moments` takes it.
     """
 
     inputs: int
     positions: int
     widths: Sequence[Width]
+    activation: Any = "relu"
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,14 @@ class Network:
         module: the module whose variance law decides (the first stage's block).
         paths: the layers of one path of every module in the network, given the first's width.
         fixed: the layers that no design changes.
+        stages: the module of every stage, at the baseline's width there, where they differ.
     """
 
     name: str
     module: Module
     paths: Callable[[Width], Sequence[Layer]]
     fixed: Sequence[Layer]
+    stages: Sequence[Module] = ()
 
     @property
     def width(self) -> int:

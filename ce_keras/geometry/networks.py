@@ -191,8 +191,11 @@ def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
         name, whole = "resnext", shape
     fixed, blocks = _resnext_layers(whole)
     paths = functools.partial(_block_paths, blocks=blocks)
-    module = bottleneck(whole.filters, whole.width if width is None else width)
-    return Network(name, module, paths, fixed)
+    first = whole.width if width is None else width
+    stages = [
+        bottleneck(whole.filters * 2**stage, first * 2**stage) for stage in range(len(whole.blocks))
+    ]
+    return Network(name, stages[0], paths, fixed, stages)
 
 
 def _resnext_layers(

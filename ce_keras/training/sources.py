@@ -390,6 +390,26 @@ def what_of(recipe: DataRecipe) -> Known:
     return Known(source.shape, source.classes, source.counts)
 
 
+def sample_images(source: str, count: int = 64) -> np.ndarray:
+    """Return some training images, normalised: of the embedded set, or of a folder.
+
+    Args:
+        source: `"embedded"`, or a folder as recipes take it.
+        count: how many.
+
+    Raises:
+        ValueError: for a folder without images.
+    """
+    if source == "embedded":
+        images = load_fashion_mnist()[0].images[:count]
+    else:
+        recipe = DataRecipe("images", source, limit=count, test_limit=count)
+        found = _folder_of(recipe)
+        data = None if found is None else found.in_memory()
+        images = (load_idx(Path(source))[0] if data is None else data.images[0]).images[:count]
+    return (images - images.mean()) / images.std()
+
+
 def _folder_of(recipe: DataRecipe) -> Folder | None:
     """Return a recipe's folder of image files, if it has one; nothing but names is read."""
     folder = Path(recipe.source)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
         KernelMoments,
         infinite_width_kernel,
         kernel_moments,
+        variance_coefficients,
     )
+    from ce_keras.variance.correlation import measure_correlation
     from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
     from ce_keras.variance.samplers import chain_kernels, stack_kernels
 
@@ -30,7 +32,9 @@ __all__ = [
     "infinite_width_kernel",
     "kernel_moments",
     "log_moment_ratio",
+    "measure_correlation",
     "stack_kernels",
+    "variance_coefficients",
 ]
 
 # Imported when they are asked for: the geometry of modules reads the closed form, and the laws read
@@ -43,7 +47,9 @@ _LAZY = {
     "infinite_width_kernel": "closed_form",
     "kernel_moments": "closed_form",
     "log_moment_ratio": "fit",
+    "measure_correlation": "correlation",
     "stack_kernels": "samplers",
+    "variance_coefficients": "closed_form",
 }
 
 

@@ -1,25 +1,40 @@
-"""The tangent kernel of a fully connected ReLU network at initialisation: exact, at any width.
+"""The tangent kernel of a ReLU stack at initialisation: exact moments, at any width.
 
-The network is the paper's (Eq. 3): H hidden layers of widths n_1 ... n_H, one output, no biases,
-weights of variance 2 / fan_in before a ReLU and 1 / fan_in before the output. Its kernel at one
-input x is a sum over the H + 1 weight matrices, K = K_1 + ... + K_{H+1}.
+The stack is Eq. 3's: weights of variance 2 / fan_in before a ReLU and 1 / fan_in before the output,
+no biases, one output unit. Its first hidden layer is applied at P positions of the input, whose
+activations the second layer reads together: the 1x1 convolution below a 3x3 one, read at one pixel,
+has nine positions; a fully connected network has one. Any number of hidden layers follows. The
+kernel at one input is a sum over the H + 1 weight matrices, K = K_1 + ... + K_{H+1}.
 
-Given the activations of a layer, the next weight matrix has a part along them, which fixes the
-forward pass, and an independent rest, which only the backward pass sees. The squared norms of
-activations and of backward signals then form a chain of scalars, whose moments close:
+Given a layer's activations, the next weight matrix has a part along them, which fixes the forward
+pass, and an independent rest, which only the backward pass sees. Because ReLU is homogeneous, the
+first two moments of the gradient that comes back are those of an isotropic vector, and all second
+moments close. With n_k the widths, q = E[g^4] / E[g^2]^2 of the slope g (2 for ReLU: it is 0 or 1),
+
+    Q_k = prod_{j >= k} (1 + (3 q - 1) / n_j)
+    C_{mm} = Q_m,    C_{lm} = (1 - 1/n_l) C_{l+1,m} + (q / n_l) Q_{l+1}    for 2 <= l < m
+
+are the moments E[K_l K_m] / (E[K_l] E[K_m]) behind the first hidden layer, given a fixed input. The
+first hidden layer multiplies them by 1 + sigma / n_1, and has for its own matrix
+
+    E_{11} = Q_2 (1 + omega / n_1),    E_{1m} = C_{2m} (1 + tau / n_1) + (Q_2 - C_{2m}) r / n_1,
+
+with sigma, tau, omega and r sums over pairs of positions of expectations of two correlated normal
+numbers (`_first_layer`). So every moment is a polynomial in the 1 / n_k. With one position it is
 
     E[K_l K_m] / (E[K_l] E[K_m])
-        = prod_k (1 + 5 / n_k) * (1/3 + 2/3 prod_{l <= k < m} (n_k - 1) / (n_k + 5)),
+        = prod_k (1 + 5 / n_k) * (1/3 + 2/3 prod_{l <= k < m} (n_k - 1) / (n_k + 5)).
 
-and E[K_l] = |x|^2 / n_0 for every matrix in the NTK parameterisation. In the standard one, K_l is
-fan_in_l / gain_l times that.
+The same holds for every activation that is linear on either side of zero. Not exact, and so not
+here: off-diagonal entries, outputs pooled over positions, biases, other activations. Their kernels
+are drawn (`ce_keras.variance.fit_alpha`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +42,7 @@ from ce_keras.checks import (
     Parameterization,
     brief,
     checked_parameterization,
+    finite_number,
     positive_int,
     real_array,
 )
@@ -34,10 +50,20 @@ from ce_keras.checks import (
 # Deeper networks are a slip.
 _MOST_LAYERS = 10_000
 
+#: Homogeneous activations by Keras' names: their slopes for positive and for negative numbers.
+ACTIVATIONS = {
+    "relu": (1.0, 0.0),
+    "leaky_relu": (1.0, 0.2),
+    "linear": (1.0, 1.0),
+}
+
+#: Name of a homogeneous activation, or its slopes for positive and for negative numbers.
+Activation = str | tuple[float, float]
+
 
 @dataclass(frozen=True, eq=False)
 class KernelMoments:
-    """The first two moments of K(x, x), for an input of mean square 1 (|x|^2 = n_0).
+    """The first two moments of K(x, x).
 
     Attributes:
         layer_mean: E[K_l] of every weight matrix, shape `(H + 1,)`.
@@ -77,26 +103,252 @@ def kernel_moments(
     widths: Sequence[int],
     parameterization: Parameterization = "ntk",
     inputs: int | None = None,
+    *,
+    gram: Any = None,
+    activation: Activation = "relu",
 ) -> KernelMoments:
-    """The exact moments of the kernel of one network, at one input of mean square 1.
+    """Return the exact moments of the kernel of one network at one input.
 
     Args:
         widths: hidden widths, first to last.
         parameterization: `"ntk"` or `"standard"`.
-        inputs: size of the input; only the standard parameterisation needs it.
+        inputs: size of the input at one position; only the standard parameterisation needs it.
+        gram: mean products of the input's features at the positions of the first layer,
+            x_p . x_q / features, shape `(P, P)`; one position of mean square 1 if not given.
+        activation: `"relu"`, `"leaky_relu"`, `"linear"`, or the slopes for positive and for
+            negative numbers.
 
     Raises:
         ValueError: for widths that are not whole numbers of 1 or more, an unknown
-            parameterisation, or a missing input size.
+            parameterisation, a missing input size, a matrix that is no Gram matrix, or an
+            activation that is not linear on either side of zero.
 
     >>> moments = kernel_moments([3, 5])
     >>> round(moments.mean, 12), round(moments.second_moment, 12)
     (3.0, 32.0)
+    >>> block = kernel_moments([10, 10], gram=gram_of(9, correlation=1.0))
+    >>> round(block.relative_variance, 4)
+    0.77
     """
     n = np.array(checked_widths(widths), dtype=float)
-    mean = layer_means(n, parameterization, inputs)
-    ratio = np.prod(1 + 5 / n) * (1 + 2 * _between(n)) / 3
-    return KernelMoments(mean, ratio * np.outer(mean, mean))
+    gram = _checked_gram(gram)
+    slopes = slopes_of(activation)
+    size = float(np.diag(gram).mean())
+    mean = size * layer_means(n, parameterization, inputs, len(gram), slopes)
+    growth, ratios = _second_moments(n, gram, slopes)
+    return KernelMoments(mean, np.exp(growth) * ratios * np.outer(mean, mean))
+
+
+def relative_variance(widths: Any, gram: Any = None, activation: Activation = "relu") -> np.ndarray:
+    """Return Var(K) / E[K]^2 in the NTK parameterisation, for many networks of one depth at once.
+
+    Args:
+        widths: hidden widths, shape `(..., H)`, not necessarily whole numbers.
+        gram: as in `kernel_moments`.
+        activation: as in `kernel_moments`.
+
+    Returns:
+        An array of shape `(...)`.
+
+    >>> float(relative_variance(np.array([3, 5])).round(12)) == round(32 / 9 - 1, 12)
+    True
+    """
+    n = np.asarray(widths, dtype=float)
+    growth, ratios = _second_moments(n, _checked_gram(gram), slopes_of(activation))
+    # exp(growth) * mean - 1, without losing the small difference of wide networks. Deep, narrow
+    # ones can exceed the range of floats: infinite variance is the right answer.
+    with np.errstate(over="ignore"):
+        return np.expm1(growth + np.log(ratios.mean(axis=(-2, -1))))
+
+
+def variance_coefficients(
+    ratios: Sequence[float] | np.ndarray, gram: Any = None, activation: Activation = "relu"
+) -> np.ndarray:
+    """Return c_1, ..., c_H of Var(K) / E[K]^2 = sum_k c_k / n^k, for hidden widths `ratios * n`.
+
+    The variance is a polynomial in 1 / n without a constant, of as many terms as there are hidden
+    layers.
+
+    Args:
+        ratios: of the hidden widths to n, first to last; at most eight.
+        gram: as in `kernel_moments`.
+        activation: as in `kernel_moments`.
+
+    Raises:
+        ValueError: for more hidden layers: their polynomial is not well told by its values.
+
+    >>> variance_coefficients([1, 1], gram_of(9, 1.0)).round(3).tolist()  # 58/9 and 113/9.
+    [6.444, 12.556]
+    """
+    scale = real_array("ratios", ratios)
+    degree = len(scale)
+    if not 1 <= degree <= MOST_COEFFICIENTS:
+        raise ValueError(
+            f"ratios: got {degree}; coefficients are told for 1 to {MOST_COEFFICIENTS} layers"
+        )
+    # Chebyshev's nodes in (0, 1) tell a polynomial of low degree to all but a few digits.
+    x = (1 + np.cos(np.pi * (2 * np.arange(degree) + 1) / (2 * degree))) / 2
+    values = relative_variance(scale / x[:, None], gram, activation)
+    return np.linalg.solve(x[:, None] ** np.arange(1, degree + 1), values)
+
+
+#: Hidden layers whose polynomial is well told by its values.
+MOST_COEFFICIENTS = 8
+
+
+def gram_of(positions: int, correlation: Any = 1.0) -> np.ndarray:
+    """Return the Gram matrix of positions of mean square 1, `(positions, positions)`.
+
+    Args:
+        positions: how many.
+        correlation: of every pair of them, at most 1 and such that there are such vectors: not
+            below -1 / (positions - 1). Or the matrix of all correlations, or of products.
+
+    Raises:
+        ValueError: for a number out of its range, or a matrix of another size or that is no Gram
+            matrix.
+
+    >>> gram_of(2, 0.5).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
+    if np.ndim(correlation) == 0:
+        least = -1 / (positions - 1) if positions > 1 else -1
+        value = finite_number("correlation", correlation, least, most=1)
+        return (1 - value) * np.eye(positions) + value
+    gram = _checked_gram(correlation, "correlation")
+    if len(gram) != positions:
+        raise ValueError(
+            f"correlation: got shape {gram.shape}; the first layer is applied at {positions} "
+            "positions"
+        )
+    return gram
+
+
+class Slopes(NamedTuple):
+    """A homogeneous activation: its slope for positive and for negative numbers."""
+
+    positive: float = 1.0
+    negative: float = 0.0
+
+    @property
+    def mean_square(self) -> float:
+        """E[g^2] of the slope g at a symmetric random number."""
+        return (self.positive**2 + self.negative**2) / 2
+
+    @property
+    def kurtosis(self) -> float:
+        """E[g^4] / E[g^2]^2."""
+        return (self.positive**4 + self.negative**4) / 2 / self.mean_square**2
+
+
+def slopes_of(activation: Any) -> Slopes:
+    """Return the slopes of an activation, by its name or as they are.
+
+    Raises:
+        ValueError: for an activation that is not linear on either side of zero.
+    """
+    if isinstance(activation, str) and activation in ACTIVATIONS:
+        return Slopes(*ACTIVATIONS[activation])
+    if isinstance(activation, tuple | list) and len(activation) == 2:
+        slopes = Slopes(*(finite_number("activation", slope) for slope in activation))
+        if any(slopes):
+            return slopes
+    raise ValueError(
+        f"activation: got {brief(activation)}; the closed form is for {', '.join(ACTIVATIONS)}, or "
+        "two slopes such as (1, 0.1). Kernels of others are drawn: "
+        "ce_keras.variance.fit_alpha(build, width=...)"
+    )
+
+
+def _second_moments(
+    n: np.ndarray, gram: np.ndarray, slopes: Slopes
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logarithm of a common factor, and E[K_l K_m] / (E[K_l] E[K_m]) over it.
+
+    The factor is Q_2, the growth of all layers behind the first; it overflows before its
+    logarithm does. For widths of shape `(..., H)`: shapes `(...)` and `(..., H + 1, H + 1)`.
+    """
+    layers = n.shape[-1]
+    q = slopes.kurtosis
+    growth = 1 + (3 * q - 1) / n
+    # C_{lm} / Q_l of the matrices behind the first hidden layer, counted from 0: 1 if l = m.
+    behind = np.ones((*n.shape[:-1], layers, layers))
+    for m in range(1, layers):
+        for l in reversed(range(m)):  # noqa: E741 - The formula's letter.
+            width = n[..., l + 1]
+            ratio = (1 - 1 / width) * behind[..., l + 1, m] + q / width
+            behind[..., l, m] = behind[..., m, l] = ratio / growth[..., l + 1]
+    omega, sigma, tau, r = _first_layer(gram, slopes)
+    first = n[..., 0]
+    found = np.empty((*n.shape[:-1], layers + 1, layers + 1))
+    found[..., 0, 0] = 1 + omega / first
+    found[..., 1:, 1:] = (1 + sigma / first)[..., None, None] * behind
+    row = behind[..., 0, :]
+    found[..., 0, 1:] = row * (1 + tau / first)[..., None] + (1 - row) * (r / first)[..., None]
+    found[..., 1:, 0] = found[..., 0, 1:]
+    return np.log(growth[..., 1:]).sum(axis=-1), found
+
+
+def _first_layer(gram: np.ndarray, slopes: Slopes) -> tuple[float, float, float, float]:
+    """Return omega, sigma, tau and r of the first hidden layer.
+
+    Two positions' preactivations u, v are normal, at an angle theta. With g the slope at each,
+    h = g u the activations: omega needs E[g_p^2 g_q^2], tau E[h_p^2 g_q^2], sigma E[h_p^2 h_q^2]
+    and r E[h_p h_q g_p g_q], each a sum over the four quadrants of (u, v).
+    """
+    squares = np.diag(gram)
+    size = np.sqrt(np.outer(squares, squares))
+    cosine = np.divide(gram, size, out=np.zeros_like(gram), where=size > 0).clip(-1, 1)
+    angle = np.arccos(cosine)
+
+    def quadrants(moment: Callable[..., Any], opposite: int = 1) -> Any:
+        """Sum a moment of the quadrant u, v > 0 over all: where signs differ, at pi - theta."""
+        same = slopes.positive**4 + slopes.negative**4
+        other = 2 * (slopes.positive * slopes.negative) ** 2
+        beside = moment(np.pi - angle, -cosine)
+        return same * moment(angle, cosine) + opposite * other * beside
+
+    def active(theta: Any, cos: Any) -> Any:  # E[1_u 1_v]
+        del cos
+        return (np.pi - theta) / (2 * np.pi)
+
+    def square(theta: Any, cos: Any) -> Any:  # E[u^2 1_u 1_v] over its variance
+        return (np.pi - theta + np.sin(theta) * cos) / (2 * np.pi)
+
+    def squares_of_both(theta: Any, cos: Any) -> Any:  # E[u^2 v^2 1_u 1_v]
+        return (3 * np.sin(theta) * cos + (np.pi - theta) * (1 + 2 * cos**2)) / (2 * np.pi)
+
+    def product(theta: Any, cos: Any) -> Any:  # E[u v 1_u 1_v]
+        return (np.sin(theta) + (np.pi - theta) * cos) / (2 * np.pi)
+
+    unit = (squares.sum() * slopes.mean_square) ** 2
+    omega = ((size**2 + 2 * gram**2) * quadrants(active)).sum() / unit - 1
+    sigma = (size**2 * quadrants(squares_of_both)).sum() / unit - 1
+    tau = (size**2 * quadrants(square)).sum() / unit - 1
+    r = (gram * size * quadrants(product, -1)).sum() / unit
+    return omega, sigma, tau, r
+
+
+def layer_means(
+    n: Sequence[int] | np.ndarray,
+    parameterization: str,
+    inputs: int | None = None,
+    positions: int = 1,
+    slopes: Slopes | None = None,
+) -> np.ndarray:
+    """Return E[K_l] of every weight matrix, at an input of mean square 1. Arguments as above."""
+    if checked_parameterization(parameterization) == "ntk":
+        return np.ones(len(n) + 1)
+    if inputs is None:
+        raise ValueError(
+            "inputs: needed with parameterization='standard': the first matrix's contribution to "
+            "the kernel grows with its fan-in"
+        )
+    fan_in = np.array([positive_int("inputs", inputs), *n], dtype=float)
+    fan_in[1] *= positions
+    gain = np.full(len(fan_in), 1 / (slopes or Slopes()).mean_square)
+    gain[-1] = 1.0
+    return fan_in / gain
 
 
 def checked_widths(widths: Any) -> list[int]:
@@ -113,52 +365,22 @@ def checked_widths(widths: Any) -> list[int]:
     return found
 
 
-def _between(n: np.ndarray) -> np.ndarray:
-    """The products of (n_k - 1) / (n_k + 5) over the layers between all pairs of matrices.
+def _checked_gram(gram: Any, argument: str = "gram") -> np.ndarray:
+    """Return a Gram matrix, that of one position of mean square 1 if none is given.
 
-    For widths of shape `(..., H)`, an array of shape `(..., H + 1, H + 1)`.
+    Raises:
+        ValueError: for a matrix that is not square, symmetric and positive semidefinite.
     """
-    # By differences of logarithms; of zero, very negative: one unit lets nothing through.
-    logarithms = np.log(np.maximum((n - 1) / (n + 5), 1e-300))
-    through = np.cumsum(logarithms, axis=-1)
-    through = np.concatenate([np.zeros((*n.shape[:-1], 1)), through], axis=-1)
-    return np.exp(-abs(through[..., :, None] - through[..., None, :]))
-
-
-def layer_means(
-    n: Sequence[int] | np.ndarray, parameterization: str, inputs: int | None = None
-) -> np.ndarray:
-    """E[K_l] of every weight matrix, at one input of mean square 1. Arguments as above."""
-    if checked_parameterization(parameterization) == "ntk":
-        return np.ones(len(n) + 1)
-    if inputs is None:
-        raise ValueError(
-            "inputs: needed with parameterization='standard': the first matrix's share of the "
-            "kernel grows with its fan-in"
-        )
-    fan_in = np.array([positive_int("inputs", inputs), *n])
-    gain = np.full(len(fan_in), 2.0)
-    gain[-1] = 1.0
-    return fan_in / gain
-
-
-def relative_variance(widths: np.ndarray) -> np.ndarray:
-    """Var(K) / E[K]^2 in the NTK parameterisation, for many networks of one depth at once.
-
-    Args:
-        widths: hidden widths, shape `(..., H)`.
-
-    Returns:
-        An array of shape `(...)`.
-
-    >>> float(relative_variance(np.array([3, 5])).round(12)) == round(32 / 9 - 1, 12)
-    True
-    """
-    n = np.asarray(widths, dtype=float)
-    growth = np.log1p(5 / n).sum(axis=-1)
-    pairs = (1 + 2 * _between(n).mean(axis=(-2, -1))) / 3
-    # exp(growth) * pairs - 1, without losing the small difference of wide networks.
-    return np.expm1(growth + np.log(pairs))
+    if gram is None:
+        return np.ones((1, 1))
+    matrix = real_array(argument, gram)
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and matrix.size > 0
+    if not square or not np.allclose(matrix, matrix.T, atol=1e-8 * abs(matrix).max()):
+        raise ValueError(f"{argument}: got shape {matrix.shape}; it must be square and symmetric")
+    # Rounding leaves eigenvalues a little below zero.
+    if np.linalg.eigvalsh(matrix)[0] < -1e-6 * np.trace(matrix) or not np.trace(matrix) > 0:
+        raise ValueError(f"{argument}: no vectors have these products: it has eigenvalues below 0")
+    return matrix
 
 
 def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndarray:

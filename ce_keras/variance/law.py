@@ -97,34 +97,64 @@ class ExponentialLaw:
         return -s / np.expm1(-self.alpha * s)
 
 
-@dataclass(frozen=True)
 class ClosedFormLaw:
     """The exact variance, for the modules where theory knows it: nothing is fitted.
 
+    Args:
+        module: described as a stack of layers with a homogeneous activation.
+        correlation: of the input at the positions that the first layer is applied at, as
+            `ce_keras.variance.closed_form.gram_of` takes it; 1 by default, the limit of smooth
+            feature maps. Fully connected networks have one position, and none.
+
     Raises:
-        ValueError: for any other module.
+        ValueError: for any other module, or a correlation that cannot be.
+
+    >>> from ce_keras.geometry import bottleneck
+    >>> law = ClosedFormLaw(bottleneck(width=128))
+    >>> law.coefficients.round(2).tolist()  # Var(K) / E[K]^2 = 6.44 / n + 12.56 / n^2
+    [6.44, 12.56]
     """
 
-    module: Module
-
-    def __post_init__(self) -> None:
-        stack = self.module.stack
-        if stack is None or stack(self.module.width).positions != 1:
+    def __init__(self, module: Module, correlation: Any = None) -> None:
+        if module.stack is None:
             raise ValueError(
-                f"alpha: no closed form is known for {self.module.name!r}; fully connected "
-                "networks without biases have one"
+                f"alpha: no closed form is known for {module.name!r}; stacks of ReLU layers "
+                "without biases have one"
             )
+        self.module = module
+        self._stack = module.stack
+        baseline = module.stack(module.width)
+        if baseline.positions == 1 and correlation is not None:
+            raise ValueError(
+                f"correlation: {module.name!r} has one position; there is nothing to correlate"
+            )
+        self.gram = closed_form.gram_of(
+            baseline.positions, 1.0 if correlation is None else correlation
+        )
+        self._activation = baseline.activation
 
     @property
     def name(self) -> str:
-        """That nothing was fitted."""
-        return "closed form"
+        """How reports call it: with the mean correlation of the positions."""
+        count = len(self.gram)
+        if count == 1:
+            return "closed form"
+        between = (self.gram.sum() - np.trace(self.gram)) / (count - 1) / np.trace(self.gram)
+        return f"closed form, correlation {between:.3g}"
+
+    @property
+    def coefficients(self) -> np.ndarray | None:
+        """c_k of Var(K) / E[K]^2 = sum_k c_k / n^k; `None` for more than eight hidden layers."""
+        widths = np.array([float(n) for n in self._stack(self.module.width).widths])
+        if len(widths) > closed_form.MOST_COEFFICIENTS:
+            return None
+        ratios = widths / self.module.width
+        return closed_form.variance_coefficients(ratios, self.gram, self._activation)
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """The formula for a fully connected network of these widths."""
-        assert self.module.stack is not None
-        widths = self.module.stack(width).widths
-        return closed_form.relative_variance(np.stack(np.broadcast_arrays(*widths), axis=-1))
+        """The formula for a stack of these widths."""
+        widths = np.stack(np.broadcast_arrays(*self._stack(width).widths), axis=-1)
+        return closed_form.relative_variance(widths, self.gram, self._activation)
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
         """A formula has no error."""
@@ -204,12 +234,18 @@ class FittedAlpha(Protocol):
     alpha_error: float
 
 
-def law_of(module: Module, alpha: Any, curve: Any) -> Law:
-    """The law that is meant by the arguments `alpha` and `law` of `search`.
+def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> Law:
+    """Return the law that is meant by the arguments `alpha`, `law` and `correlation` of `search`.
 
     Raises:
         ValueError: for both of them, or one that is no law.
     """
+    exact = isinstance(alpha, str) and alpha == "closed_form"
+    if correlation is not None and not exact:
+        raise ValueError(
+            f"correlation: got {brief(correlation)} with alpha={brief(alpha)}; only the closed "
+            "form depends on it: alpha='closed_form'"
+        )
     if curve is not None:
         if alpha is not None:
             raise ValueError(f"alpha, law: got alpha={brief(alpha)} and a law; give one of them")
@@ -218,8 +254,8 @@ def law_of(module: Module, alpha: Any, curve: Any) -> Law:
                 f"law: got {brief(curve)}; it must be a function of a width, or a table"
             )
         return MeasuredLaw(curve)
-    if isinstance(alpha, str) and alpha == "closed_form":
-        return ClosedFormLaw(module)
+    if exact:
+        return ClosedFormLaw(module, correlation)
     if alpha is None and module.alpha is None:
         raise ValueError(
             f"alpha: none given and none known for {module.name!r}; fit one with Algorithm 1 "
