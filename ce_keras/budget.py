@@ -6,12 +6,12 @@ n costs what the baseline does (Eq. 12).
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
+from ce_keras.checks import brief, called, one_of
 from ce_keras.geometry import Module, Network
 
 Budget = Literal["params", "flops"] | Callable[[int, int], float]
@@ -47,10 +47,10 @@ class MeasuredCost:
 
     def _cost(self, m: int, n: int) -> float:
         if (m, n) not in self._known:
-            cost = self._measure(m, n)
-            if not (isinstance(cost, numbers.Real) and np.isfinite(cost) and cost > 0):
+            cost = called("budget", self._measure, m, n)
+            if not (isinstance(cost, int | float | np.number) and np.isfinite(cost) and cost > 0):
                 raise ValueError(
-                    f"budget: the cost of {m}x{n}d is {cost!r}; costs are positive and finite"
+                    f"budget: the cost of {m}x{n}d is {brief(cost)}; costs are positive and finite"
                 )
             self._known[m, n] = float(cost)
         return self._known[m, n]
@@ -111,12 +111,9 @@ def checked_budget(budget: Any) -> Budget:
     Raises:
         ValueError: if it is none.
     """
-    if not callable(budget) and budget not in ("params", "flops"):
-        raise ValueError(
-            f"budget: got {budget!r}; it must be 'params', 'flops', "
-            "or a function of (cardinality, width)"
-        )
-    return budget
+    if callable(budget):
+        return budget
+    return one_of("budget", budget, ("params", "flops"))
 
 
 def costs(budget: Budget, baseline: Module | Network) -> tuple[Cost, Cost]:

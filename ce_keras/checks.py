@@ -7,7 +7,8 @@ import json
 import math
 import operator
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,12 @@ def brief(value: Any, most: int = 100) -> str:
     'xxxx...
     """
     try:
+        if isinstance(value, int) and not -(10**most) < value < 10**most:
+            return f"a number of more than {most} digits"
+        if isinstance(value, list | tuple) and len(value) > most:
+            return f"a {type(value).__name__} of {len(value):,}, of which the first is " + brief(
+                value[0], most
+            )
         if isinstance(value, np.generic):
             value = value.item()
         # Of a long text only as much as is shown.
@@ -149,6 +156,7 @@ def one_of(argument: str, value: Any, choices: Sequence[Any]) -> Any:
     Raises:
         ValueError: if it is none of the choices.
     """
+    # Of an array, `==` would be an array.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         known = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{argument}: got {brief(value)}; it must be one of {known}")
@@ -164,6 +172,152 @@ def boolean(argument: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{argument}: got {brief(value)}; it must be True or False")
     return bool(value)
+
+
+def text(argument: str, value: Any) -> str:
+    """Return the value itself.
+
+    Raises:
+        ValueError: if it is not a text.
+    """
+    return instance(argument, value, str, "a text")
+
+
+def instance(argument: str, value: Any, kind: Any, wanted: str) -> Any:
+    """Return the value itself.
+
+    Args:
+        argument: its name, for the message.
+        value: anything.
+        kind: a class, or several.
+        wanted: what is right, for the message.
+
+    Raises:
+        ValueError: if it is not of the kind.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be {wanted}")
+    return value
+
+
+def keras_model(argument: str, value: Any) -> Any:
+    """Return the value itself.
+
+    Raises:
+        ValueError: if it is not a Keras model.
+    """
+    import keras
+
+    return instance(argument, value, keras.Model, "a Keras model")
+
+
+def function(argument: str, value: Any, wanted: str = "a function") -> Any:
+    """Return the value itself.
+
+    Raises:
+        ValueError: if it cannot be called.
+    """
+    if not callable(value):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be {wanted}")
+    return value
+
+
+def called(argument: str, function: Callable[..., Any], *values: Any) -> Any:
+    """Return what a function of the user's gives.
+
+    Raises:
+        ValueError: if it cannot be called like this; the message has its own.
+    """
+    try:
+        return function(*values)
+    except (TypeError, AttributeError) as error:
+        shown = ", ".join(brief(value, 30) for value in values)
+        raise ValueError(
+            f"{argument}: it fails when called with ({shown}): {shortened(str(error), 300)}"
+        ) from error
+
+
+def file_path(argument: str, value: Any) -> Path:
+    """Return the value as a path, whether or not there is anything.
+
+    Raises:
+        ValueError: if it is none, or no file system takes it.
+    """
+    try:
+        if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+            raise ValueError
+        path = Path(value)
+        path.exists()  # A name that is too long is refused here.
+        nearest = next((each for each in path.absolute().parents if each.exists()), path)
+    except (OSError, ValueError):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be a path") from None
+    if not nearest.is_dir():
+        raise ValueError(f"{argument}: got {brief(str(value))}; {nearest} is a file, not a folder")
+    return path
+
+
+def sequence_of(argument: str, value: Any, check: Callable[[str, Any], Any]) -> list[Any]:
+    """Return the elements of a list or tuple, each checked.
+
+    Raises:
+        ValueError: if it is no list, or an element is not right.
+    """
+    if not isinstance(value, list | tuple | np.ndarray | range):
+        raise ValueError(f"{argument}: got {brief(value)}; it must be a list")
+    return [check(argument, each) for each in value]
+
+
+def real_values(
+    argument: str, value: Any, least: float = -math.inf, above: float = -math.inf
+) -> Any:
+    """Return the value itself: a real number, or an array of such.
+
+    Raises:
+        ValueError: if it is neither, or one of them is not finite or out of the bounds.
+    """
+    array = value if isinstance(value, np.ndarray) else None
+    if array is None and isinstance(value, bool | str | bytes | list | tuple):
+        array = np.array(None)
+    kind = np.asarray(value).dtype.kind if array is None else array.dtype.kind
+    good = kind in "iuf"
+    if good:
+        numbers = np.asarray(value, dtype=np.float64)
+        good = bool((np.isfinite(numbers) & (numbers >= least) & (numbers > above)).all())
+    if not good:
+        bounds = [f"of {least:g} or more"] * (least > -math.inf) + [f"above {above:g}"] * (
+            above > -math.inf
+        )
+        wanted = " ".join(["a real number", *bounds])
+        raise ValueError(
+            f"{argument}: got {brief(value)}; it must be {wanted}, or an array of such"
+        )
+    return value
+
+
+def keras_object(
+    argument: str, value: Any, get: Callable[[Any], Any], optional: bool = True
+) -> Any:
+    """Return what Keras makes of an identifier: an initializer, activation, regularizer.
+
+    Args:
+        argument: its name, for the message, which Keras' own does not have.
+        value: an object of Keras', its name or its configuration.
+        get: of Keras, such as `keras.initializers.get`.
+        optional: whether `None` stands for none of them.
+
+    Raises:
+        ValueError: for what Keras does not know.
+    """
+    try:
+        if isinstance(value, np.ndarray):
+            raise TypeError("an array has no name")
+        found = get(value)
+    # Whatever an identifier of the wrong type makes Keras raise.
+    except Exception as error:
+        raise ValueError(f"{argument}: got {brief(value)}: {shortened(str(error), 200)}") from None
+    if found is None and not (value is None and optional):
+        raise ValueError(f"{argument}: got {brief(value)}; Keras knows no such thing")
+    return found
 
 
 def real_array(argument: str, value: Any) -> np.ndarray:

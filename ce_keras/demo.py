@@ -68,6 +68,7 @@ def load(
     positive_int("epochs", epochs)
     positive_int("batch_size", batch_size)
     checked_seed(seed)
+    positive_int("images", images)
     train, test = load_fashion_mnist(source)
     return balanced(train, images, "images"), test
 

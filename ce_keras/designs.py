@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import one_of, positive_int
 from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.optimum import search
 
@@ -75,6 +75,8 @@ PUBLISHED: list[Published] = [
 
 def published(network: str, mode: Mode) -> list[Published]:
     """The paper's rows for a network and mode, the default first; empty if it has none."""
+    one_of("network", network, tuple(RESNEXTS))
+    one_of("mode", mode, MODES)
     return [row for row in PUBLISHED if (row.network, row.mode) == (network, mode)]
 
 
@@ -95,6 +97,7 @@ def choose_design(
     >>> print(choose_design("resnext50", "dual"), choose_design("resnext29", "resnext", 8))
     4x16d 8x64d
     """
+    one_of("network", network, tuple(RESNEXTS))
     asked = {"cardinality": cardinality, "width": width}
     for argument, value in asked.items():
         if value is not None:
@@ -105,8 +108,7 @@ def choose_design(
         given, missing = sorted(asked, key=lambda name: asked[name] is None)
         raise ValueError(f"{missing}: needed too, since {given}={asked[given]} is given")
     mode = "primal" if mode is None else mode
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+    one_of("mode", mode, MODES)
     known = [row.design for row in published(network, mode)] or [_derived(network, mode)]
     for design in known:
         if all(value in (None, getattr(design, name)) for name, value in asked.items()):

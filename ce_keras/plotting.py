@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ce_keras.checks import brief
 from ce_keras.files import replacing
 from ce_keras.geometry import Design
 
@@ -35,6 +36,7 @@ def objective_curve(solution: Solution, ax: Axes | None = None) -> Axes:
     Returns:
         The axes drawn on.
     """
+    _check_axes(ax)
     ax = _new_axes() if ax is None else ax
     width, objective = solution.curve.width, solution.curve.objective
     baseline, mode = solution.baseline, solution.mode
@@ -76,6 +78,7 @@ def alpha_fit(fit: AlphaFit, ax: Axes | None = None) -> Axes:
     Returns:
         The axes drawn on.
     """
+    _check_axes(ax)
     ax = _new_axes() if ax is None else ax
     s = fit.inverse_fan_in
     ax.errorbar(s, fit.log_ratio, 2 * fit.log_ratio_error, fmt="o", ms=4, color="black", capsize=3)
@@ -87,6 +90,11 @@ def alpha_fit(fit: AlphaFit, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("log(E[K²]/E[K]²)")
     ax.set_title(f"{fit.module}, widths {fit.width[0]} to {fit.width[-1]}", fontsize=11)
     return ax
+
+
+def _check_axes(ax: Any) -> None:
+    if ax is not None and not hasattr(ax, "get_figure"):
+        raise ValueError(f"ax: got {brief(ax)}; it must be matplotlib's axes")
 
 
 def _new_axes() -> Axes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 import ce_keras.layers  # noqa: F401 - Registers the classes that the file may name.
-from ce_keras.checks import shortened
+from ce_keras.checks import file_path, shortened
 
 
 def load_model(path: str | Path) -> keras.Model:
@@ -18,7 +18,7 @@ def load_model(path: str | Path) -> keras.Model:
         ValueError: if there is no such file, it is damaged or something else, or it has layers
             that are not registered with Keras.
     """
-    path = Path(path)
+    path = file_path("model", path)
     if not path.is_file():
         raise ValueError(f"model: there is no file {path}")
     if not zipfile.is_zipfile(path):

@@ -618,6 +618,8 @@ def keras_object(valid, *more):
     return choice(valid).but(OF_KERAS, "a function", "drawn", *more)
 
 
+CORRELATION = number(0.9, most=1).but("1 by default", "None")
+
 CASES = [
     # ce_keras
     case(
@@ -633,6 +635,15 @@ CASES = [
             "law": BY_LAW.but("a law like any other", "a function"),
         },
     ),
+    Case(
+        "search",
+        {
+            "baseline": SEARCHED["baseline"],
+            "alpha": Argument("closed_form", {}),
+            "correlation": CORRELATION,
+            "law": Argument(LEFT_OUT, {}),
+        },
+    ),
     case("inspect", **REWRITTEN),
     case("collegialize", **REWRITTEN, init=choice("random", "split"), measure=count()),
     case("Solution.near_optimal", of=solution, tolerance=number(0.1, least=0)),
@@ -641,9 +652,9 @@ CASES = [
     case("geometry.Design.parse", text=choice("3x5d").named("design").also(zeros="0x0d")),
     case(
         "geometry.Layer",
-        fan_in=NO_MAP,
+        fan_in=NO_MAP.but("what is left of a model may be below 0", "-1"),
         outputs=NO_MAP,
-        positions=count(1),
+        positions=number(1, least=0),
         bias=flag(False),
         norm=flag(False),
         in_law=flag(True),
@@ -668,17 +679,18 @@ CASES = [
         .but("it is called later", "of no arguments", "that gives a text")
         .but("it is called later", "that gives nothing", "that gives NaN"),
         fixed=thing([]).but("no layer is fixed", "a list"),
+        stages=thing([]).but("all of it is one stage", "a list"),
     ),
     case(
         "geometry.Module.params",
         of=lambda: bottleneck(8, 4),
-        cardinality=sizes(2),
+        cardinality=sizes(2).but("of no path, what is fixed is left", "0", "0 in it", "drawn"),
         width=sizes(3).named("widths"),
     ),
     case(
         "geometry.Module.flops",
         of=lambda: bottleneck(8, 4),
-        cardinality=sizes(2),
+        cardinality=sizes(2).but("of no path, what is fixed is left", "0", "0 in it", "drawn"),
         width=sizes(3).named("widths"),
     ),
     case(
@@ -690,16 +702,19 @@ CASES = [
     case(
         "geometry.Network.params",
         of=lambda: ce_keras.geometry.resnext(TINY),
-        cardinality=sizes(2),
+        cardinality=sizes(2).but("of no path, what is fixed is left", "0", "0 in it", "drawn"),
         width=sizes(3),
     ),
     case(
         "geometry.Network.flops",
         of=lambda: ce_keras.geometry.resnext(TINY),
-        cardinality=sizes(2),
+        cardinality=sizes(2).but("of no path, what is fixed is left", "0", "0 in it", "drawn"),
         width=sizes(3),
     ),
-    case("geometry.baseline", name=choice("resnext11", "figure3").also(paths="resnext11-2x3d")),
+    case(
+        "geometry.baseline",
+        name=choice("resnext11", "figure3").also(paths="resnext11-2x3d").named("baseline"),
+    ),
     case(
         "geometry.bottleneck",
         channels=count(8),
@@ -759,7 +774,8 @@ CASES = [
     ),
     case(
         "law.ClosedFormLaw",
-        module=thing(Made(lambda: ce_keras.geometry.fully_connected(3, [4]))),
+        module=thing(Made(lambda: bottleneck(8, 4))),
+        correlation=CORRELATION,
     ),
     case(
         "law.MeasuredLaw",
@@ -778,6 +794,15 @@ CASES = [
         curve=thing(None)
         .named("law")
         .but("no curve, or one that is called later", "None", "a function"),
+    ),
+    Case(
+        "law.law_of",
+        {
+            "module": Argument(Made(lambda: bottleneck(8, 4)), {}),
+            "alpha": Argument("closed_form", {}),
+            "curve": Argument(None, {}),
+            "correlation": CORRELATION,
+        },
     ),
     # ce_keras.ntk
     case("ntk.AlphaFit.from_width", of=alpha_fit, width=count(1)),
@@ -868,6 +893,28 @@ CASES = [
         widths=whole_numbers([3, 5]),
         parameterization=choice("ntk", "standard"),
         inputs=count(3),
+    ),
+    Case(
+        "ntk.kernel_moments",
+        {
+            "widths": whole_numbers([3, 5]),
+            "gram": array(np.eye(2)).but("one position, by default", "None"),
+            "activation": choice("relu", "linear"),
+        },
+    ),
+    case(
+        "variance.variance_coefficients",
+        ratios=array(np.array([1.0, 1.0])),
+        gram=array(np.eye(2)).but("one position, by default", "None"),
+        activation=choice("relu", "linear"),
+    ),
+    case(
+        "variance.measure_correlation",
+        model=model(Made(small_resnext)).named("name"),
+        images=array(np.zeros((1, 28, 28, 1)) + 1.0),
+        layers=text("*_1_conv"),
+        kernel_size=count(3),
+        batch_size=count(1),
     ),
     case(
         "ntk.label_alignment",
@@ -963,12 +1010,12 @@ CASES = [
     case(
         "layers.CollegialEnsemble.get_member",
         of=ensemble,
-        path=count(1).but("the first", "0").also(three=3),
+        path=count(1).but("the first", "0", "drawn").also(three=3),
     ),
     case(
         "layers.CollegialEnsemble.set_member",
         of=ensemble,
-        path=count(1).but("the first", "0").also(three=3),
+        path=count(1).but("the first", "0", "drawn").also(three=3),
         member=model(Made(dense_model)).also(another=Made(lambda: network_of(3))),
     ),
     case("layers.CollegialLayerNormalization", cardinality=count(2)),
@@ -1339,6 +1386,7 @@ MOVED = (
     *("AlphaFit", "KernelMoments", "chain_kernels", "fit_alpha", "infinite_width_kernel"),
     *("kernel_moments", "log_moment_ratio", "stack_kernels"),
 )
+WITHOUT |= {"training.Interrupted": "an exception"}
 WITHOUT |= {f"variance.{name}": "the same as in `ntk`; see below" for name in MOVED}
 AREAS = ("geometry", "law", "layers", "ntk", "reproduce", "training", "tuner", "variance", "zoo")
 
@@ -1367,16 +1415,16 @@ def patience(seconds=PATIENCE):
 
 
 def said(call):
-    """What a call raises, and how many seconds it takes."""
+    """What a call raises, and how many seconds of the processor it takes."""
     next(calls)
-    begun = time.perf_counter()
+    begun = time.process_time()
     error = None
     try:
         with patience():
             call()
     except (Exception, CutOffError) as raised:
         error = raised
-    return error, time.perf_counter() - begun
+    return error, time.process_time() - begun
 
 
 def names_it(message, names):
@@ -1503,7 +1551,8 @@ def test_the_valid_values_are_accepted_and_no_argument_is_forgotten(index):
         return  # Keras' signature; or the second case of one function.
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(each.target()).parameters
-    assert {n for n, one in parameters.items() if one.kind not in kinds} <= set(each.arguments)
+    thrown_at = {name for one in CASES if one.name == each.name for name in one.arguments}
+    assert {n for n, one in parameters.items() if one.kind not in kinds} <= thrown_at
 
 
 @pytest.mark.parametrize(("index", "argument"), ARGUMENTS)
@@ -1669,6 +1718,7 @@ COMMANDS = [
             "baseline": ["", "unknown", "resnext11-2x3d", "resnext11-1x0d", LONG, "3", "fc"],
             "--mode": CHOICE,
             "--alpha": [*REAL, "0"],
+            "--correlation": [*REAL, "1.5", "0.5"],
             "--budget": CHOICE,
             "--tolerance": REAL,
             "--multiple-of": [*WHOLE, "65"],
@@ -1831,7 +1881,7 @@ COMMANDS = [
 def outcome(words):
     """Exit code, standard error and seconds of a command, run in this process."""
     next(calls)
-    errors, begun = io.StringIO(), time.perf_counter()
+    errors, begun = io.StringIO(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         try:
             with patience():
@@ -1840,7 +1890,7 @@ def outcome(words):
             code = stop.code
         except (Exception, CutOffError) as error:
             code = f"{type(error).__name__}: {str(error)[:200]}"
-    return code, errors.getvalue(), time.perf_counter() - begun
+    return code, errors.getvalue(), time.process_time() - begun
 
 
 def with_value(command, option, value):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 from ce_keras import files
-from ce_keras.checks import checked_seed, positive_int
-from ce_keras.cli.output import load_zoo, show, start_keras
+from ce_keras.checks import brief, checked_seed, positive_int
+from ce_keras.cli.output import file_to_write, load_zoo, show, start_keras
 from ce_keras.cli.theory import parse_alpha
 from ce_keras.designs import MODES, choose_design
 from ce_keras.geometry import RESNEXTS, Design
@@ -36,7 +36,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--width", type=int, metavar="N", help="channels of a path, instead of --mode")
     add("--classes", type=int, help="outputs of the classifier")
     add("--seed", type=int, help="for reproducible weights")
-    add("--save", type=Path, metavar="FILE.keras", help="where to save the model")
+    add("--save", type=file_to_write, metavar="FILE.keras", help="where to save the model")
 
     add = command(
         "collegialize",
@@ -46,7 +46,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ).add_argument
     add("model", metavar="MODEL.keras", help="a model that Keras saved")
     add("--mode", choices=("primal", "dual"), default="primal", help="the problem (%(default)s)")
-    add("--save", type=Path, metavar="FILE.keras", help="where to; only a report if not given")
+    add(
+        "--save",
+        type=file_to_write,
+        metavar="FILE.keras",
+        help="where to; only a report if not given",
+    )
     add("--alpha", type=_rewrite_alpha, help="a number, 'fit' or 'closed_form'")
     add("--budget", choices=("params", "flops"), default="params", help="(%(default)s)")
     add("--tolerance", type=float, default=0.02, help="what counts as equal (%(default)s)")
@@ -119,6 +124,7 @@ def _build(options: argparse.Namespace) -> None:
 def _collegialize(options: argparse.Namespace) -> None:
     if options.save and options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
+    checked_seed(options.seed)
     start_keras()
     import keras
 
@@ -150,11 +156,24 @@ def _collegialize(options: argparse.Namespace) -> None:
     show(options, {**report.to_dict(), "saved": saved and str(options.save)}, f"{report!r}{saved}")
 
 
+# What names begin with, beside the ResNeXts'.
+_OTHERS = ("resnet50", "resnet101", "resnet152", "wide", "fully")
+
+
 def _family_and_design(options: argparse.Namespace) -> tuple[str, Design | None]:
     """Return what `zoo.create` takes: a ResNeXt with the design asked for, or any name as it is."""
     if options.name in RESNEXTS:
         asked = options.mode, options.cardinality, options.width
         return options.name, choose_design(options.name, *asked)
+    if options.name.partition("_")[0] not in (*RESNEXTS, *_OTHERS):
+        near = difflib.get_close_matches(options.name[:100], (*RESNEXTS, *_OTHERS), 1, cutoff=0)
+        raise ValueError(f"NAME: got {brief(options.name)}; did you mean {near[0]!r}?")
+    family, _, design = options.name.partition("_")
+    if family in RESNEXTS:
+        try:
+            Design.parse(design)
+        except ValueError as error:
+            raise ValueError(f"NAME: {error}") from None
     for option in ("mode", "cardinality", "width"):
         if getattr(options, option) is not None:
             raise ValueError(

@@ -9,7 +9,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from ce_keras.checks import brief, file_path
 
 
 def show(options: argparse.Namespace, content: Any, text: str) -> None:
@@ -27,6 +30,49 @@ def table(rows: list[list[str]], left: int) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def file_to_write(text: str) -> Path:
+    """Return the value of an option that names a file to write.
+
+    Raises:
+        argparse.ArgumentTypeError: for a folder, or where no file can be.
+    """
+    path = _path_to_write(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{brief(text)} is a folder; name a file")
+    return path
+
+
+def picture_to_write(text: str) -> Path:
+    """Return the value of an option that names a picture to draw.
+
+    Raises:
+        argparse.ArgumentTypeError: for another suffix, or where no file can be.
+    """
+    path = file_to_write(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{brief(text)} must end in .png, .svg or .pdf")
+    return path
+
+
+def folder_to_write(text: str) -> Path:
+    """Return the value of an option that names a folder to write into.
+
+    Raises:
+        argparse.ArgumentTypeError: for a file, or where no folder can be.
+    """
+    path = _path_to_write(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{brief(text)} is a file; name a folder")
+    return path
+
+
+def _path_to_write(text: str) -> Path:
+    try:
+        return file_path("path", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def set_debug(debug: bool) -> None:

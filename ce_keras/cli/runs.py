@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ce_keras import files
-from ce_keras.checks import value_of
-from ce_keras.cli.output import load_zoo, muted_stderr, show, start_keras, table
+from ce_keras.checks import brief, checked_seed, file_path, positive_int, value_of
+from ce_keras.cli.output import (
+    file_to_write,
+    folder_to_write,
+    load_zoo,
+    muted_stderr,
+    show,
+    start_keras,
+    table,
+)
 from ce_keras.designs import MODES
 
 
@@ -29,7 +38,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("recipe", help="a TOML file, or the name of one that comes with the package")
     add("--mode", choices=MODES, help="the design, instead of the recipe's")
     add("--set", action="append", metavar="KEY=VALUE", help="like optimizer.rate=0.05; repeatable")
-    add("--out", type=Path, help="folder of the run (runs/RECIPE-MODEL)")
+    add("--out", type=folder_to_write, help="folder of the run (runs/RECIPE-MODEL)")
     add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
     add("--runs", type=int, default=1, help="repeated runs, each with a seed (%(default)s)")
     add("--save-every", type=int, metavar="N", help="steps between checkpoints within an epoch")
@@ -49,7 +58,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ).add_argument
     add("run_folder", metavar="RUN", type=Path, help="the run's folder")
     add("--format", choices=("keras", "saved_model", "litert", "onnx"), default="keras")
-    add("--to", type=Path, metavar="PATH", help="where to; beside the run's model if not given")
+    add(
+        "--to",
+        type=_place_to_write,
+        metavar="PATH",
+        help="where to; beside the run's model if not given",
+    )
 
     add = command(
         "reproduce",
@@ -60,7 +74,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("name", choices=(*NAMES, "all"), metavar="NAME", help=f"{', '.join(NAMES)}; or all")
     add("--scale", choices=("small", "full"), default="small", help="minutes, or as in the paper")
     add("--set", action="append", metavar="KEY=VALUE", help="like epochs=20; repeatable")
-    add("--out", type=Path, default=Path("reproduction"), help="folder (%(default)s)")
+    add("--out", type=folder_to_write, default=Path("reproduction"), help="folder (%(default)s)")
     add("--seed", type=int, default=0, help="for reproducible draws and runs (%(default)s)")
 
     add = command(
@@ -69,7 +83,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "derive designs, then train them beside their baseline (a few minutes)",
         "ce-keras demo --out demo",
     ).add_argument
-    add("--out", type=Path, default=Path("demo"), help="folder for curve.png and results.json")
+    add(
+        "--out",
+        type=folder_to_write,
+        default=Path("demo"),
+        help="folder for curve.png and results.json",
+    )
     add("--epochs", type=int, default=5, help="passes through the images (%(default)s)")
     add("--images", type=int, default=10_000, help="training images (%(default)s)")
     add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
@@ -78,6 +97,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    checked_seed(options.seed)
+    positive_int("runs", options.runs)
+    if options.save_every is not None:
+        positive_int("save_every", options.save_every)
     from ce_keras.training.recipe import read_recipe
 
     changes = dict(_assignment(text) for text in options.set or ())
@@ -118,14 +141,19 @@ def _train(options: argparse.Namespace) -> None:
     show(options, results, f"test error {error} %{paper}")
 
 
+def _place_to_write(text: str) -> Path:
+    """Return the value of an option that names a file, or a folder to write a file into."""
+    return Path(text) if text and Path(text[:255]).is_dir() else file_to_write(text)
+
+
 def _saved(out: Path) -> str:
     return f"all is saved in {out}, and the same command goes on from there"
 
 
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set: got {text!r}; write KEY=VALUE, like optimizer.rate=0.05")
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]{0,99}", key):
+        raise ValueError(f"--set: got {brief(text)}; write KEY=VALUE, like optimizer.rate=0.05")
     return key, value
 
 
@@ -140,6 +168,7 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    file_path("RUN", options.run_folder)
     job, _ = _load_job()
     errors = job.evaluate(options.run_folder)
     text = f"test error {errors['error']:.2f} %, top-5 {errors['top5_error']:.2f} %"
@@ -147,6 +176,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    file_path("RUN", options.run_folder)
     job, _ = _load_job()
     path = job.export(options.run_folder, options.format, options.to)
     show(options, {"path": str(path)}, f"written to {path}")

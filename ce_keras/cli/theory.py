@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from ce_keras.checks import brief
-from ce_keras.cli.output import load_zoo, show, start_keras, table
+from ce_keras.checks import brief, file_path, positive_int
+from ce_keras.cli.output import (
+    file_to_write,
+    load_zoo,
+    picture_to_write,
+    show,
+    start_keras,
+    table,
+)
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
 from ce_keras.optimum import search
@@ -45,8 +51,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
     add("--widths", type=_widths, metavar="N", help=_WIDTHS_HELP)
     add("--inputs", type=int, metavar="N", help="input size of fc")
-    add("--outputs", type=int, default=1, metavar="N", help="output size of fc (%(default)s)")
-    add("--plot", type=Path, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
+    add("--outputs", type=int, metavar="N", help="output size of fc (1)")
+    add("--plot", type=picture_to_write, metavar="FILE", help="draw the curve (.png, .svg or .pdf)")
 
     add = command(
         "fit-alpha",
@@ -66,8 +72,10 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--parameterization", choices=("ntk", "standard"), default="ntk", help="(%(default)s)")
     add("--seed", type=int, default=0, help="for reproducible draws (%(default)s)")
-    add("--checkpoint", type=Path, metavar="FILE", help="keeps what is done, to go on from")
-    add("--plot", type=Path, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")
+    add(
+        "--checkpoint", type=file_to_write, metavar="FILE", help="keeps what is done, to go on from"
+    )
+    add("--plot", type=picture_to_write, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")
 
     add = command(
         "list",
@@ -101,9 +109,10 @@ def _search(options: argparse.Namespace) -> None:
 def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
     """The baseline and the widths to consider; `fc` is described by its sizes."""
     if options.baseline == "fc":
-        return _fully_connected(options, options.outputs), None
-    if options.inputs is not None:
-        raise ValueError(f"--inputs: only fc takes it; {options.baseline} has its own")
+        return _fully_connected(options, 1 if options.outputs is None else options.outputs), None
+    for name in ("inputs", "outputs"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: only fc takes it; {options.baseline} has its own")
     return options.baseline, options.widths
 
 
@@ -115,7 +124,7 @@ def _correlation(options: argparse.Namespace) -> Any:
     try:
         return float(text)
     except ValueError:
-        if text != "embedded" and not Path(text).is_dir():
+        if text != "embedded" and not file_path("--correlation", text).is_dir():
             raise ValueError(
                 f"--correlation: got {brief(text)}; it must be a number, 'embedded', or a folder "
                 "of images"
@@ -158,6 +167,10 @@ def _fit_alpha(options: argparse.Namespace) -> None:
 
 def _module(options: argparse.Namespace) -> Module:
     if options.module == "bottleneck":
+        if options.widths is not None:
+            raise ValueError("--widths: only fc takes it; the block's widths are 1 to 256")
+        if options.inputs is not None:
+            positive_int("--inputs", options.inputs)
         return bottleneck(256 if options.inputs is None else options.inputs, 256)
     return _fully_connected(options)
 

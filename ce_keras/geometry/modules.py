@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.checks import MOST, brief, positive_int
+from ce_keras.checks import (
+    MOST,
+    boolean,
+    brief,
+    finite_number,
+    function,
+    instance,
+    positive_int,
+    real_values,
+    sequence_of,
+    text,
+)
 
 #: The widest baseline: a search looks at every width below it.
 MOST_WIDTH = 2**20
@@ -64,6 +75,13 @@ class Layer:
     norm: bool = False
     in_law: bool = True
 
+    def __post_init__(self) -> None:
+        real_values("fan_in", self.fan_in)  # Of the rest of a model it may be below 0.
+        real_values("outputs", self.outputs, least=0)
+        finite_number("positions", self.positions, 0)
+        for flag in ("bias", "norm", "in_law"):
+            boolean(flag, getattr(self, flag))
+
     @property
     def params(self) -> Width:
         """Trained parameters."""
@@ -77,12 +95,30 @@ class Layer:
 
 def dense(inputs: Width, outputs: Width, **options: Any) -> Layer:
     """A fully connected layer; `options` are :class:`Layer`'s other attributes."""
+    real_values("inputs", inputs, above=0)
+    real_values("outputs", outputs, least=0)
     return Layer(inputs, outputs, **options)
 
 
 def conv(inputs: Width, outputs: Width, kernel: int = 1, **options: Any) -> Layer:
     """A convolution with a square `kernel`; `options` are :class:`Layer`'s other attributes."""
+    real_values("inputs", inputs, above=0)
+    real_values("outputs", outputs, above=0)
+    positive_int("kernel", kernel)
     return Layer(kernel * kernel * inputs, outputs, **options)
+
+
+def _check_design(cardinality: Any, width: Any) -> None:
+    real_values("cardinality", cardinality, least=0)  # Of none, what is fixed is left.
+    real_values("width", width, above=0)
+
+
+def _is_layer(argument: str, value: Any) -> Any:
+    return instance(argument, value, Layer, "a list of geometry.Layers")
+
+
+def _is_module(argument: str, value: Any) -> Any:
+    return instance(argument, value, Module, "a list of geometry.Modules")
 
 
 def _sum(terms: Iterable[Width], width: Width) -> Width:
@@ -139,6 +175,12 @@ class Module:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", positive_int("width", self.width, MOST_WIDTH))
+        text("name", self.name)
+        function("path", self.path, "a function from a width to a list of layers")
+        if self.alpha is not None:
+            finite_number("alpha", self.alpha, above=0)
+        if self.stack is not None:
+            function("stack", self.stack, "a function from a width to a Stack")
 
     @property
     def module(self) -> Module:
@@ -147,14 +189,17 @@ class Module:
 
     def inverse_fan_in(self, width: Width) -> Width:
         """The sum of Eq. 9 for one path: 1 / fan_in over the layers that count in the law."""
+        real_values("width", width, above=0)
         return _sum((1 / layer.fan_in for layer in self.layers(width) if layer.in_law), width)
 
     def params(self, cardinality: Width, width: Width) -> Width:
         """Trained parameters of the ensemble: m * beta(n) in Eq. 8."""
+        _check_design(cardinality, width)
         return cardinality * _sum((layer.params for layer in self.layers(width)), width)
 
     def flops(self, cardinality: Width, width: Width) -> Width:
         """FLOPs of the ensemble for one example."""
+        _check_design(cardinality, width)
         return cardinality * _sum((layer.flops for layer in self.layers(width)), width)
 
     def layers(self, width: Width) -> Sequence[Layer]:
@@ -163,6 +208,7 @@ class Module:
         Raises:
             ValueError: if there are none, or `path` cannot take an array of widths.
         """
+        real_values("width", width, above=0)
         try:
             layers = self.path(width)
         except (TypeError, ValueError) as error:
@@ -193,6 +239,13 @@ class Network:
     fixed: Sequence[Layer]
     stages: Sequence[Module] = ()
 
+    def __post_init__(self) -> None:
+        text("name", self.name)
+        instance("module", self.module, Module, "a geometry.Module")
+        function("paths", self.paths, "a function from a width to a list of layers")
+        sequence_of("fixed", self.fixed, _is_layer)
+        sequence_of("stages", self.stages, _is_module)
+
     @property
     def width(self) -> int:
         """The baseline's width, that of the first stage's single path."""
@@ -200,12 +253,14 @@ class Network:
 
     def params(self, cardinality: Width, width: Width) -> Width:
         """Trained parameters of the whole network."""
+        _check_design(cardinality, width)
         return _sum((layer.params for layer in self.fixed), width) + cardinality * _sum(
             (layer.params for layer in self.paths(width)), width
         )
 
     def flops(self, cardinality: Width, width: Width) -> Width:
         """FLOPs of the whole network for one example."""
+        _check_design(cardinality, width)
         return _sum((layer.flops for layer in self.fixed), width) + cardinality * _sum(
             (layer.flops for layer in self.paths(width)), width
         )

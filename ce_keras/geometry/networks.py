@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.checks import brief, positive_int
+from ce_keras.checks import (
+    boolean,
+    brief,
+    finite_number,
+    instance,
+    positive_int,
+    real_values,
+    sequence_of,
+    text,
+)
 from ce_keras.geometry.modules import Design, Layer, Module, Network, Stack, Width, conv, dense
 from ce_keras.variance import closed_form
 
@@ -51,11 +60,13 @@ def fully_connected(
     >>> int(fully_connected(748, [500] * 5).params(1, 500))
     1374500
     """
+    boolean("bias", bias)
     positive_int("inputs", inputs)
     positive_int("outputs", outputs)
-    hidden = tuple(positive_int("widths", size) for size in widths)
-    if not hidden:
-        raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
+    hidden = tuple(closed_form.checked_widths(widths))
+    text("name", name)
+    if alpha is not None:
+        finite_number("alpha", alpha, above=0)
     path = functools.partial(_dense_path, hidden=hidden, inputs=inputs, outputs=outputs, bias=bias)
     return Module(
         name,
@@ -87,6 +98,12 @@ def scaled_widths(
 
     The reference is the widest of them unless given.
     """
+    real_values("width", width, above=0)
+    hidden = sequence_of("hidden", hidden, positive_int)
+    if not hidden:
+        raise ValueError("hidden: got []; there must be a width")
+    if reference is not None:
+        positive_int("reference", reference)
     ratio = np.asarray(width) / (max(hidden) if reference is None else reference)
     return [np.maximum(1, np.rint(ratio * size)).astype(np.int64) for size in hidden]
 
@@ -105,6 +122,7 @@ def bottleneck(
     >>> float(round(bottleneck().inverse_fan_in(10), 6))
     0.115017
     """
+    finite_number("alpha", alpha, above=0)
     sizes = {"channels": channels, "width": width, "positions": positions}
     for argument, size in sizes.items():
         positive_int(argument, size)
@@ -188,14 +206,31 @@ def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
     if isinstance(shape, str):
         name, whole = shape, _lookup(shape, RESNEXTS, "shape")
     else:
-        name, whole = "resnext", shape
+        name, whole = "resnext", _checked_shape(shape)
     fixed, blocks = _resnext_layers(whole)
     paths = functools.partial(_block_paths, blocks=blocks)
-    first = whole.width if width is None else width
+    first = whole.width if width is None else positive_int("width", width)
     stages = [
         bottleneck(whole.filters * 2**stage, first * 2**stage) for stage in range(len(whole.blocks))
     ]
     return Network(name, stages[0], paths, fixed, stages)
+
+
+def _checked_shape(shape: Any) -> ResNeXt:
+    """Return the shape of a ResNeXt.
+
+    Raises:
+        ValueError: if it is none, or has a size that is not a whole number of 1 or more.
+    """
+    instance("shape", shape, ResNeXt, f"a ResNeXt, or one of {', '.join(RESNEXTS)}")
+    for field, sizes in {"blocks": shape.blocks, "input_shape": shape.input_shape}.items():
+        found = sequence_of(f"shape.{field}", sizes, positive_int)
+        if not found or (field == "input_shape" and len(found) != 3):
+            raise ValueError(f"shape.{field}: got {brief(sizes)}; it must have every size")
+    for field in ("width", "stem", "filters", "stem_kernel", "stem_strides", "classes"):
+        positive_int(f"shape.{field}", getattr(shape, field))
+    boolean("shape.pool", shape.pool)
+    return shape
 
 
 def _resnext_layers(
@@ -274,11 +309,15 @@ def baseline(name: str) -> Module | Network:
     >>> baseline("resnext29-1x226d").width
     226
     """
+    text("name", name)
     family, dash, design = name.replace("_", "-").partition("-")
     build = _lookup(family, BASELINES, "baseline")
     if not dash:
         return build(None)
-    cardinality, width = Design.parse(design)
+    try:
+        cardinality, width = Design.parse(design)
+    except ValueError as error:
+        raise ValueError(f"baseline: {error}") from None
     if cardinality != 1:
         raise ValueError(
             f"baseline: got {name!r}; a baseline is one path, such as '{family}-1x{width}d'"

@@ -9,10 +9,12 @@ from keras import layers
 
 from ce_keras.checks import (
     Parameterization,
+    brief,
     checked_parameterization,
     checked_seed,
     one_of,
     positive_int,
+    text,
 )
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.collegial import CollegialConv2D
@@ -62,6 +64,10 @@ def collegial_bottleneck(
     >>> collegial_bottleneck(x, 256, cardinality=10, width=10, strides=2).shape
     (None, 4, 4, 256)
     """
+    if len(getattr(x, "shape", ())) != 4:
+        raise ValueError(f"x: got {brief(x)}; it must be a tensor of images, of four axes")
+    if name is not None:
+        text("name", name)
     sizes = {"filters": filters, "cardinality": cardinality, "width": width, "strides": strides}
     for argument, size in sizes.items():
         positive_int(argument, size)

@@ -13,7 +13,18 @@ from typing import Any
 import keras
 from keras import activations, constraints, initializers, ops, regularizers
 
-from ce_keras.checks import Parameterization, checked_parameterization, finite_number, positive_int
+from ce_keras.checks import (
+    Parameterization,
+    boolean,
+    brief,
+    checked_parameterization,
+    finite_number,
+    keras_object,
+    one_of,
+    positive_int,
+    sequence_of,
+    whole_number,
+)
 from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
 from ce_keras.layers.initializers import for_each_path, kernel_initializer
 
@@ -74,10 +85,12 @@ class CollegialConv2D(keras.layers.Conv2D):
     ) -> None:
         if "groups" in options:
             raise ValueError("groups: this layer calls it `cardinality`")
-        if implementation not in ("auto", "native", "split"):
-            raise ValueError(
-                f"implementation: got {implementation!r}; it must be 'auto', 'native' or 'split'"
-            )
+        one_of("implementation", implementation, ("auto", "native", "split"))
+        boolean("shared_input", shared_input)
+        for argument, sides in {"kernel_size": kernel_size, "strides": strides}.items():
+            _check_sides(argument, sides)
+        if kernel_initializer is not None:
+            keras_object("kernel_initializer", kernel_initializer, initializers.get)
         _check_paths("filters", filters, cardinality)
         checked_parameterization(parameterization)
         super().__init__(
@@ -85,12 +98,14 @@ class CollegialConv2D(keras.layers.Conv2D):
             kernel_size,
             strides,
             groups=1 if shared_input else cardinality,
-            kernel_initializer=kernel_initializer or _default(parameterization, gain),
+            kernel_initializer=_default(parameterization, gain)
+            if kernel_initializer is None
+            else kernel_initializer,
             **options,
         )
         self.cardinality = cardinality
         self.shared_input = shared_input
-        self.implementation = implementation
+        self.implementation: Any = implementation
         self.parameterization = parameterization
         self.gain = finite_number("gain", gain, above=0)
 
@@ -187,6 +202,12 @@ class CollegialDense(keras.layers.Layer):
         self.lora_enabled = False
         self.lora_rank = None if lora_rank is None else positive_int("lora_rank", lora_rank)
         self.lora_alpha = None if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
+        for argument, flag in {
+            "use_bias": use_bias,
+            "shared_input": shared_input,
+            "aggregate": aggregate,
+        }.items():
+            boolean(argument, flag)
         if aggregate and shared_input:
             raise ValueError("aggregate: paths that are summed cannot also share their input")
         _check_paths("units", units, 1 if aggregate else cardinality)
@@ -194,18 +215,22 @@ class CollegialDense(keras.layers.Layer):
         self.cardinality = positive_int("cardinality", cardinality)
         self.shared_input = shared_input
         self.aggregate = aggregate
-        self.activation = activations.get(activation)
+        self.activation = keras_object("activation", activation, activations.get)
         self.use_bias = use_bias
         self.parameterization = checked_parameterization(parameterization)
         self.gain = finite_number("gain", gain, above=0)
-        self.kernel_initializer = initializers.get(
-            kernel_initializer or _default(parameterization, gain)
-        )
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = constraints.get(kernel_constraint)
-        self.bias_constraint = constraints.get(bias_constraint)
+        if kernel_initializer is None:
+            kernel_initializer = _default(parameterization, gain)
+        identifiers = {
+            "kernel_initializer": (kernel_initializer, initializers.get),
+            "bias_initializer": (bias_initializer, initializers.get),
+            "kernel_regularizer": (kernel_regularizer, regularizers.get),
+            "bias_regularizer": (bias_regularizer, regularizers.get),
+            "kernel_constraint": (kernel_constraint, constraints.get),
+            "bias_constraint": (bias_constraint, constraints.get),
+        }
+        for argument, (identifier, get) in identifiers.items():
+            setattr(self, argument, keras_object(argument, identifier, get))
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape: Any) -> None:
@@ -283,6 +308,8 @@ class CollegialDense(keras.layers.Layer):
             raise ValueError(f"rank: {self.name!r} is not built yet; call it once first")
         if self.lora_enabled:
             raise ValueError(f"rank: {self.name!r} has a low-rank part already")
+        a_initializer = keras_object("a_initializer", a_initializer, initializers.get, False)
+        b_initializer = keras_object("b_initializer", b_initializer, initializers.get, False)
         inputs, outputs = self._kernel.shape[-2:]
         paths = self._kernel.shape[:-2]
         # Keras locks a built layer, and its own layers unlock it in the same way: there is no
@@ -291,14 +318,14 @@ class CollegialDense(keras.layers.Layer):
         self.lora_kernel_a = self.add_weight(
             name="lora_kernel_a",
             shape=(*paths, inputs, rank),
-            initializer=_factor(initializers.get(a_initializer), paths, (inputs, rank)),
+            initializer=_factor(a_initializer, paths, (inputs, rank)),
             dtype="float32",
             regularizer=self.kernel_regularizer,
         )
         self.lora_kernel_b = self.add_weight(
             name="lora_kernel_b",
             shape=(*paths, rank, outputs),
-            initializer=_factor(initializers.get(b_initializer), paths, (rank, outputs)),
+            initializer=_factor(b_initializer, paths, (rank, outputs)),
             dtype="float32",
             regularizer=self.kernel_regularizer,
         )
@@ -387,6 +414,7 @@ class Aggregate(keras.layers.Layer):
     """
 
     def __init__(self, cardinality: int, axis: int = -1, **options: Any) -> None:
+        whole_number("axis", axis)
         super().__init__(**options)
         self.supports_masking = True
         self.cardinality = positive_int("cardinality", cardinality)
@@ -419,6 +447,18 @@ def aggregate(paths: Any, cardinality: int, axis: int = -1) -> Any:
     width = paths.shape[axis] // cardinality
     apart = ops.reshape(paths, (*shape[:axis], cardinality, width, *shape[axis + 1 :]))
     return ops.sum(apart, axis=axis) / math.sqrt(cardinality)
+
+
+# Larger kernels and strides are a slip.
+_MOST_SIDE = 2**12
+
+
+def _check_sides(argument: str, sides: Any) -> None:
+    """Raise `ValueError` unless it is one side, or two, each a whole number of 1 or more."""
+    listed = sides if isinstance(sides, list | tuple) else (sides, sides)
+    found = sequence_of(argument, listed, lambda name, each: positive_int(name, each, _MOST_SIDE))
+    if len(found) != 2:
+        raise ValueError(f"{argument}: got {brief(sides)}; it must be a whole number, or two")
 
 
 def _check_paths(argument: str, size: Any, cardinality: Any) -> None:

@@ -13,7 +13,15 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from ce_keras.checks import brief, positive_int
+from ce_keras.checks import (
+    boolean,
+    brief,
+    called,
+    function,
+    keras_model,
+    positive_int,
+    whole_number,
+)
 from ce_keras.layers.collegial import aggregate, register
 from ce_keras.layers.fan_in import leaves
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis, side_by_side
@@ -68,11 +76,15 @@ class CollegialEnsemble(layers.Layer):
     ) -> None:
         super().__init__(**options)
         self._builder = None if isinstance(build_member, keras.Model) else build_member
-        template = build_member if self._builder is None else self._builder()
+        if grouped is not None:
+            boolean("grouped", grouped)
+        if self._builder is not None:
+            function("build_member", self._builder, "a Keras model, or a function that returns one")
+        template = build_member if self._builder is None else called("build_member", self._builder)
         if not isinstance(template, keras.Model):
             raise ValueError(
-                f"build_member: got {template!r}; it must be a Keras model, or a function without "
-                "arguments that returns one"
+                f"build_member: got {brief(template)}; it must be a Keras model, or a function "
+                "without arguments that returns one"
             )
         self.cardinality = positive_int("cardinality", cardinality, MOST_MEMBERS)
         self.why_copies: str | None = None
@@ -152,6 +164,12 @@ class CollegialEnsemble(layers.Layer):
             ValueError: for a path that is not 0 to `cardinality - 1`.
         """
         self._check_path(path)
+        keras_model("member", member)
+        own = [tuple(weight.shape) for weight in self.get_member(path).weights]
+        if [tuple(weight.shape) for weight in member.weights] != own:
+            raise ValueError(
+                f"member: {member.name!r} has other weights than a member of {self.name!r}"
+            )
         if not self.grouped:
             self.members[path].set_weights(member.get_weights())
         for own, whole, index in self._places(member, path):
@@ -160,8 +178,9 @@ class CollegialEnsemble(layers.Layer):
             whole.assign(values)
 
     def _check_path(self, path: int) -> None:
+        whole_number("path", path)
         if path not in range(self.cardinality):
-            raise ValueError(f"path: got {path!r}; members are 0 to {self.cardinality - 1}")
+            raise ValueError(f"path: got {brief(path)}; members are 0 to {self.cardinality - 1}")
 
     def _places(self, member: keras.Model, path: int) -> list[tuple[Any, Any, Any]]:
         """A member's weights, each with the grouped weight that holds it, and where in that."""

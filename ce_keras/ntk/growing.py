@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ce_keras import files
+from ce_keras.checks import brief
 
 Filled = tuple[np.ndarray, set[int], Callable[[int], None]]
 
@@ -42,7 +43,7 @@ def growing(
         return
     path = Path(path)
     if path.suffix != ".npy":
-        raise ValueError(f"out: got {str(path)!r}; it must end in .npy")
+        raise ValueError(f"out: got {brief(str(path))}; it must end in .npy")
     with files.exclusive("out", path):
         files.sweep(_progress(path))
         part, done = _begun(path, fingerprint)

@@ -12,7 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.checks import brief, positive_int, shortened, whole_number
+from ce_keras.checks import (
+    brief,
+    file_path,
+    keras_model,
+    one_of,
+    positive_int,
+    shortened,
+    whole_number,
+)
 from ce_keras.layers.ensemble import configuration
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes, only_output
@@ -85,12 +93,15 @@ def empirical_ntk(
     >>> empirical_ntk(model, x).shape, empirical_ntk(model, x, x[:1], trace_axes=()).shape
     ((3, 3), (3, 1, 2, 2))
     """
+    keras_model("model", model)
+    one_of("engine", engine, ("auto", "structured", "tape"))
+    if out is not None:
+        file_path("out", out)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
         )
-    x1 = checked_inputs("x1", x1)
-    x2 = None if x2 is None else checked_inputs("x2", x2)
+    x1, x2 = _checked_pair(x1, x2)
     n1 = _count(x1)
     n2 = n1 if x2 is None else _count(x2)
     if batch_size is not None:
@@ -119,6 +130,19 @@ def empirical_ntk(
                 _fill(kernel, engine_of, x1, x2, *block)
                 keep(index)
     return kernel if out is None else np.load(out, mmap_mode="r")
+
+
+def _checked_pair(x1: Any, x2: Any) -> tuple[Any, Any]:
+    x1 = checked_inputs("x1", x1)
+    if x2 is None:
+        return x1, None
+    x2 = checked_inputs("x2", x2)
+    if _signature(x2) != _signature(x1):
+        raise ValueError(
+            f"x2: got {_signature(x2)}; examples must be of the type and shape of x1's, "
+            f"{_signature(x1)}"
+        )
+    return x1, x2
 
 
 def _fill(kernel: np.ndarray, engine: Any, x1: Any, x2: Any, rows: slice, columns: slice) -> None:
@@ -153,8 +177,6 @@ def _engine(
     variables: Sequence[Any] | None,
 ) -> Any:
     """The engine for these arguments: made once for a model, and kept with it."""
-    if engine not in ("auto", "structured", "tape"):
-        raise ValueError(f"engine: got {engine!r}; it must be 'auto', 'structured' or 'tape'")
     engines = _engines_of(model, x)
     chosen = checked_variables(model, variables)
     kind = "tape" if engine == "tape" else engine
@@ -176,11 +198,9 @@ def _engines_of(model: keras.Model, x: Any) -> dict[Any, Any]:
 
     Some layers make them at the first call.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"model: got {brief(model)}; it must be a Keras model")
     own = vars(model)
     if "_ce_keras_kernels" not in own or not all(layer.built for layer in leaves(model)):
-        model(_part(x, slice(0, 1)), training=False)
+        outputs_of("x1", model, _part(x, slice(0, 1)))
     return own.setdefault("_ce_keras_kernels", {})
 
 
@@ -219,7 +239,7 @@ def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
         return list(model.trainable_variables)
     if not isinstance(variables, list | tuple) or not variables:
         raise ValueError(
-            f"variables: got {variables!r}; it must be a list of the model's variables"
+            f"variables: got {brief(variables)}; it must be a list of the model's variables"
         )
     own = {id(variable) for variable in model.variables}
     strangers = [getattr(v, "path", v) for v in variables if id(v) not in own]
@@ -239,7 +259,7 @@ def _made(
     variables: list[Any],
 ) -> Any:
     example = _part(x, slice(0, 1))
-    outputs = only_output(model(example, training=False))
+    outputs = only_output(outputs_of("x1", model, example))
     if not outputs.shape.rank or outputs.shape[0] != 1:
         raise ValueError(
             f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
@@ -311,6 +331,22 @@ def _blocks(
         for column in columns
         if not symmetric or column.start >= row.start
     ]
+
+
+def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
+    """Return what a model gives for inputs.
+
+    Raises:
+        ValueError: if it does not take them; the message has Keras' own.
+    """
+    try:
+        return model(x, training=False)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        shapes = [tuple(part.shape) for part in tf.nest.flatten(x)]
+        raise ValueError(
+            f"{argument}: {model.name!r} does not take inputs of shapes {shapes}: "
+            f"{shortened(' '.join(str(error).split()), 300)}"
+        ) from error
 
 
 def checked_inputs(argument: str, x: Any) -> Any:

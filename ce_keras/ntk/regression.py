@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.checks import brief, finite_number, positive_int, real_array
+from ce_keras.checks import boolean, finite_number, keras_model, positive_int, real_array
 from ce_keras.ntk.axes import only_output
-from ce_keras.ntk.kernel import checked_inputs, checked_variables, empirical_ntk
+from ce_keras.ntk.kernel import checked_inputs, checked_variables, empirical_ntk, outputs_of
 
 
 def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None) -> np.ndarray:
@@ -34,9 +34,12 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     >>> ntk_vector_product(model, x, np.ones((3, 2))).tolist()
     [[4.0, 4.0], [4.0, 4.0], [4.0, 4.0]]
     """
+    keras_model("model", model)
     x1 = checked_inputs("x1", x1)
     x2 = x1 if x2 is None else checked_inputs("x2", x2)
-    outputs = only_output(model(x2, training=False))  # Some weights are made by the first call.
+    outputs_of("x1", model, x1)  # Some weights are made by the first call.
+    outputs = only_output(outputs_of("x2", model, x2))
+    vector = real_array("vector", vector)
     variables = [variable.value for variable in checked_variables(model)]
     with tf.GradientTape() as tape:
         outputs = only_output(model(x2, training=False))
@@ -44,8 +47,6 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
             raise ValueError(
                 f"vector: got shape {np.shape(vector)}; the outputs have {tuple(outputs.shape)}"
             )
-        if not np.isfinite(vector).all():
-            raise ValueError("vector: has numbers that are infinite or NaN")
         along = tf.reduce_sum(outputs * tf.cast(vector, outputs.dtype))
     direction = tape.gradient(along, variables, unconnected_gradients="zero")
     direction = [tf.convert_to_tensor(part) for part in direction]
@@ -82,8 +83,8 @@ class NTKRegressor:
         traced: bool = True,
         batch_size: int | None = None,
     ) -> None:
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"model: got {brief(model)}; it must be a Keras model")
+        boolean("traced", traced)
+        keras_model("model", model)
         finite_number("ridge", ridge, least=0)
         if batch_size is not None:
             positive_int("batch_size", batch_size)
@@ -129,7 +130,7 @@ class NTKRegressor:
         return outputs + learned.reshape(outputs.shape)
 
     def _outputs(self, x: Any) -> np.ndarray:
-        return np.asarray(only_output(self.model(x, training=False)), np.float64)
+        return np.asarray(only_output(outputs_of("x", self.model, x)), np.float64)
 
     def _kernel(self, x1: Any, x2: Any) -> np.ndarray:
         axes = (-1,) if self.traced else ()

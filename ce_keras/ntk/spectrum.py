@@ -85,9 +85,9 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
     """
     matrix = _matrix("kernel", kernel)
     boolean("centred", centred)
+    real_array("labels", labels)
     targets = np.asarray(labels)
-    real_array("labels", targets)
-    if not targets.ndim:
+    if not targets.ndim or not targets.size:
         raise ValueError(f"labels: got {brief(labels)}; it must be one for each example")
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         targets = (targets[:, None] == np.unique(targets)).astype(float)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from ce_keras import files
-from ce_keras.checks import brief, checked_seed, finite_number, one_of, whole_number
+from ce_keras.checks import brief, checked_seed, file_path, finite_number, one_of, whole_number
 from ce_keras.solution import Mode
 
 if TYPE_CHECKING:
@@ -257,6 +257,8 @@ class Result:
 
     def save_picture(self, path: str | Path) -> None:
         """Draw the picture into a file."""
+        path = file_path("path", path)
+        one_of("path: its suffix", path.suffix, (".png", ".svg", ".pdf"))
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -268,7 +270,7 @@ class Result:
 
     def save(self, folder: str | Path) -> None:
         """Write `NAME.json`, `NAME.png` and `NAME.md` into a folder."""
-        folder = Path(folder)
+        folder = file_path("folder", folder)
         files.write_json(folder / f"{self.file}.json", dataclasses.asdict(self))
         self.save_picture(folder / f"{self.file}.png")
         with files.replacing(folder / f"{self.file}.md") as part:
@@ -281,10 +283,16 @@ class Result:
         Raises:
             ValueError: if the file is damaged, or of something else.
         """
-        content = files.read_json(path, dict)
+        path = file_path("path", path)
+        if not path.is_file():
+            raise ValueError(f"path: there is no file {path}")
+        try:
+            content = files.read_json(path, dict)
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from None
         fields = {field.name for field in dataclasses.fields(cls)}
         if not {"name", "data"} <= content.keys() <= fields:
-            raise ValueError(f"{path} is no figure or table of this package")
+            raise ValueError(f"path: {path} is no figure or table of this package")
         return cls(**content)
 
 
@@ -313,6 +321,8 @@ def reproduce(
     >>> reproduce("table2").data["rows"][0]["design"]
     '1x64d'
     """
+    if out is not None:
+        out = file_path("out", out)
     module = experiment(name)
     one_of("scale", scale, get_args(Scale))
     if checked_seed(seed) is None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 
 from ce_keras.budget import Budget
-from ce_keras.checks import positive_int
+from ce_keras.checks import brief, one_of, positive_int
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops as flops_of
 from ce_keras.layers.flops import parameters
@@ -161,8 +161,7 @@ def collegialize(
         per=per,
         seed=seed,
     )
-    if init not in ("random", "split"):
-        raise ValueError(f"init: got {init!r}; it must be 'random' or 'split'")
+    one_of("init", init, ("random", "split"))
     if measure is not None:
         positive_int("measure", measure)
     plan = _plan(model, options)
@@ -236,7 +235,7 @@ def _plan(model: keras.Model, options: Options) -> _Plan:
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(
-            f"model: got {model!r}; it must be a Keras model, as keras.models.load_model gives"
+            f"model: got {brief(model)}; it must be a Keras model, as keras.models.load_model gives"
         )
     if isinstance(model, keras.Sequential) and not is_functional(model):
         raise ValueError(
@@ -286,7 +285,7 @@ def _check_patterns(argument: str, patterns: list[str], names: list[str]) -> Non
     for pattern in patterns:
         if names and not any(fnmatch.fnmatch(name, pattern) for name in names):
             raise ValueError(
-                f"{argument}: {pattern!r} fits no layer that can be ensembled; "
+                f"{argument}: {brief(pattern)} fits no layer that can be ensembled; "
                 f"these can: {', '.join(names)}"
             )
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from ce_keras.budget import Budget, checked_budget
-from ce_keras.checks import checked_seed, checked_tolerance, positive_int
+from ce_keras.budget import Budget
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    checked_tolerance,
+    finite_number,
+    one_of,
+    positive_int,
+)
 from ce_keras.geometry import Design
 from ce_keras.solution import Mode
 
@@ -48,14 +54,12 @@ def checked_options(
     Raises:
         ValueError: for an argument that cannot be meant.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: got {mode!r}; it must be 'primal' or 'dual'")
-    if per not in get_args(Per):
-        raise ValueError(f"per: got {per!r}; it must be 'network' or 'stage'")
+    one_of("mode", mode, get_args(Mode))
+    one_of("per", per, get_args(Per))
     return Options(
         mode,
         _alpha(alpha),
-        checked_budget(budget),
+        one_of("budget", budget, ("params", "flops")),
         checked_tolerance(tolerance),
         None if multiple_of is None else positive_int("multiple_of", multiple_of),
         None if design is None else _design(design),
@@ -69,17 +73,17 @@ def checked_options(
 def _alpha(alpha: Any) -> Any:
     if isinstance(alpha, Mapping):
         if not all(isinstance(pattern, str) for pattern in alpha):
-            raise ValueError(f"alpha: got {alpha!r}; its keys are patterns of chains' names")
+            raise ValueError(f"alpha: got {brief(alpha)}; its keys are patterns of chains' names")
         return {pattern: _alpha(value) for pattern, value in alpha.items()}
     if alpha is None or (isinstance(alpha, str) and alpha in ("fit", "closed_form")):
         return alpha
-    value = getattr(alpha, "alpha", alpha)
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (number and 0 < float(value) < float("inf")):
+    try:
+        finite_number("alpha", getattr(alpha, "alpha", alpha), above=0)
+    except ValueError:
         raise ValueError(
-            f"alpha: got {alpha!r}; it must be a positive number, 'fit', 'closed_form', a fit of "
-            "ce_keras.ntk.fit_alpha, or a mapping from patterns of chains' names to any of these"
-        )
+            f"alpha: got {brief(alpha)}; it must be a positive number, 'fit', 'closed_form', a fit "
+            "of ce_keras.ntk.fit_alpha, or a mapping from patterns of chains' names to any of these"
+        ) from None
     return alpha
 
 
@@ -87,14 +91,15 @@ def _design(design: Any) -> Design:
     if isinstance(design, str):
         return Design.parse(design)
     if not (isinstance(design, Sequence) and len(design) == 2):
-        raise ValueError(f"design: got {design!r}; it must be like '12x10d', or (12, 10)")
+        raise ValueError(f"design: got {brief(design)}; it must be like '12x10d', or (12, 10)")
     return Design(*(positive_int("design", size) for size in design))
 
 
 def _patterns(argument: str, patterns: Any) -> list[str]:
-    listed = [patterns] if isinstance(patterns, str) else patterns or []
-    if not isinstance(listed, Sequence) or not all(isinstance(each, str) for each in listed):
+    listed = [patterns] if isinstance(patterns, str) else [] if patterns is None else patterns
+    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
         raise ValueError(
-            f"{argument}: got {patterns!r}; it must be a pattern like 'conv4_*', or a list of them"
+            f"{argument}: got {brief(patterns)}; it must be a pattern like 'conv4_*', or a list of "
+            "them"
         )
     return list(listed)

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ce_keras.checks import whole_number
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    file_path,
+    instance,
+    positive_int,
+    real_array,
+    sequence_of,
+    text,
+    whole_number,
+)
 from ce_keras.files import replacing
 
 if TYPE_CHECKING:
@@ -65,9 +75,11 @@ def load_fashion_mnist(source: str | Path = "embedded") -> tuple[Images, Images]
     >>> train.images.shape, np.bincount(test.labels).tolist()[:3]
     ((10000, 28, 28, 1), [200, 200, 200])
     """
-    if source == "tfds":
+    if not isinstance(source, str | Path):
+        file_path("source", source)
+    if isinstance(source, str) and source == "tfds":
         return _from_tfds("fashion_mnist")
-    return load_idx(EMBEDDED if source == "embedded" else Path(source))
+    return load_idx(EMBEDDED if source == "embedded" else file_path("source", source))
 
 
 def load_idx(folder: Path) -> tuple[Images, Images]:
@@ -78,7 +90,7 @@ def load_idx(folder: Path) -> tuple[Images, Images]:
     """
     if not folder.is_dir():
         raise ValueError(
-            f"source: got {str(folder)!r}; it must be 'embedded', 'tfds', or a folder of IDX "
+            f"source: got {brief(str(folder))}; it must be 'embedded', 'tfds', or a folder of IDX "
             "files, such as /usr/share/datasets/fashion-mnist after "
             "'apt-get install dataset-fashion-mnist' on Debian"
         )
@@ -113,7 +125,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: if the file is not a whole IDX file of unsigned bytes.
     """
-    path = Path(path)
+    path = file_path("path", path)
+    if not path.is_file():
+        raise ValueError(f"path: there is no file {path}")
     opener = _OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rb") as file:
@@ -139,7 +153,8 @@ def write_idx(path: str | Path, array: np.ndarray) -> None:
     Raises:
         ValueError: for numbers that are not whole, or not from 0 to 255.
     """
-    path, array = Path(path), np.asarray(array)
+    path = file_path("path", path)
+    array = np.asarray(array)
     with np.errstate(invalid="ignore"):  # Of what is not a number.
         whole = array.dtype.kind in "biuf" and np.array_equal(array, array.astype(np.uint8))
     if not whole:
@@ -161,6 +176,8 @@ def balanced(data: Images, count: int, argument: str = "count") -> Images:
     Raises:
         ValueError: for fewer than one of each class, or more than there are.
     """
+    instance("data", data, Images, "Images")
+    text("argument", argument)
     keep = balanced_rows(data.labels, count, argument)
     return Images(data.images[keep], data.labels[keep])
 
@@ -221,6 +238,11 @@ def pipeline(
     Returns:
         A dataset of (images, labels): float32 `(batch, height, width, channels)`, and integers.
     """
+    instance("data", data, Images, "Images")
+    if like is not None:
+        instance("like", like, Images, "Images")
+    positive_int("batch_size", batch_size)
+    checked_seed(seed)
     import tensorflow as tf
 
     reference = (data if like is None else like).images
@@ -267,6 +289,16 @@ def shift_and_flip(images: Any, seed: Any, pixels: int = 2) -> Any:
         seed: two integers.
         pixels: the largest shift.
     """
+    if len(getattr(images, "shape", ())) != 4:
+        raise ValueError(
+            f"images: got {brief(images)}; it must be (batch, height, width, channels)"
+        )
+    if isinstance(images, np.ndarray):
+        real_array("images", images)
+    is_tensor = hasattr(seed, "numpy") or hasattr(seed, "op")  # Or one of a graph.
+    if not is_tensor and len(sequence_of("seed", seed, whole_number)) != 2:
+        raise ValueError(f"seed: got {brief(seed)}; it must be two whole numbers")
+    whole_number("pixels", pixels, 0, 2**13)
     import tensorflow as tf
 
     count, height, width = tf.unstack(tf.shape(images)[:3])

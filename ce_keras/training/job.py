@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import keras
 
 from ce_keras import files, zoo
-from ce_keras.checks import checked_seed, one_of, positive_int
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    file_path,
+    instance,
+    one_of,
+    positive_int,
+    whole_number,
+)
 from ce_keras.layers.flops import flops
 from ce_keras.saving import load_model
 from ce_keras.training.devices import Devices, find_devices
@@ -34,6 +42,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         The model's name, trained parameters, FLOPs for one image, images, steps, and an estimate of
         the memory that training takes, in bytes.
     """
+    instance("recipe", recipe, Recipe, "a Recipe, as read_recipe gives")
     known = what_of(recipe.data)
     limits = recipe.data.limit, recipe.data.test_limit
     train, test = (
@@ -96,13 +105,17 @@ def train(
         ValueError: for images that are not there, or a folder with another run; before training.
         DivergedError: if the loss is not a number any more.
     """
+    instance("recipe", recipe, Recipe, "a Recipe, as read_recipe gives")
+    out = file_path("out", out)
+    whole_number("seed", seed, 0)
     checked_seed(seed)
     positive_int("runs", runs)
     if save_every is not None:
         positive_int("save_every", save_every)
-    devices = devices or find_devices()
+    if devices is not None and not hasattr(devices, "trainer"):
+        raise ValueError(f"devices: got {brief(devices)}; it must be what find_devices gives")
+    devices = find_devices() if devices is None else devices
     source = source_of(recipe.data)
-    out = Path(out)
     folders = [out / f"run-{index + 1}" for index in range(runs)] if runs > 1 else [out]
     _claim_all(devices, folders, recipe, seed)
     results = []
@@ -155,6 +168,7 @@ def evaluate(folder: str | Path) -> dict[str, float]:
     Raises:
         ValueError: for a folder without a finished run.
     """
+    folder = file_path("folder", folder)
     devices = find_devices()
     with devices.scope():
         recipe, model = _finished(folder)
@@ -178,6 +192,9 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
         ValueError: for a folder without a finished run, an unknown form, a place that is taken by
             anything but an earlier export, or a form that needs a package which is not installed.
     """
+    folder = file_path("folder", folder)
+    if to is not None:
+        to = file_path("to", to)
     kind = _EXPORTS[one_of("format", form, tuple(_EXPORTS))]
     _checked_run(folder)
     to = _free_place(Path(folder if to is None else to), form, kind)

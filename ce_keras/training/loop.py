@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from ce_keras.checks import positive_int, text, whole_number
 from ce_keras.progress import progress
 
 
@@ -22,6 +23,7 @@ class StepTimer(keras.callbacks.Callback):
     """
 
     def __init__(self, skip: int = 5) -> None:
+        whole_number("skip", skip, 0)
         super().__init__()
         self.skip = skip
         self.seconds: list[float] = []
@@ -48,6 +50,8 @@ class ProgressBar(keras.callbacks.Callback):
     """
 
     def __init__(self, title: str, steps: int) -> None:
+        text("title", title)
+        positive_int("steps", steps)
         super().__init__()
         self.title = title
         self.steps = steps

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from ce_keras.checks import brief, finite_number, whole_number
+from ce_keras.checks import MOST, brief, finite_number, whole_number
 from ce_keras.layers.collegial import register
 
 
@@ -112,9 +112,11 @@ class StepSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.rate = finite_number("rate", rate, above=0)
         if not isinstance(boundaries, list | tuple):
             raise ValueError(f"boundaries: got {brief(boundaries)}; it must be a list of steps")
-        self.boundaries = [whole_number("boundaries", each, 0) for each in boundaries]
+        self.boundaries = [whole_number("boundaries", each, 1, MOST) for each in boundaries]
+        if self.boundaries != sorted(self.boundaries):
+            raise ValueError(f"boundaries: got {brief(boundaries)}; they must increase")
         self.divide_by = finite_number("divide_by", divide_by, above=0)
-        self.warmup = whole_number("warmup", warmup, 0)
+        self.warmup = whole_number("warmup", warmup, 0, MOST)
 
     def __call__(self, step: Any) -> Any:
         """The rate of a step, counted from 0."""

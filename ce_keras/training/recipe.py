@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ce_keras.checks import brief, shortened, value_of
+from ce_keras.checks import brief, finite_number, shortened, value_of
 from ce_keras.designs import MODES
 from ce_keras.geometry import RESNEXTS
 
@@ -170,7 +170,9 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
     try:
         content = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: is not TOML: {shortened(str(error))}") from None
+        raise ValueError(
+            f"recipe: the file at the path {file} is not TOML: {shortened(str(error))}"
+        ) from None
     if changes is not None and not isinstance(changes, Mapping):
         raise ValueError(f"changes: got {brief(changes)}; it must be a dictionary of texts by key")
     for key, text in (changes or {}).items():
@@ -179,7 +181,7 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
                 f"changes: got {brief(key)}: {brief(text)}; keys and values must be texts"
             )
         _set(content, key, text)
-    return recipe_of(content, str(file))
+    return recipe_of(content, f"recipe: {file}")
 
 
 def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -198,8 +200,10 @@ _LONGEST_PATH = 255
 
 
 def _find(path: str | Path) -> Path:
-    if not isinstance(path, str | Path) or len(str(path)) > _LONGEST_PATH:
-        raise ValueError(f"recipe: got {brief(path)}; it must be a file, or the name of a recipe")
+    if not isinstance(path, str | Path) or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
+        raise ValueError(
+            f"recipe: got {brief(path)}; it must be the path of a file, or the name of a recipe"
+        )
     candidates = [Path(path), *(folder / f"{path}.toml" for folder in FOLDERS)]
     for candidate in candidates:
         if candidate.is_file():
@@ -258,7 +262,7 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
         return None
     for kind in kinds:
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return finite_number(f"{where}: {key}", value)
         if isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
             return value
     names = {float: "a number", int: "a whole number", str: "text", tuple: "a list"}

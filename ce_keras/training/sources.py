@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ce_keras.checks import shortened
+from ce_keras.checks import brief, file_path, shortened
 from ce_keras.progress import progress
 from ce_keras.training.data import (
     Images,
@@ -412,7 +412,7 @@ def sample_images(source: str, count: int = 64) -> np.ndarray:
 
 def _folder_of(recipe: DataRecipe) -> Folder | None:
     """Return a recipe's folder of image files, if it has one; nothing but names is read."""
-    folder = Path(recipe.source)
+    folder = file_path("data.source", recipe.source)
     if recipe.source in ("tfds", "embedded") or not folder.is_dir() or [*folder.glob("*ubyte*")]:
         return None
     known = KNOWN.get(recipe.name)
@@ -437,7 +437,8 @@ def source_of(recipe: DataRecipe) -> Source:
     if recipe.source == "embedded":
         if recipe.name != "fashion_mnist":
             raise ValueError(
-                f"data.source: {recipe.name!r} does not come with the package; fashion_mnist does"
+                f"data.source: {brief(recipe.name)} does not come with the package; fashion_mnist "
+                "does"
             )
         return _limited(*load_fashion_mnist(), recipe, 10)
     folder = _folder_of(recipe)
@@ -448,7 +449,7 @@ def source_of(recipe: DataRecipe) -> Source:
         return _limited(train, test, recipe, 1 + int(max(train.labels.max(), test.labels.max())))
     known = KNOWN.get(recipe.name)
     if known is None:
-        raise ValueError(f"data.name: got {recipe.name!r}; known are {', '.join(KNOWN)}")
+        raise ValueError(f"data.name: got {brief(recipe.name)}; known are {', '.join(KNOWN)}")
     builder = _prepared(recipe.name)
     if known.large:
         if recipe.limit is not None or recipe.test_limit is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import keras_tuner
 
-from ce_keras.checks import positive_int, shortened
+from ce_keras.checks import function, positive_int, shortened
 from ce_keras.layers.flops import flops, trained_parameters
 from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
 
@@ -61,7 +61,11 @@ class BudgetOracle(WrappedOracle):
             if value is not None:
                 positive_int(name, value, most=2**63 - 1)
         super().__init__(inner)
-        self._build = getattr(build, "build", build)
+        self._build = function(
+            "build",
+            getattr(build, "build", build),
+            "a hypermodel, or a function from hyperparameters",
+        )
         self._most = max_params, max_flops
         self._known: dict[str, bool] = {}
 

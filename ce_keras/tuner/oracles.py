@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import keras_tuner
 from keras_tuner.engine.hyperparameters import Choice, Fixed, Int
 
-from ce_keras.checks import boolean, brief, positive_int
+from ce_keras.checks import boolean, brief, checked_seed, instance, positive_int, sequence_of
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.ntk import fit_alpha
@@ -54,6 +54,9 @@ def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
     >>> [str(design) for design in designs_of(search("resnext29", "dual"), only)]
     ['16x8d', '8x16d', '32x4d']
     """
+    instance("solution", solution, Solution, "a Solution of ce_keras.search")
+    if space is not None:
+        instance("space", space, tuple, "a Space")
     space = space or Space()
     curve = solution.curve
     primal = solution.mode == "primal"
@@ -111,7 +114,7 @@ class WrappedOracle(keras_tuner.Oracle):
 
     def __init__(self, inner: keras_tuner.Oracle) -> None:
         if not isinstance(inner, keras_tuner.Oracle):
-            raise ValueError(f"inner: got {inner!r}; it must be a KerasTuner oracle")
+            raise ValueError(f"inner: got {brief(inner)}; it must be a KerasTuner oracle")
         if any(type(each) is type(self) for each in chain(inner)):
             raise ValueError(f"inner: has a {type(self).__name__} already; one is enough")
         self.__dict__ = inner.__dict__  # type: ignore[misc]
@@ -219,6 +222,7 @@ class CollegialOracle(WrappedOracle):
         if inner is None:
             if max_trials is not None:
                 positive_int("max_trials", max_trials)
+            checked_seed(seed)
             super().__init__(_Defaults(objective, max_trials or 1, seed=seed, **options))
             self._walks = True
         else:
@@ -234,6 +238,7 @@ class CollegialOracle(WrappedOracle):
         self._hard = boolean("hard_budget", hard_budget)
         self._seen: Any = None
         self._space_is_checked = False
+        checked_seed(seed)
         self._fit_seed = int(self.seed if seed is None else seed)
         self._fit: dict[str, float] | None = None
         self._ask: dict[str, Any] = {
@@ -245,7 +250,7 @@ class CollegialOracle(WrappedOracle):
             "multiple_of": multiple_of,
             "widths": widths,
         }
-        self._first = [d if isinstance(d, Design) else Design.parse(d) for d in seed_designs]
+        self._first = sequence_of("seed_designs", seed_designs, _checked_design)
         self._designs: list[Design] = []
         given = self.hyperparameters
         taken = [hp.name for hp in given.space if hp.name in self._names]
@@ -255,7 +260,7 @@ class CollegialOracle(WrappedOracle):
             )
         if given.space and self._walks:
             self._seen = given.copy()
-        if alpha != "fit":
+        if not (isinstance(alpha, str) and alpha == "fit"):
             self._solve()
 
     def create_trial(self, tuner_id: str) -> Any:
@@ -383,7 +388,7 @@ class CollegialOracle(WrappedOracle):
         if self._designs:
             return
         ask = dict(self._ask)
-        if ask["alpha"] == "fit":
+        if isinstance(ask["alpha"], str) and ask["alpha"] == "fit":
             found = fit_alpha(ask["baseline"].module, seed=self._fit_seed)
             self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
             ask["alpha"] = found
@@ -402,6 +407,14 @@ class CollegialOracle(WrappedOracle):
             for hp in self.hyperparameters.space:
                 if hp.name == name:
                     hp.value = self.hyperparameters.values[name] = int(value)
+
+
+def _checked_design(argument: str, design: Any) -> Design:
+    try:
+        found = design if isinstance(design, Design) else Design.parse(design)
+        return Design(*(positive_int(argument, size) for size in found))
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
 
 
 def _is_in(design: Design, space: Space) -> bool:

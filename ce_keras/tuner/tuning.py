@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import keras
 import keras_tuner
 
 from ce_keras import zoo
+from ce_keras.checks import checked_seed, instance, one_of, positive_int
 from ce_keras.geometry import RESNEXTS, Module, Network
 from ce_keras.tuner.oracles import NAMES, CollegialOracle
+from ce_keras.zoo.resnext import checked_image_shape
 
 
 class CollegialHyperModel(keras_tuner.HyperModel):
@@ -33,18 +36,23 @@ class CollegialHyperModel(keras_tuner.HyperModel):
         input_shape: tuple[int, ...] | None = None,
         seed: int | None = None,
     ) -> None:
+        one_of("network", network, tuple(RESNEXTS))
+        if classes is not None:
+            positive_int("classes", classes)
+        checked_seed(seed)
+        if input_shape is not None:
+            checked_image_shape(RESNEXTS[network], input_shape)
         super().__init__(name=network)
-        if network not in RESNEXTS:
-            raise ValueError(f"network: got {network!r}; it must be one of {', '.join(RESNEXTS)}")
         self.network = network
         self._options: dict[str, Any] = {
-            "classes": classes or RESNEXTS[network].classes,
+            "classes": RESNEXTS[network].classes if classes is None else classes,
             "input_shape": input_shape,
             "seed": seed,
         }
 
     def build(self, hp: Any) -> keras.Model:
         """A compiled model."""
+        instance("hp", hp, keras_tuner.HyperParameters, "HyperParameters")
         model = zoo.NETWORKS[self.network](
             cardinality=hp.Int("cardinality", 1, 256),
             width=hp.Int("width", 1, RESNEXTS[self.network].width),
@@ -76,6 +84,8 @@ class CollegialTuner(keras_tuner.Tuner):
         names: tuple[str, str] = NAMES,
         **options: Any,
     ) -> None:
+        if callable(hypermodel) and not isinstance(hypermodel, keras_tuner.HyperModel):
+            _check_takes_hyperparameters(hypermodel)
         if baseline is None:
             if not isinstance(hypermodel, CollegialHyperModel):
                 raise ValueError("baseline: is needed, such as 'resnext29'")
@@ -102,6 +112,15 @@ class CollegialTuner(keras_tuner.Tuner):
         if "tuner/trial_id" in hp.values:  # Hyperband goes on with this trial's weights.
             model.load_weights(self._get_checkpoint_fname(hp.values["tuner/trial_id"]))
         return model
+
+
+def _check_takes_hyperparameters(hypermodel: Any) -> None:
+    try:
+        inspect.signature(hypermodel).bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"hypermodel: it must be a function of the hyperparameters: {error}"
+        ) from None
 
 
 _ORACLE_OPTIONS = {

@@ -130,6 +130,8 @@ def kernel_moments(
     >>> round(block.relative_variance, 4)
     0.77
     """
+    if inputs is not None:
+        positive_int("inputs", inputs)
     n = np.array(checked_widths(widths), dtype=float)
     gram = _checked_gram(gram)
     slopes = slopes_of(activation)
@@ -181,7 +183,7 @@ def variance_coefficients(
     [6.444, 12.556]
     """
     scale = real_array("ratios", ratios)
-    degree = len(scale)
+    degree = scale.size if scale.ndim == 1 and (scale > 0).all() else 0
     if not 1 <= degree <= MOST_COEFFICIENTS:
         raise ValueError(
             f"ratios: got {degree}; coefficients are told for 1 to {MOST_COEFFICIENTS} layers"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ce_keras.checks import brief, positive_int, real_array
+from ce_keras.checks import brief, positive_int, real_array, text
 from ce_keras.progress import progress
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def measure_correlation(
     >>> len(measured.stages), measured.first.shape
     (3, (9, 9))
     """
+    text("layers", layers)
     import keras
 
     positive_int("batch_size", batch_size)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ce_keras.checks import positive_int
+from ce_keras.checks import brief, called, positive_int, real_array
 from ce_keras.geometry import Module, Stack
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def family_of(module: Module | Callable[[int], keras.Model], width: int | None) 
         return _of_module(module, width)
     if not callable(module):
         raise ValueError(
-            f"module: got {module!r}; it must be a ce_keras.geometry.Module, or a function from "
-            "a width to a Keras model"
+            f"module: got {brief(module)}; it must be a ce_keras.geometry.Module, or a function "
+            "from a width to a Keras model"
         )
     return _of_function(module, width)
 
 
 def _of_module(module: Module, width: int | None) -> NetworkFamily:
     if width is not None:
-        raise ValueError(f"width: got {width!r}; {module.name!r} has its own: {module.width}")
+        raise ValueError(f"width: got {brief(width)}; {module.name!r} has its own: {module.width}")
     if module.stack is None:
         raise ValueError(
             f"module: {module.name!r} is not described as a stack of ReLU layers (`stack`): "
@@ -82,9 +82,9 @@ def _of_function(function: Callable[[int], keras.Model], width: int | None) -> N
     def build(n: int) -> keras.Model:
         import keras
 
-        model = function(n)
+        model = called("module", function, n)
         if not isinstance(model, keras.Model):
-            raise ValueError(f"module: {name}({n}) gave {model!r}; it must be a Keras model")
+            raise ValueError(f"module: {name}({n}) gave {brief(model)}; it must be a Keras model")
         if len(model.inputs or ()) != 1 or len(model.outputs or ()) != 1:
             raise ValueError(
                 f"module: {name}({n}) must be a functional model, or a sequential one with an "
@@ -115,12 +115,11 @@ def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator)
         if None in shape:
             raise ValueError(f"x1: needed, since an input of shape {shape} has no fixed size")
         return rng.standard_normal((1, *shape))
-    given = [np.asarray(x) for x in (x1, x2) if x is not None]
+    pairs = zip(("x1", "x2"), (x1, x2), strict=True)
+    given = [real_array(name, x) for name, x in pairs if x is not None]
     for name, x in zip(("x1", "x2"), given, strict=False):
         # A fully connected stack has one position, which need not be said.
         allowed = (shape, shape[1:]) if family.stack and shape[0] == 1 else (shape,)
-        if not np.isfinite(x).all():
-            raise ValueError(f"{name}: has values that are not finite")
         if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:
             raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")
     known = shape if None not in shape else given[0].shape

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,13 @@ import numpy as np
 from ce_keras import files
 from ce_keras.checks import (
     Parameterization,
+    brief,
     checked_parameterization,
     checked_seed,
+    file_path,
+    one_of,
     positive_int,
+    real_array,
 )
 from ce_keras.geometry import Module
 from ce_keras.progress import progress
@@ -108,6 +111,7 @@ class AlphaFit:
         Raises:
             ValueError: if fewer than two points are left.
         """
+        positive_int("width", width)
         kept = self.width >= width
         if kept.sum() < 2:
             raise ValueError(
@@ -215,8 +219,10 @@ def fit_alpha(
         raise ValueError(f"draws: got {draws!r}; a variance needs 2 or more")
     checked_parameterization(parameterization)
     if readout is not None and not callable(readout):
-        raise ValueError(f"readout: got {readout!r}; it must be a function of the outputs")
+        raise ValueError(f"readout: got {brief(readout)}; it must be a function of the outputs")
     seed = checked_seed(seed)
+    if checkpoint is not None and file_path("checkpoint", checkpoint).is_dir():
+        raise ValueError(f"checkpoint: {checkpoint} is a folder; name a file")
     if checkpoint is not None and seed is None:
         raise ValueError("seed: needed with a checkpoint: the draws must be the same to go on")
     method = _chosen_method(method, family, x1, x2, readout)
@@ -366,6 +372,11 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
     >>> log_moment_ratio(np.ones(10))
     (0.0, 0.0)
     """
+    kernels = real_array("kernels", kernels)
+    if kernels.ndim != 1 or not kernels.any():
+        raise ValueError(
+            f"kernels: got shape {kernels.shape}; it must be draws, `(draws,)`, not all 0"
+        )
     mean, squares = kernels.mean(), kernels**2
     second = squares.mean()
     ratio = float(np.log(second / mean**2))
@@ -379,9 +390,12 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
 
 
 def _resumed(checkpoint: str | Path | None, key: dict[str, Any]) -> dict[str, Any]:
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None or not file_path("checkpoint", checkpoint).exists():
         return {}
-    content = json.loads(Path(checkpoint).read_text())
+    try:
+        content = files.read_json(checkpoint, dict)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"checkpoint: {error}") from None
     if content.get("of") != key:
         raise ValueError(
             f"checkpoint: {checkpoint} is of another fit; delete it, or give another file"
@@ -394,29 +408,27 @@ def _resumed(checkpoint: str | Path | None, key: dict[str, Any]) -> dict[str, An
 
 
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
-    if ratios is not None and not np.issubdtype(np.asarray(ratios).dtype, np.number):
-        raise ValueError(f"ratios: got {ratios!r}; they are numbers above 0, and at most 1")
     if ratios is None:
         widths = np.unique(np.rint(np.linspace(1, width, 12)).astype(int))
     else:
-        ratios = np.atleast_1d(ratios).tolist()
+        given = np.atleast_1d(real_array("ratios", ratios))
+        if given.ndim > 1:
+            raise ValueError(f"ratios: got shape {given.shape}; it must be a list of numbers")
+        ratios = given.tolist()
         wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
         if wrong:
             raise ValueError(f"ratios: got {wrong[0]}; they are above 0, and at most 1")
         widths = np.unique(np.maximum(1, np.rint(np.array(ratios) * width)).astype(int))
     if len(widths) < 2:
         raise ValueError(
-            f"ratios: got {ratios!r} for a module {width} wide; a line needs two widths or more"
+            f"ratios: got {brief(ratios)} for a module {width} wide; a line needs two widths or "
+            "more"
         )
     return widths
 
 
 def _chosen_method(method: str, family: NetworkFamily, x1: Any, x2: Any, readout: Any) -> Method:
-    if method not in ("auto", *get_args(Method)):
-        raise ValueError(
-            f"method: got {method!r}; it must be 'auto', 'closed_form', 'sampler', 'ensemble' or "
-            "'tape'"
-        )
+    one_of("method", method, ("auto", *get_args(Method)))
     stack = None if family.stack is None else family.stack(family.width)
     if stack is not None and readout is not None:
         raise ValueError("readout: is for Keras models; a module of geometry has one output")

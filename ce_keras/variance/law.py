@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ce_keras.checks import brief, finite_number
+from ce_keras.checks import brief, called, finite_number, instance, real_values
 from ce_keras.geometry import Module
 from ce_keras.variance import closed_form
 
@@ -29,6 +29,7 @@ def second_moment(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> An
     >>> round(float(second_moment(1.6, 0.115)), 4)
     1.202
     """
+    _check_moment(alpha, inverse_fan_in, cardinality)
     return 1 + variance(alpha, inverse_fan_in, cardinality)
 
 
@@ -38,9 +39,16 @@ def variance(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:
     >>> round(float(variance(1.6, 0.115, cardinality=10)), 4)
     0.0202
     """
+    _check_moment(alpha, inverse_fan_in, cardinality)
     # Deep, narrow paths can exceed the range of floats: infinite variance is the right answer.
     with np.errstate(over="ignore"):
         return np.expm1(alpha * inverse_fan_in) / cardinality
+
+
+def _check_moment(alpha: Any, inverse_fan_in: Any, cardinality: Any) -> None:
+    finite_number("alpha", alpha, above=0)
+    real_values("inverse_fan_in", inverse_fan_in, least=0)
+    real_values("cardinality", cardinality, above=0)
 
 
 class Law(Protocol):
@@ -74,6 +82,11 @@ class ExponentialLaw:
     module: Module
     alpha: float
     alpha_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        instance("module", self.module, Module, "a geometry.Module")
+        finite_number("alpha", self.alpha, above=0)
+        finite_number("alpha_error", self.alpha_error, 0)
 
     @property
     def name(self) -> str:
@@ -116,6 +129,7 @@ class ClosedFormLaw:
     """
 
     def __init__(self, module: Module, correlation: Any = None) -> None:
+        instance("module", module, Module, "a geometry.Module")
         if module.stack is None:
             raise ValueError(
                 f"alpha: no closed form is known for {module.name!r}; stacks of ReLU layers "
@@ -183,12 +197,16 @@ class MeasuredLaw:
     name = "measured law"
 
     def __init__(self, curve: Callable[[int], Any] | Mapping[int, Any]) -> None:
+        if not callable(curve) and not isinstance(curve, Mapping):
+            raise ValueError(
+                f"curve: got {brief(curve)}; the law must be a function of a width, or a table"
+            )
         self._curve = curve
         self.range: tuple[float, float] = (1, np.inf)
         if isinstance(curve, Mapping):
             if not curve:
                 raise ValueError("law: the table is empty")
-            known = np.array(sorted(curve))
+            known = np.array(sorted(finite_number("law: curve: width", n, above=0) for n in curve))
             self.range = (known[0], known[-1])
             values = np.array([_variance_and_error(n, curve[n]) for n in known])
             self._table = np.log(known), np.log(values[:, 0]), values[:, 1] / values[:, 0]
@@ -208,7 +226,9 @@ class MeasuredLaw:
             known, log_variance, error = self._table
             at = np.log(width)
             return np.interp(at, known, log_variance), np.interp(at, known, error)
-        values = [_variance_and_error(n, self._curve(int(n))) for n in np.ravel(width)]
+        values = [
+            _variance_and_error(n, called("law", self._curve, int(n))) for n in np.ravel(width)
+        ]
         variance, error = np.array(values).T.reshape(2, *np.shape(width))
         return np.log(variance), error / variance
 
@@ -240,6 +260,7 @@ def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> L
     Raises:
         ValueError: for both of them, or one that is no law.
     """
+    instance("module", module, Module, "a geometry.Module")
     exact = isinstance(alpha, str) and alpha == "closed_form"
     if correlation is not None and not exact:
         raise ValueError(

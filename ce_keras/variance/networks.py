@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ce_keras.checks import called
 from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
@@ -301,7 +302,10 @@ def _paths_first(gradient: Any, value: InitialValues, paths: int) -> Any:
 
 def _read(readout: Readout, outputs: Any) -> Any:
     """What is read from the outputs of several networks: a number of each."""
-    read = tf.convert_to_tensor(readout(outputs))
+    read = called("readout", readout, outputs)
+    if read is None:
+        raise ValueError("readout: gave None; it must be a number of each network")
+    read = tf.convert_to_tensor(read)
     if read.shape != outputs.shape[:1]:
         raise ValueError(
             f"readout: gave shape {tuple(read.shape)} for outputs {tuple(outputs.shape)}; it must "

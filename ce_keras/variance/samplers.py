@@ -18,8 +18,9 @@ from ce_keras.checks import (
     checked_parameterization,
     checked_seed,
     positive_int,
+    real_array,
 )
-from ce_keras.variance.closed_form import layer_means
+from ce_keras.variance.closed_form import checked_widths, layer_means
 
 # Numbers held at a time by one array of a sampler: half a megabyte stays in the caches.
 _CHUNK = 2**17
@@ -58,7 +59,9 @@ def chain_kernels(
     >>> chain_kernels([100] * 3, draws=5, seed=0).shape
     (5, 4)
     """
-    n = [positive_int("widths", width) for width in widths]
+    n = checked_widths(widths)
+    if inputs is not None:
+        positive_int("inputs", inputs)
     scale = layer_means(n, parameterization, inputs)
     rng = generator(seed)
     kernels = np.empty((positive_int("draws", draws), len(n) + 1))
@@ -117,13 +120,11 @@ def stack_kernels(
     >>> stack_kernels(np.eye(2, 10), [30, 20], draws=5, seed=0).shape
     (5, 2, 2)
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = real_array("x", x)
     if x.ndim not in (2, 3) or not x.size:
         raise ValueError(f"x: got shape {x.shape}; it must be (p, features), or with positions")
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    n = [positive_int("widths", width) for width in widths]
-    if not n:
-        raise ValueError(f"widths: got {widths!r}; there must be a hidden layer")
+    n = checked_widths(widths)
     ntk = checked_parameterization(parameterization) == "ntk"
     rng = generator(seed)
     kernels = np.empty((positive_int("draws", draws), len(x), len(x)))

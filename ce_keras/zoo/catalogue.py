@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from ce_keras.checks import brief, text
 from ce_keras.designs import MODES, PUBLISHED, choose_design, published
 from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.zoo import perceptron, resnext, wide_resnet
@@ -24,6 +25,10 @@ _RESNETS: dict[str, Constructor] = {
 
 #: The network that the paper's Table 1 compares with.
 WIDE_RESNET = "wide_resnet28_10"
+
+
+# Characters of a name that are compared with the known ones.
+_LONGEST = 100
 
 
 class Entry(NamedTuple):
@@ -81,6 +86,7 @@ def list_models(pattern: str = "*") -> list[str]:
     >>> list_models("resnext50_1*")
     ['resnext50_12x10d', 'resnext50_15x8d', 'resnext50_1x64d']
     """
+    text("pattern", pattern)
     return sorted(fnmatch.filter({entry.name for entry in entries()}, pattern))
 
 
@@ -98,6 +104,7 @@ def create(name: str, /, **options: Any) -> keras.Model:
     >>> create("resnext11_3x5d", classes=7).output_shape
     (None, 7)
     """
+    text("name", name)
     if name == WIDE_RESNET:
         return wide_resnet.wide_resnet(**options)
     families: dict[str, Callable[..., keras.Model]] = {
@@ -107,10 +114,13 @@ def create(name: str, /, **options: Any) -> keras.Model:
     }
     if name in families:
         return families[name](**options)
-    family, _, text = name.rpartition("_")
+    family, _, design = name.rpartition("_")
     if family in families:
-        m, n = Design.parse(text)
+        try:
+            m, n = Design.parse(design)
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from None
         return families[family](cardinality=m, width=n, **options)
     known = [*list_models(), *families]
-    (near,) = difflib.get_close_matches(name, known, 1, cutoff=0)
-    raise ValueError(f"name: got {name!r}; did you mean {near!r}? ce_keras.zoo.list_models()")
+    (near,) = difflib.get_close_matches(name[:_LONGEST], known, 1, cutoff=0)
+    raise ValueError(f"name: got {brief(name)}; did you mean {near!r}? ce_keras.zoo.list_models()")

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.checks import boolean, keras_model
 from ce_keras.zoo.weight_files import plain_state, read_state
 from ce_keras.zoo.weights import assign, named
 
@@ -44,6 +45,8 @@ def from_torch(
             other shapes, not numbers, or of a variant with another stem or other blocks.
         ImportError: for a file of PyTorch's where it is not installed.
     """
+    keras_model("model", model)
+    boolean("partial", partial)
     where = "state"
     if isinstance(state, str | Path):
         where, state = f"state: {state}", read_state("state", state)
@@ -75,6 +78,7 @@ def to_torch(model: keras.Model) -> dict[str, np.ndarray]:
     >>> state["layer3.0.conv2.weight"].shape  # 2 paths, each 4 times 3 wide.
     (24, 12, 3, 3)
     """
+    keras_model("model", model)
     arrays = {}
     for name, variable in named(model).items():
         value = np.asarray(variable)
@@ -133,6 +137,8 @@ def from_applications(model: keras.Model, source: keras.Model) -> None:
             are in the first 1x1 convolution of a block, ours in the 3x3, so that the same weights
             would not be the same function.
     """
+    keras_model("model", model)
+    keras_model("source", source)
     arrays: dict[str, np.ndarray] = {}
     own = {layer.name for layer in model.layers} | {"predictions"}
     more = [layer.name for layer in source.layers if layer.weights and layer.name not in own]

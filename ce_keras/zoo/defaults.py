@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from ce_keras.checks import keras_object, one_of
+
 
 @contextmanager
 def defaults(dtype: Any = None, data_format: str | None = None) -> Iterator[None]:
@@ -21,16 +23,18 @@ def defaults(dtype: Any = None, data_format: str | None = None) -> Iterator[None
     'bfloat16'
     """
     before = keras.config.dtype_policy(), keras.config.image_data_format()
-    if data_format not in (None, "channels_last", "channels_first"):
-        raise ValueError(
-            f"data_format: got {data_format!r}; it must be 'channels_last' or 'channels_first'"
-        )
+    one_of("data_format", data_format, (None, "channels_last", "channels_first"))
     try:
         if dtype is not None:
-            keras.config.set_dtype_policy(dtype)
+            keras_object("dtype", dtype, _set_policy)
         if data_format is not None:
             keras.config.set_image_data_format(data_format)
         yield
     finally:
         keras.config.set_dtype_policy(before[0])
         keras.config.set_image_data_format(before[1])
+
+
+def _set_policy(dtype: Any) -> Any:
+    keras.config.set_dtype_policy(dtype)
+    return keras.config.dtype_policy()

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ce_keras.checks import positive_int, real_array
+from ce_keras.checks import brief, one_of, positive_int, real_array, text
 from ce_keras.zoo.weights import published_weights
 
 #: The usual mean and deviation of ImageNet's red, green and blue.
@@ -31,6 +31,11 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
     >>> float(preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0])
     0.0
     """
+    one_of("data_format", data_format, (None, "channels_last", "channels_first"))
+    if not hasattr(x, "shape"):
+        raise ValueError(f"x: got {brief(x)}; it must be an array or tensor of images")
+    if isinstance(x, np.ndarray):
+        real_array("x", x)
     if weights is not None:
         known = _published(weights)
         mean, deviation = (np.array(known[key], "float32") for key in ("mean", "deviation"))
@@ -80,7 +85,8 @@ def decode_predictions(
 
 
 def _published(weights: str) -> dict[str, Any]:
+    text("weights", weights)
     known = published_weights()
     if weights not in known:
-        raise ValueError(f"weights: got {weights!r}; published are {', '.join(known)}")
+        raise ValueError(f"weights: got {brief(weights)}; published are {', '.join(known)}")
     return known[weights]

@@ -12,7 +12,15 @@ import numpy as np
 from keras import layers
 
 from ce_keras import geometry
-from ce_keras.checks import checked_seed, positive_int
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    keras_object,
+    one_of,
+    positive_int,
+    sequence_of,
+    text,
+)
 from ce_keras.geometry import Design
 from ce_keras.layers.collegial import Aggregate, CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
@@ -60,6 +68,12 @@ def fully_connected(
     >>> fully_connected(mode="baseline").name
     'fully_connected_1x200d'
     """
+    input_shape = tuple(sequence_of("input_shape", input_shape, positive_int))
+    if not input_shape:
+        raise ValueError("input_shape: got (); it must have a size")
+    if name is not None:
+        text("name", name)
+    keras_object("classifier_activation", classifier_activation, keras.activations.get)
     positive_int("classes", classes)
     positive_int("base", base)
     if positive_int("depth", depth) < 2:
@@ -117,12 +131,11 @@ def connected_design(
         raise ValueError("cardinality, width: give both, or a mode")
     if cardinality is not None and width is not None:
         if mode is not None:
-            raise ValueError(f"mode: got {mode!r}; leave it out where a design is given")
+            raise ValueError(f"mode: got {brief(mode)}; leave it out where a design is given")
         return Design(positive_int("cardinality", cardinality), positive_int("width", width))
-    if mode == "baseline":
+    if isinstance(mode, str) and mode == "baseline":
         return Design(1, base)
-    if mode not in (None, "primal", "dual"):
-        raise ValueError(f"mode: got {mode!r}; it must be 'primal', 'dual' or 'baseline'")
+    one_of("mode", mode, (None, "primal", "dual", "baseline"))
     module = connected_geometry(input_shape, classes, depth, base)
     return search(module, "dual" if mode == "dual" else "primal", alpha="closed_form").design
 

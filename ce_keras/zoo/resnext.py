@@ -11,7 +11,17 @@ import keras
 import numpy as np
 from keras import layers
 
-from ce_keras.checks import checked_seed, positive_int
+from ce_keras.checks import (
+    boolean,
+    brief,
+    checked_seed,
+    instance,
+    keras_object,
+    one_of,
+    positive_int,
+    sequence_of,
+    text,
+)
 from ce_keras.designs import Mode, choose_design
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
@@ -61,8 +71,10 @@ def build_resnext(
         ValueError: for arguments that do not fit; before anything is built.
     """
     with defaults(dtype, data_format):
+        instance("shape", shape, ResNeXt, "a geometry.ResNeXt")
+        instance("design", design, Design, "a geometry.Design")
         classes = shape.classes if classes is None else classes
-        _check(pooling, classes, features_only)
+        _check(pooling, classes, features_only, include_top, classifier_activation, name)
         source = find_weights(weights, name)
         top = include_top and not features_only
         seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
@@ -246,7 +258,7 @@ def _constructor(
             classes=classes,
             classifier_activation=classifier_activation,
             seed=seed,
-            name=name or f"{prefix}_{design}",
+            name=f"{prefix}_{design}" if name is None else name,
             features_only=features_only,
             dtype=dtype,
             data_format=data_format,
@@ -283,9 +295,14 @@ resnet50, resnet101, resnet152 = (
 )
 
 
-def _check(pooling: Any, classes: int, features_only: bool) -> None:
-    if pooling not in (None, "avg", "max"):
-        raise ValueError(f"pooling: got {pooling!r}; it must be None, 'avg' or 'max'")
+def _check(
+    pooling: Any, classes: int, features_only: bool, include_top: bool, activation: Any, name: Any
+) -> None:
+    one_of("pooling", pooling, (None, "avg", "max"))
+    boolean("features_only", features_only)
+    boolean("include_top", include_top)
+    text("name", name)
+    keras_object("classifier_activation", activation, keras.activations.get)
     if pooling is not None and features_only:
         raise ValueError(f"pooling: got {pooling!r}; there is none of feature maps")
     positive_int("classes", classes)
@@ -298,7 +315,13 @@ def _image_input(
     include_top: bool,
 ) -> Any:
     channels_last = keras.config.image_data_format() == "channels_last"
+    if input_shape is not None:
+        input_shape = checked_shape(input_shape)
     if tensor is not None:
+        if not hasattr(tensor, "shape") or len(tensor.shape) != 4:
+            raise ValueError(
+                f"input_tensor: got {brief(tensor)}; it must be a Keras tensor of images"
+            )
         tensor = tensor if isinstance(tensor, keras.KerasTensor) else keras.Input(tensor=tensor)
         if input_shape is not None and tuple(input_shape) != tuple(tensor.shape[1:]):
             raise ValueError(
@@ -310,18 +333,52 @@ def _image_input(
         height, width, channels = shape.input_shape
         size = (height, width) if include_top else (None, None)
         input_shape = (*size, channels) if channels_last else (channels, *size)
-    sides = input_shape[:-1] if channels_last else input_shape[1:]
+    input_shape = checked_image_shape(shape, input_shape)
+    return keras.Input(input_shape) if tensor is None else tensor
+
+
+def checked_image_shape(shape: ResNeXt, input_shape: Any) -> tuple[int | None, ...]:
+    """Return the shape of the images of a ResNeXt.
+
+    Raises:
+        ValueError: unless it has height, width and channels, large enough for every stage.
+    """
+    found = checked_shape(input_shape)
+    channels_last = keras.config.image_data_format() == "channels_last"
+    sides = found[:-1] if channels_last else found[1:]
     smallest = shape.stem_strides * 2 ** (len(shape.blocks) - 1 + shape.pool)
     if (
         len(sides) != 2
-        or not input_shape[-1 if channels_last else 0]
+        or not found[-1 if channels_last else 0]
         or any(side is not None and side < smallest for side in sides)
     ):
         raise ValueError(
-            f"input_shape: got {tuple(input_shape)}; it must be height, width and channels, "
+            f"input_shape: got {brief(found)}; it must be height, width and channels, "
             f"with sides of {smallest} or more"
         )
-    return keras.Input(input_shape) if tensor is None else tensor
+    return found
+
+
+def checked_shape(input_shape: Any) -> tuple[int | None, ...]:
+    """Return the shape of an image.
+
+    Raises:
+        ValueError: unless its sizes are whole numbers of 1 or more, or not known.
+    """
+
+    def size(argument: str, value: Any) -> int | None:
+        return None if value is None else positive_int(argument, value)
+
+    found = sequence_of("input_shape", input_shape, size)
+    if not 1 <= len(found) <= _MOST_AXES:
+        raise ValueError(
+            f"input_shape: got {brief(input_shape)}; it must have a size for each axis"
+        )
+    return tuple(found)
+
+
+# Axes of one example.
+_MOST_AXES = 8
 
 
 def _seeds(seed: int | None, count: int) -> list[int | None]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ce_keras.checks import brief, shortened
+from ce_keras.checks import brief, file_path, shortened
 
 # Where training scripts put the weights among the other things that they keep.
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "params")
@@ -40,7 +40,7 @@ def read_state(argument: str, path: str | Path) -> dict[str, Any]:
             names it.
         ImportError: for a file of PyTorch's where it is not installed.
     """
-    path = Path(path)
+    path = file_path(argument, path)
     check_file(argument, path)
     with path.open("rb") as file:
         head = file.read(16)
@@ -60,7 +60,7 @@ def check_file(argument: str, path: Path) -> None:
         ValueError: for one that is not there, empty, or known to be something else.
     """
     if not path.is_file():
-        raise ValueError(f"{argument}: there is no file {path}")
+        raise ValueError(f"{argument}: there is no file {shortened(str(path), 300)}")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from ce_keras import files
+from ce_keras.checks import boolean, brief, file_path, keras_model, text
 from ce_keras.zoo.weight_files import check_file, read_state
 
 #: Published weights: files beside their index.
@@ -36,6 +37,8 @@ def published_weights(name: str | None = None) -> dict[str, dict[str, Any]]:
     >>> sorted(published_weights("resnext11_7x7d"))
     ['resnext11_7x7d/fashion_mnist']
     """
+    if name is not None:
+        text("name", name)
     index = files.read_json(FOLDER / "index.json")
     return {key: value for key, value in index.items() if name in (None, key.partition("/")[0])}
 
@@ -53,10 +56,10 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
     if weights is None:
         return None
     own = published_weights(name)
-    entry = own.get(f"{name}/{weights}")
+    entry = own.get(f"{name}/{weights}") if isinstance(weights, str) else None
     if entry is not None:
         return _fetched(entry)
-    path = Path(weights)
+    path = file_path("weights", weights)
     if weights == "imagenet":
         raise ValueError(
             f"weights: there are none of {name!r} for 'imagenet' here. Those of PyTorch's or "
@@ -67,7 +70,7 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
     if not path.is_file() or not path.name.endswith(_SUFFIXES):
         names = [key.partition("/")[2] for key in own]
         raise ValueError(
-            f"weights: got {str(weights)!r}; it must be None, a file that exists "
+            f"weights: got {brief(str(weights))}; it must be None, a file that exists "
             f"({' or '.join(_SUFFIXES)}), or a name of published weights: {name} has "
             f"{', '.join(names) or 'none'}"
         )
@@ -100,7 +103,9 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
     Raises:
         ValueError: for weights that are missing, or of other shapes.
     """
-    path = Path(path)
+    keras_model("model", model)
+    boolean("partial", partial)
+    path = file_path("path", path)
     check_file("weights", path)
     if path.suffix != ".safetensors":
         # What the file has more, as a classifier, Keras leaves alone. What it lacks may be no more
@@ -130,9 +135,11 @@ def save_weights(model: keras.Model, path: str | Path) -> None:
     ...     save_weights(model, Path(folder) / "a.safetensors")
     ...     load_weights(model, Path(folder) / "a.safetensors")
     """
+    keras_model("model", model)
+    path = file_path("path", path)
     from safetensors.numpy import save_file
 
-    with files.replacing(Path(path)) as part:
+    with files.replacing(path) as part:
         save_file({name: np.asarray(value) for name, value in named(model).items()}, part)
 
 

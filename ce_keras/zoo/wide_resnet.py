@@ -9,10 +9,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from ce_keras.checks import checked_seed, positive_int
+from ce_keras.checks import checked_seed, keras_object, positive_int, text
 from ce_keras.layers.bottleneck import batch_norm
 from ce_keras.layers.initializers import kernel_initializer
 from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.resnext import checked_shape
 from ce_keras.zoo.weights import find_weights, load_weights
 
 # Channels of the stem, and of the stages of a network of width 1.
@@ -52,6 +53,15 @@ def wide_resnet(
     >>> wide_resnet(depth=10, widening=1).name
     'wide_resnet10_1'
     """
+    if name is not None:
+        text("name", name)
+    if input_shape is not None:
+        input_shape = checked_shape(input_shape)
+        if len(input_shape) != 3 or None in input_shape:
+            raise ValueError(
+                f"input_shape: got {input_shape}; it must be height, width and channels"
+            )
+    keras_object("classifier_activation", classifier_activation, keras.activations.get)
     for argument, size in {"classes": classes, "widening": widening, "depth": depth}.items():
         positive_int(argument, size)
     blocks, rest = divmod(depth - 4, 6)
