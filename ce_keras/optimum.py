@@ -31,6 +31,7 @@ from ce_keras.variance.law import (
     ClosedFormLaw,
     ExponentialLaw,
     FittedAlpha,
+    FittedLaw,
     Law,
     MeasuredLaw,
     law_of,
@@ -43,7 +44,7 @@ def search(
     *,
     alpha: float | Literal["closed_form"] | FittedAlpha | None = None,
     correlation: Any = None,
-    law: Callable[[int], Any] | Mapping[int, Any] | None = None,
+    law: Callable[[int], Any] | Mapping[int, Any] | FittedLaw | None = None,
     budget: Budget = "params",
     hard_budget: bool = False,
     tolerance: float = 0.02,
@@ -73,7 +74,8 @@ def search(
             feature maps; real ones have 0.8 to 0.95.
         law: the variance of one path instead of any formula: a function from a width to
             Var(K) / E[K]^2, or to a pair of that and its standard error; or a table of either by
-            width, interpolated between its widths.
+            width, interpolated between its widths; or a fit of `ce_keras.ntk.fit_alpha`, of which
+            the polynomial is taken.
         budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that gives
             the cost of the whole network and does not fall as cardinality grows.
         hard_budget: a primal's problem is solved among whole cardinalities of which the network
@@ -174,6 +176,10 @@ def _exact_optimum(
     return found
 
 
+# Paths that no network has, yet whose cost is a finite number.
+_MANY = 1e150
+
+
 class _Optimum(NamedTuple):
     """A problem of the paper, solved at every width; `multiplicity` is what gets rounded."""
 
@@ -206,7 +212,8 @@ def _dual(
 ) -> _Optimum:
     """Eq. 13-14: least cost at the baseline's variance."""
     m = path_variance / baseline_variance
-    rho = module.target / module.of(m, n)
+    # Infinite where the variance is: no cost is asked for that.
+    rho = module.target / module.of(np.minimum(m, _MANY), n)
     return _Optimum(m, rho, rho, np.full_like(m, baseline_variance), m)
 
 
@@ -255,7 +262,8 @@ def _candidate_widths(
     low, high = path_law.range if isinstance(path_law, MeasuredLaw) else (1, np.inf)
     if not low <= baseline <= high:
         raise ValueError(
-            f"law: its table spans widths {low} to {high}; it must reach the baseline's, {baseline}"
+            f"law: its table spans widths {low:g} to {high:g}; it must reach the baseline's, "
+            f"{baseline}"
         )
     try:
         asked = (
@@ -269,7 +277,8 @@ def _candidate_widths(
     wrong = [n for n in asked if not low <= n <= baseline]
     if wrong:
         raise ValueError(
-            f"widths: got {brief(wrong[0])}; widths are {low} to {baseline}, which the baseline has"
+            f"widths: got {brief(wrong[0])}; widths are {low:g} to {baseline}, which the baseline "
+            "has"
         )
     kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
     if not kept.size:

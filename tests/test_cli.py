@@ -122,7 +122,7 @@ def test_demo_json_is_the_file(capsys, tmp_path, monkeypatch):
         (["search", "resnext29", "--widths", "300"], "ce-keras search: widths: got 300"),
         (["search", "resnext29", "--widths", "ten"], "'ten' is not a width"),
         (["search", "resnext29", "--mode", "both"], "invalid choice: 'both'"),
-        (["build", "resnet5"], "ce-keras build: name: got 'resnet5'; did you mean 'resnet50'?"),
+        (["build", "resnet5"], "ce-keras build: NAME: got 'resnet5'; did you mean 'resnet50'?"),
         (["build", "resnet50", "--width", "3"], "ce-keras build: --width: resnet50 is one network"),
         (["build", "resnext11", "--width", "3"], "ce-keras build: cardinality: needed too"),
         (["build", "resnext11", "--save", "model.h5"], "it must end in .keras"),

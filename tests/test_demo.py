@@ -37,7 +37,7 @@ def test_everything_is_trained_and_counted():
     [
         ({"epochs": 0}, "epochs: got 0"),
         ({"batch_size": 0}, "batch_size: got 0"),
-        ({"images": 15}, "count: got 15"),
+        ({"images": 5}, "images: got 5"),
         ({"source": "nowhere"}, "source: got 'nowhere'"),
     ],
 )

@@ -315,7 +315,7 @@ def test_the_ready_hypermodel(tmp_path):
     built = model.build(hp)
     assert built.output_shape == (None, 4)
     assert set(hp.values) == {"cardinality", "width", "rate"}
-    with pytest.raises(ValueError, match="network: got 'resnet'; it must be one of resnext11"):
+    with pytest.raises(ValueError, match="network: got 'resnet'; it must be one of 'resnext11'"):
         CollegialHyperModel("resnet")
 
 

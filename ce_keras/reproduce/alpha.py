@@ -11,6 +11,7 @@ from ce_keras.geometry import BOTTLENECK_ALPHA, bottleneck
 from ce_keras.ntk import fit_alpha
 from ce_keras.progress import progress
 from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.variance.closed_form import gram_of, relative_variance
 from ce_keras.variance.samplers import generator
 
 if TYPE_CHECKING:
@@ -164,8 +165,17 @@ def say(data: dict[str, Any]) -> str:
         "paper does not say how the widths were spaced, what the input was, or which output was "
         "read. A fit in which other choices were made is counted as agreeing if it is within three "
         f"errors of 1.60, with {_PAPER_ERROR:g} for the paper's own. The slope is set by the "
-        "narrowest widths: the law bends, and without n = 1 to 3 alpha is larger." + pooled
+        "narrowest widths: the law bends, and without n = 1 to 3 alpha is larger. The exact law "
+        f"says the same with nothing drawn: for independent pixels {_exact_slope(first, 0.0):.3f} "
+        f"at these widths, for parallel ones {_exact_slope(first, 1.0):.3f}." + pooled
     )
+
+
+def _exact_slope(fit: dict[str, Any], correlation: float) -> float:
+    """Return the slope of the line through the exact values at a fit's widths."""
+    widths = np.array([fit["width"], fit["width"]], dtype=float).T
+    exact = np.log1p(relative_variance(widths, gram_of(_PIXELS, correlation)))
+    return float(np.polyfit(fit["s"], exact, 1)[0])
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:

@@ -36,6 +36,7 @@ NAMES = (
     "fig3",
     "fig4",
     "alpha",
+    "exact_law",
     "fig6",
     "table1",
     "table2",
@@ -43,7 +44,7 @@ NAMES = (
 
 
 #: Those of them that are computed without Keras.
-NUMPY_ONLY = frozenset({"fig2", "lemma1", "theorem1", "fig3", "fig6", "table2"})
+NUMPY_ONLY = frozenset({"fig2", "lemma1", "theorem1", "fig3", "exact_law", "fig6", "table2"})
 
 
 class NoSettings(NamedTuple):
@@ -371,7 +372,8 @@ def _checked_setting(name: str, value: Any, usual: Any) -> Any:
             raise ValueError(f"{argument}: got {brief(value)}; it must be a list, like {usual}")
         return tuple(_checked_setting(name, each, usual[0]) for each in value)
     if isinstance(usual, float):
-        return finite_number(argument, value, above=0)
+        bound = {"above": 0.0} if usual else {"least": 0.0}
+        return finite_number(argument, value, **bound)
     if isinstance(usual, int) or usual is None:
         return whole_number(argument, value, 1 if usual != 0 else 0, _MOST)
     if not isinstance(value, type(usual)):

@@ -112,11 +112,11 @@ def collegialize(
     Args:
         model: functional, or sequential with a known input. Models inside it are searched too.
         mode: `"primal"`: smoothest at the model's size. `"dual"`: smallest at its smoothness.
-        alpha: the constant of the variance law: a number; a fit of `ce_keras.ntk.fit_alpha`;
-            `"fit"`: Algorithm 1 for the chain's linear maps with ReLU between them;
-            `"closed_form"`, for dense stacks; or a mapping from patterns of chains' names to any
-            of these. By default the paper's for its block, the theory's for dense stacks, and a
-            fit for everything else.
+        alpha: the variance law: `"closed_form"`, the exact one, for dense stacks and chains with
+            one kernel larger than 1x1; `"fit"`: Algorithm 1 for the chain's linear maps with ReLU
+            between them; a fit of `ce_keras.ntk.fit_alpha`; the constant of the exponential law
+            (the paper's is 1.6, for its bottleneck block); or a mapping from patterns of chains'
+            names to any of these. By default the closed form, and a fit where there is none.
         budget: `"params"`, `"flops"`, or a function of cardinality and width, as for
             `ce_keras.search`.
         tolerance: how far from the optimum a design counts as equal; the widest such is taken.

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ce_keras.geometry import (
-    BOTTLENECK_ALPHA,
     Design,
     Layer,
     Module,
@@ -24,10 +23,9 @@ from ce_keras.geometry import (
     scaled_widths,
 )
 from ce_keras.optimum import search
-from ce_keras.rewrite.chains import Chain, Map
+from ce_keras.rewrite.chains import Chain, Map, kernel_of
 from ce_keras.rewrite.options import Options, Per
 from ce_keras.solution import Solution
-from ce_keras.variance import closed_form
 from ce_keras.variance.law import ClosedFormLaw, ExponentialLaw, Law
 
 
@@ -51,11 +49,11 @@ class Family:
     @property
     def name(self) -> str:
         """How reports call it."""
-        kernels = [round(math.sqrt(x.pixels)) for x in self.reference.maps if not x.gate]
+        kernels = [kernel_of(x.layer) for x in self.reference.maps if not x.gate]
         what = (
             f"dense {'-'.join(map(str, self.reference.widths))}"
             if self.reference.kind == "dense"
-            else "bottleneck " + ", ".join(f"{k}x{k}" for k in kernels)
+            else "bottleneck " + ", ".join("x".join(map(str, k)) for k in kernels)
         )
         return f"{what} ({len(self.chains)}, from width {self.width})"
 
@@ -134,14 +132,11 @@ def _trained(layer: Any) -> list[Any]:
 
 
 def _stack_of(chain: Chain, reference: int) -> Any:
-    """The chain as a stack of ReLU layers, where the samplers know such a stack."""
+    """The chain as a stack of ReLU layers, where theory knows its variance exactly."""
     main = [each for each in chain.maps if not each.gate]
-    inner = [each.pixels for each in main[1:]]
-    if chain.kind == "dense":
-        positions = 1
-    elif len(main) == 3:
-        positions = inner[0]
-    else:
+    positions, *behind = [each.pixels for each in main[1:]]
+    if any(pixels > 1 for pixels in behind):
+        # A second kernel reads overlapping patches.
         return None
 
     def stack(width: Width) -> Stack:
@@ -240,7 +235,7 @@ def _forced(family: Family, module: Module, alpha: Any, design: Design) -> Answe
 
 
 def _with_alpha(family: Family, alpha: Any, seed: int | None) -> tuple[Module, Any]:
-    """The family's module, and the constant of its law as the search takes it."""
+    """The family's module, and its law as the search's `alpha`: the exact one where it is known."""
     if isinstance(alpha, Mapping):
         fitting = [
             value
@@ -248,19 +243,10 @@ def _with_alpha(family: Family, alpha: Any, seed: int | None) -> tuple[Module, A
             if any(fnmatch.fnmatch(chain.name, pattern) for chain in family.chains)
         ]
         alpha = fitting[0] if fitting else None
-    usual = _usual_alpha(family.reference) if alpha is None else None
-    module = family.module(usual)
-    if alpha == "fit" or (alpha is None and usual is None):
-        return module, _fitted(family, module, seed)
-    return module, usual if alpha is None else alpha
-
-
-def _usual_alpha(chain: Chain) -> float | None:
-    """The constant that is known: the paper's for its block, the theory's for dense stacks."""
-    if chain.kind == "dense":
-        return closed_form.first_order_alpha(chain.widths)
-    pixels = [each.pixels for each in chain.maps if not each.gate]
-    return BOTTLENECK_ALPHA if pixels == [1, 9, 1] else None
+    module = family.module(None)
+    if alpha is None:
+        alpha = "fit" if module.stack is None else "closed_form"
+    return module, _fitted(family, module, seed) if alpha == "fit" else alpha
 
 
 def _fitted(family: Family, module: Module, seed: int | None) -> Any:

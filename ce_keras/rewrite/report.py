@@ -21,7 +21,7 @@ class Found:
         widths: of its hidden layers, before.
         path_widths: of one path.
         cardinality: the number of paths.
-        alpha: the variance law's constant; `None` if the law has none.
+        alpha: the constant of the exponential law; `None` if the law is the closed form.
         baseline_variance: Var(K) / E[K]^2 before, of its family's reference.
         variance: the same after.
     """
@@ -47,7 +47,7 @@ class Chosen:
         width: the baseline's, of the narrowest of them.
         design: cardinality, and the width that a path of the narrowest has.
         law: the variance law, in words.
-        alpha: its constant; `None` if it has none.
+        alpha: its constant; `None` for the closed form.
         path_params: parameters of one path of all chains together.
     """
 
@@ -166,7 +166,7 @@ class Report:
         return lines
 
     def _found(self) -> list[list[str]]:
-        head = ["ensemble", "layers", "widths before", "after", "alpha", "Var(K)/E[K]^2"]
+        head = ["ensemble", "layers", "widths before", "after", "law", "Var(K)/E[K]^2"]
         return [
             head,
             *(
@@ -175,7 +175,7 @@ class Report:
                     str(len(each.layers)),
                     ", ".join(map(str, each.widths)),
                     f"{each.cardinality} x ({', '.join(map(str, each.path_widths))})",
-                    "-" if each.alpha is None else f"{each.alpha:.3g}",
+                    "exact" if each.alpha is None else f"alpha = {each.alpha:.3g}",
                     f"{each.baseline_variance:.4g} -> {each.variance:.4g}",
                 ]
                 for each in self.found

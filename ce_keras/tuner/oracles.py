@@ -52,7 +52,7 @@ def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
     ['10x10d', '15x7d', '13x8d']
     >>> only = Space(cardinality=[8, 16, 32, 64], width=[4, 8, 16])
     >>> [str(design) for design in designs_of(search("resnext29", "dual"), only)]
-    ['16x8d', '8x16d', '32x4d']
+    ['32x4d', '16x8d', '8x16d']
     """
     instance("solution", solution, Solution, "a Solution of ce_keras.search")
     if space is not None:

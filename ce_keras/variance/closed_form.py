@@ -363,7 +363,7 @@ def checked_widths(widths: Any) -> list[int]:
         raise ValueError(f"widths: got {brief(widths)}; it must be a list of whole numbers")
     found = [positive_int("widths", width) for width in widths]
     if not 1 <= len(found) <= _MOST_LAYERS:
-        raise ValueError(f"widths: got {len(found)}; there must be 1 to {_MOST_LAYERS:,} layers")
+        raise ValueError(f"widths: got {brief(found)}; there must be 1 to {_MOST_LAYERS:,} layers")
     return found
 
 

@@ -116,7 +116,9 @@ def measure_correlation(
     wanted = model.inputs[0].shape[1:]
     if images.ndim != 4 or len(images) == 0 or images.shape[-1] != wanted[-1]:
         raise ValueError(f"images: got shape {images.shape}; it must be (count, *{wanted})")
-    inputs = keras.Model(model.input, [layer.input for layer in chosen])
+    # Of one input the tensor itself, not the list that a Sequential model keeps.
+    given = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    inputs = keras.Model(given, [layer.input for layer in chosen])
     sums = [np.zeros((kernel_size**2,) * 2) for _ in chosen]
     starts = range(0, len(images), batch_size)
     for start in progress(starts, desc="correlation", unit="batch", delay=1, leave=False):

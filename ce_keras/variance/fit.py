@@ -34,6 +34,7 @@ from ce_keras.geometry import Module
 from ce_keras.progress import progress
 from ce_keras.variance import closed_form
 from ce_keras.variance.families import NetworkFamily, family_of, inputs_of
+from ce_keras.variance.law import PolynomialLaw
 from ce_keras.variance.samplers import chain_kernels, generator, stack_kernels
 
 if TYPE_CHECKING:
@@ -104,6 +105,18 @@ class AlphaFit:
         """
         error = 2 * self.log_ratio_error * np.exp(self.log_ratio) / self.variance
         return bool((abs(np.log(self.misfit)) <= np.log(1.1) + error).all())
+
+    @property
+    def polynomial(self) -> PolynomialLaw:
+        """The same points fitted by a polynomial in 1 / width: what `search(..., law=fit)` uses.
+
+        It holds beyond the widths that were drawn, where the exponential law bends away.
+
+        Raises:
+            ValueError: for a variance that is not positive: draw more.
+        """
+        errors = np.exp(self.log_ratio) * self.log_ratio_error
+        return PolynomialLaw(self.width, self.variance, errors)
 
     def from_width(self, width: int) -> AlphaFit:
         """The line through the points of this width and wider ones: where the law does not bend.

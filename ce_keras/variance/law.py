@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ce_keras.checks import brief, called, finite_number, instance, real_values
+from ce_keras.checks import brief, called, finite_number, instance, real_array, real_values
 from ce_keras.geometry import Module
 from ce_keras.variance import closed_form
 
@@ -247,11 +247,125 @@ def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
     return float(variance), float(error)
 
 
+class PolynomialLaw:
+    """A polynomial in 1 / width without a constant, fitted to variances that were measured.
+
+    The exact variance of stacks of ReLU layers has this form, of as many terms as there are hidden
+    layers, and that of other blocks an expansion in it. Unlike the exponential law it can be
+    trusted beyond the widths that were measured.
+
+    Args:
+        width: the widths that were looked at.
+        variance: Var(K) / E[K]^2 at each.
+        error: its standard errors; zeros where it is exact.
+
+    Attributes:
+        coefficients: c_1, c_2, ... of the variance sum_k c_k / n^k.
+        covariance: of the coefficients.
+        chi_square: of the residuals.
+        degrees_of_freedom: of the residuals.
+
+    The order is the lowest whose chi-square is not too large (5 %), of at most four.
+
+    Raises:
+        ValueError: for fewer than two widths, or variances that are not positive.
+
+    >>> n = np.array([1, 2, 4, 8, 16])
+    >>> law = PolynomialLaw(n, 3 / n + 5 / n**2, np.full(5, 0.01))
+    >>> law.coefficients.round(3).tolist()
+    [3.0, 5.0]
+    """
+
+    def __init__(self, width: np.ndarray, variance: np.ndarray, error: np.ndarray) -> None:
+        n, v, errors = _checked_measurements(width, variance, error)
+        # Exact values count alike in proportion to themselves.
+        sigma = np.where(errors > 0, errors, _EXACT * v)
+        for order in range(1, min(_MOST_TERMS, len(n)) + 1):
+            powers = n[:, None] ** -np.arange(1.0, order + 1)
+            design = powers / sigma[:, None]
+            self.covariance = np.linalg.inv(design.T @ design)
+            self.coefficients = self.covariance @ design.T @ (v / sigma)
+            self.chi_square = float((((v - powers @ self.coefficients) / sigma) ** 2).sum())
+            self.degrees_of_freedom = len(n) - order
+            if self.chi_square <= _chi_square_limit(self.degrees_of_freedom):
+                break
+
+    @property
+    def name(self) -> str:
+        """How reports call it: the polynomial."""
+        terms = [f"{c:.3g}/n^{k}" for k, c in enumerate(self.coefficients, start=1)]
+        return " + ".join(terms).replace("/n^1", "/n")
+
+    def path_variance(self, width: np.ndarray) -> np.ndarray:
+        """The polynomial at each width."""
+        return self._powers(width) @ self.coefficients
+
+    def error(self, width: np.ndarray) -> np.ndarray:
+        """Standard error of the variance at each width."""
+        powers = self._powers(width)
+        return np.sqrt(np.einsum("...i,ij,...j->...", powers, self.covariance, powers))
+
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
+        """Standard error of the logarithm of the ratio: widths share the coefficients' errors."""
+        slopes = [
+            self._powers(n) / self.path_variance(n)[..., None] for n in (width, np.array(reference))
+        ]
+        difference = slopes[0] - slopes[1]
+        return np.sqrt(np.einsum("...i,ij,...j->...", difference, self.covariance, difference))
+
+    def _powers(self, width: Any) -> np.ndarray:
+        n = np.asarray(width, dtype=float)
+        return n[..., None] ** -np.arange(1.0, len(self.coefficients) + 1)
+
+
+def _checked_measurements(width: Any, variance: Any, error: Any) -> list[np.ndarray]:
+    """Return widths, variances and standard errors as vectors of one length."""
+    found = []
+    for name, value in (("width", width), ("variance", variance), ("error", error)):
+        array = real_array(name, value)
+        bound = "of 0 or more" if name == "error" else "above 0"
+        if (
+            array.ndim != 1
+            or len(array) < 2
+            or len(array) != np.size(width)
+            or not (array >= 0 if name == "error" else array > 0).all()
+        ):
+            raise ValueError(
+                f"{name}: got {brief(value)}; it must be a list of two numbers or more {bound}, "
+                "one for each width"
+            )
+        found.append(array)
+    return found
+
+
+# Terms of a polynomial that draws of a few widths can tell apart.
+_MOST_TERMS = 4
+
+# Relative error that is lent to exact values.
+_EXACT = 1e-9
+
+
+def _chi_square_limit(degrees_of_freedom: int) -> float:
+    """Return what chi-square exceeds once in twenty (Wilson and Hilferty's approximation)."""
+    if degrees_of_freedom < 1:
+        return np.inf
+    spread = 2 / (9 * degrees_of_freedom)
+    return float(degrees_of_freedom * (1 - spread + 1.645 * np.sqrt(spread)) ** 3)
+
+
 class FittedAlpha(Protocol):
     """What `search` needs of a fit: `alpha` and its standard error."""
 
     alpha: float
     alpha_error: float
+
+
+class FittedLaw(Protocol):
+    """A fit that has a law of its own, as `ce_keras.ntk.AlphaFit` does."""
+
+    @property
+    def polynomial(self) -> PolynomialLaw:
+        """The law."""
 
 
 def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> Law:
@@ -270,9 +384,12 @@ def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> L
     if curve is not None:
         if alpha is not None:
             raise ValueError(f"alpha, law: got alpha={brief(alpha)} and a law; give one of them")
+        if hasattr(curve, "polynomial"):
+            return curve.polynomial
         if not callable(curve) and not isinstance(curve, Mapping):
             raise ValueError(
-                f"law: got {brief(curve)}; it must be a function of a width, or a table"
+                f"law: got {brief(curve)}; it must be a function of a width, a table, or a fit of "
+                "ce_keras.ntk.fit_alpha"
             )
         return MeasuredLaw(curve)
     if exact:

@@ -19,10 +19,11 @@ from rewritable import (
 )
 
 import ce_keras
-from ce_keras import collegialize, inspect, zoo
+from ce_keras import collegialize, inspect, search, zoo
 from ce_keras.geometry import Design
 from ce_keras.layers import Aggregate, CollegialConv2D, CollegialDense
 from ce_keras.layers.flops import flops, trained_parameters
+from ce_keras.variance import closed_form
 from ce_keras.variance.law import variance
 
 
@@ -71,7 +72,10 @@ def test_the_ensemble_trains_and_comes_back(name, rng, tmp_path):
 
 def test_resnet50_becomes_what_the_zoo_calls_resnext50():
     model = keras.applications.ResNet50(weights=None)
-    assert str(inspect(model).answers[0].design) == "12x10d"  # Table 2.
+    assert str(inspect(model, alpha=1.6).answers[0].design) == "12x10d"  # Table 2.
+    (exact,) = inspect(model).answers
+    assert exact.law == "closed form, correlation 1"
+    assert str(exact.design) == str(search("resnext50", alpha="closed_form").design)
     ensemble = collegialize(model, design="12x10d")
     ours = zoo.resnext50(cardinality=12, width=10)
     names = [layer.name for layer in ours.layers if "block" in layer.name and "conv" in layer.name]
@@ -152,18 +156,29 @@ def test_only_and_skip():
 def test_alpha_by_chain_and_by_fit():
     model = convolutional()
     report = inspect(model, alpha={"a": 3.0}, per="stage")
-    assert [each.alpha for each in report.found] == [3.0, 1.6]
+    assert [each.alpha for each in report.found] == [3.0, None]
+    assert [each.law for each in report.answers] == ["alpha = 3", "closed form, correlation 1"]
     with pytest.raises(ValueError, match="alpha: 'c' fits no"):
         inspect(model, alpha={"c": 3.0})
     fitted = inspect(model, alpha="fit", seed=1)
     assert "±" in fitted.answers[0].law
     again = inspect(model, alpha="fit", seed=1)
     assert again.found == fitted.found
-    # No constant is known of a block with another kernel: it is fitted without being asked.
-    assert "±" in inspect(convolutional(kernel=5), only="a", seed=1).answers[0].law
-    exact = inspect(mlp(), "dual", alpha="closed_form")
+    exact = inspect(mlp(), "dual")
     assert exact.answers[0].law == "closed form"
     assert exact.found[0].alpha is None
+    assert "exact" in repr(exact)
+
+
+def test_a_block_of_another_kernel_has_its_own_exact_law():
+    (answer,) = inspect(convolutional(kernel=5), only="a").answers
+    n = answer.width
+    gram = closed_form.gram_of(25, 1.0)
+    widths = [(n, n), (answer.design.width,) * 2]
+    before, path = (closed_form.relative_variance(list(each), gram) for each in widths)
+    (found,) = inspect(convolutional(kernel=5), only="a").found
+    assert found.baseline_variance == pytest.approx(before)
+    assert found.variance == pytest.approx(path / found.cardinality)
 
 
 def test_a_deeper_chain_is_fitted_by_ensembles():
@@ -171,14 +186,15 @@ def test_a_deeper_chain_is_fitted_by_ensembles():
     y = image
     for step, kernel in enumerate((1, (3, 1), (1, 3), 1)):
         y = layers.Conv2D(4 if step == 3 else 6, kernel, padding="same", name=f"d_{step}")(y)
-    (answer,) = inspect(keras.Model(image, y), "primal", alpha="fit", design="2x3d", seed=0).answers
+    # No closed form is known of two kernels in a row: a fit is made without being asked for.
+    (answer,) = inspect(keras.Model(image, y), design="2x3d", seed=0).answers
     # Three layers behind the first, as in a dense stack: 5 to first order, and somewhat less here.
     assert 1 < answer.alpha < 5
 
 
 def test_the_variance_is_the_laws_for_the_built_layers():
     model = convolutional()
-    ensemble = collegialize(model, design="3x5d")
+    ensemble = collegialize(model, design="3x5d", alpha=1.6)
     kernels = [ensemble.get_layer(f"a_{i}_conv").kernel for i in (1, 2, 3)]
     fan_ins = [np.prod(k.shape[:-1]) for k in kernels]
     fan_ins[2] /= 3  # The exit reads all paths.

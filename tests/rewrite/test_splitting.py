@@ -63,7 +63,7 @@ def test_a_split_is_of_the_models_own_units(name, model, rng):
 
 def test_a_split_can_be_asked_for_wrongly():
     model = mlp()
-    with pytest.raises(ValueError, match="init: got 'copy'; it must be 'random' or 'split'"):
+    with pytest.raises(ValueError, match="init: got 'copy'; it must be one of 'random', 'split'"):
         collegialize(model, init="copy")
     theory = keras.Sequential(
         [

@@ -54,3 +54,40 @@ def assert_same_means(first, second, errors=5.0):
         strict=True,
     )
     assert (abs(means[0] - means[1]) <= errors * np.sqrt(variances[0] + variances[1])).all()
+
+
+def position_kernels(x, widths, slopes, draws, rng, parameterization="ntk"):
+    """Kernels of drawn stacks whose first layer is applied at every position, `(draws, H + 1)`.
+
+    Weights have variance gain / fan_in, where 1 / gain is the mean square of the activation's
+    slope; the output's gain is 1. Every gradient is written out.
+    """
+    positions, channels = x.shape
+    gain = 1 / slopes.mean_square
+    fan_ins = [channels, positions * widths[0], *widths[1:]]
+    gains = [gain] * len(widths) + [1.0]
+    found = np.empty((draws, len(widths) + 1))
+    for draw in range(draws):
+        weights = [
+            rng.normal(0, np.sqrt(g / fan_in), (fan_in, out))
+            for g, fan_in, out in zip(gains, fan_ins, [*widths, 1], strict=True)
+        ]
+        slope, activation = [], []
+        h = x
+        for weight in weights[:-1]:
+            z = h @ weight
+            slope.append(np.where(z > 0, slopes.positive, slopes.negative))
+            h = z * slope[-1]
+            if len(slope) == 1:  # The second layer sees all positions together.
+                slope[0], h = slope[0].reshape(1, -1), h.reshape(1, -1)
+            activation.append(h)
+        signal = np.ones((1, 1))
+        for layer in reversed(range(1, len(weights))):
+            gradient = activation[layer - 1].T @ signal
+            scale = gains[layer] / fan_ins[layer] if parameterization == "ntk" else 1.0
+            found[draw, layer] = scale * (gradient**2).sum()
+            signal = signal @ weights[layer].T * slope[layer - 1]
+        gradient = x.T @ signal.reshape(positions, -1)
+        scale = gains[0] / fan_ins[0] if parameterization == "ntk" else 1.0
+        found[draw, 0] = scale * (gradient**2).sum()
+    return found

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
-from brute_force import layer_kernels
+from brute_force import layer_kernels, position_kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ce_keras.ntk import stack_kernels
 from ce_keras.variance import closed_form
@@ -97,3 +99,110 @@ def test_bad_inputs_of_the_infinitely_wide_kernel():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         kernel_moments(*arguments)
+
+
+# Several positions, other activations ------------------------------------------------------------
+
+
+def patches(positions, correlation, channels=64, seed=0):
+    """Vectors of mean square 1 whose pairs have this correlation, exactly."""
+    gram = closed_form.gram_of(positions, correlation)
+    values, vectors = np.linalg.eigh(gram)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(channels, positions)))[0].T
+    return np.sqrt(channels) * root @ basis
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_stack_has_the_moments_of_its_draws(data):
+    positions = data.draw(st.integers(1, 9))
+    widths = data.draw(st.lists(st.integers(3, 24), min_size=1, max_size=4))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    # Any Gram matrix, of unequal norms.
+    x = rng.normal(size=(positions, 5)) * rng.uniform(0.3, 2, (positions, 1)) + rng.normal(size=5)
+    kernels = stack_kernels(x[None], widths, 20_000, seed=rng)[:, 0, 0]
+    moments = kernel_moments(widths, gram=x @ x.T / 5)
+    assert_means(kernels, moments.mean)
+    assert_means(kernels**2, moments.second_moment)
+
+
+@pytest.mark.parametrize("parameterization", ["ntk", "standard"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "linear", (1.0, -1.0), (0.5, 0.2)])
+@pytest.mark.parametrize(("widths", "positions"), [([4], 3), ([3, 5], 4), ([3, 4, 6], 1)])
+def test_every_layer_has_the_moments_of_networks(
+    widths, positions, activation, parameterization, rng
+):
+    x = rng.normal(size=(positions, 6)) + 0.5
+    slopes = closed_form.slopes_of(activation)
+    samples = position_kernels(x, widths, slopes, 30_000, rng, parameterization)
+    moments = kernel_moments(
+        widths, parameterization, inputs=6, gram=x @ x.T / 6, activation=activation
+    )
+    assert_means(samples, moments.layer_mean)
+    products = samples[:, :, None] * samples[:, None, :]
+    assert_means(products, moments.layer_second_moment)
+
+
+def test_one_position_is_the_product_formula_of_fully_connected_networks():
+    for widths in ([3, 5], [10] * 5, [7, 3, 4, 20], [1, 1, 2]):
+        n = np.array(widths, float)
+        expected = np.empty((len(n) + 1,) * 2)
+        for first in range(len(n) + 1):
+            for last in range(len(n) + 1):
+                low, high = sorted((first, last))
+                between = np.prod((n[low:high] - 1) / (n[low:high] + 5))
+                expected[first, last] = np.prod(1 + 5 / n) * (1 / 3 + 2 / 3 * between)
+        np.testing.assert_allclose(kernel_moments(widths).layer_second_moment, expected)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "first", "second"), [(0.0, 3.580247, 1.395062), (1.0, 58 / 9, 113 / 9)]
+)
+def test_the_bottleneck_block_has_two_coefficients(correlation, first, second):
+    gram = closed_form.gram_of(9, correlation)
+    found = closed_form.variance_coefficients([1, 1], gram)
+    np.testing.assert_allclose(found, [first, second], rtol=1e-6)
+    n = np.array([1.0, 2, 10, 128, 4096])
+    exact = closed_form.relative_variance(np.stack([n, n], -1), gram)
+    np.testing.assert_allclose(found[0] / n + found[1] / n**2, exact, rtol=1e-9)
+
+
+def test_equal_positions_are_one_position():
+    for activation in ("relu", "leaky_relu", "linear"):
+        for widths in ([5], [3, 7], [2, 3, 4]):
+            one = kernel_moments(widths, activation=activation)
+            nine = kernel_moments(widths, gram=closed_form.gram_of(9, 1.0), activation=activation)
+            np.testing.assert_allclose(nine.layer_second_moment, one.layer_second_moment)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.92])
+def test_draws_of_the_block_are_within_five_errors_at_every_width(correlation):
+    x = patches(9, correlation)
+    np.testing.assert_allclose(x @ x.T / 64, closed_form.gram_of(9, correlation), atol=1e-9)
+    for width in (2, 8, 32, 128):
+        kernels = stack_kernels(x[None], [width, width], 20_000, seed=width)[:, 0, 0]
+        moments = kernel_moments([width, width], gram=x @ x.T / 64)
+        assert_means(kernels, moments.mean)
+        assert_means(kernels**2, moments.second_moment)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "gelu"}, "activation: got 'gelu'; the closed form is for relu"),
+        ({"activation": (0, 0)}, "activation: got"),
+        ({"gram": [[1.0, 2.0], [2.0, 1.0]]}, "gram: no vectors have these products"),
+        ({"gram": np.ones((2, 3))}, "gram: got shape"),
+        ({"gram": [[0.0]]}, "gram: no vectors"),
+    ],
+)
+def test_stacks_without_a_closed_form_say_what_to_do(options, message):
+    with pytest.raises(ValueError, match=message):
+        kernel_moments([3, 5], **options)
+
+
+@pytest.mark.parametrize("correlation", [1.1, -0.2, np.nan, np.ones((2, 2))])
+def test_correlations_that_cannot_be(correlation):
+    with pytest.raises(ValueError, match="correlation: "):
+        closed_form.gram_of(9, correlation)

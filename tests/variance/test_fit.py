@@ -260,7 +260,7 @@ def any_size(width):
         ({"ratios": ["a", "b"]}, "ratios: got"),
         ({"readout": 3}, "readout: got 3"),
         ({"checkpoint": "fit.json"}, "seed: needed with a checkpoint"),
-        ({"x1": np.full((9, 256), np.nan)}, "x1: has values that are not finite"),
+        ({"x1": np.full((9, 256), np.nan)}, "x1: 2304 of its 2304 numbers"),
         ({"method": "magic"}, "method: got 'magic'"),
         ({"method": "closed_form"}, "closed form is for"),
         ({"method": "sampler", "module": block, "width": 8}, "sampler is for the modules"),

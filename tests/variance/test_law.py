@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from ce_keras import law
+from ce_keras import law, search
+from ce_keras.geometry import bottleneck
+from ce_keras.ntk import fit_alpha
+from ce_keras.variance.law import ClosedFormLaw, PolynomialLaw
 
 
 def test_variance_is_the_second_moment_less_one():
@@ -32,3 +35,62 @@ def test_means_of_independent_draws_follow_the_law(rng):
     squares = (kernels - kernels.mean()) ** 2
     # Four standard errors: a false alarm once in 16,000 seeds.
     assert abs(squares.mean() - expected) < 4 * squares.std() / np.sqrt(draws)
+
+
+# Polynomials in 1 / width ------------------------------------------------------------------------
+
+NARROW = np.array([1, 2, 3, 4, 6, 8, 12, 16])
+WIDE = np.array([32, 64, 128, 256])
+
+
+def test_a_fit_of_narrow_blocks_predicts_wide_ones_within_its_errors():
+    fit = fit_alpha(bottleneck(width=256), ratios=NARROW / 256, draws=20_000, seed=0)
+    polynomial = fit.polynomial
+    exact = ClosedFormLaw(bottleneck(width=256), correlation=0.0).path_variance(WIDE)
+    gap = abs(polynomial.path_variance(WIDE) - exact)
+    assert (gap < 4 * polynomial.error(WIDE)).all()
+    assert (gap < 0.02 * exact).all()
+    # Where the exponential law, with its own constant, is off by a half.
+    law = np.expm1(fit.alpha * bottleneck().inverse_fan_in(WIDE))
+    assert (abs(law / exact - 1) > 0.3).any()
+
+
+def test_errors_are_those_of_repeated_fits():
+    rng = np.random.default_rng(0)
+    exact, errors = 3 / NARROW + 5 / NARROW**2, np.full(len(NARROW), 0.02)
+    laws = [PolynomialLaw(NARROW, rng.normal(exact, errors), errors) for _ in range(400)]
+    laws = [law for law in laws if len(law.coefficients) == 2]
+    assert len(laws) > 300
+    spread = np.std([law.path_variance(WIDE) for law in laws], axis=0)
+    # A standard deviation from n draws is uncertain by one part in sqrt(2 n).
+    np.testing.assert_allclose(laws[0].error(WIDE), spread, rtol=5 / np.sqrt(2 * len(laws)))
+    relative = np.std([np.log(law.path_variance(8) / law.path_variance(64)) for law in laws])
+    found = laws[0].log_error(np.array(8), 64)
+    assert found == pytest.approx(relative, rel=5 / np.sqrt(2 * len(laws)))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_order_is_the_lowest_that_fits(order):
+    coefficients = [4.0, 9.0, 30.0][:order]
+    variance = sum(c / NARROW.astype(float) ** k for k, c in enumerate(coefficients, start=1))
+    law = PolynomialLaw(NARROW, variance, 0.001 * variance)
+    np.testing.assert_allclose(law.coefficients, coefficients, rtol=1e-6)
+    exact = PolynomialLaw(NARROW, variance, np.zeros(len(NARROW)))
+    np.testing.assert_allclose(exact.coefficients, coefficients, rtol=1e-4)
+
+
+def test_a_search_takes_a_fit_as_its_law():
+    fit = fit_alpha(bottleneck(width=64), draws=2000, seed=0)
+    solution = search(bottleneck(width=64), law=fit)
+    assert solution.law == fit.polynomial.name
+    assert "/n + " in solution.law
+    assert solution.alpha is None
+    again = search(bottleneck(width=64), law=lambda n: float(fit.polynomial.path_variance(n)))
+    np.testing.assert_allclose(solution.curve.variance, again.curve.variance)
+    assert solution.curve.log_error.max() > 0
+
+
+def test_variances_that_are_none_are_refused():
+    for variance in ([1.0, -1.0, 2.0], [0.0, 1.0, 2.0]):
+        with pytest.raises(ValueError, match="variance: got .* above 0"):
+            PolynomialLaw([1, 2, 3], variance, [0.1, 0.1, 0.1])
