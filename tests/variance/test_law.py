@@ -92,5 +92,5 @@ def test_a_search_takes_a_fit_as_its_law():
 
 def test_variances_that_are_none_are_refused():
     for variance in ([1.0, -1.0, 2.0], [0.0, 1.0, 2.0]):
-        with pytest.raises(ValueError, match="variance: got .* above 0"):
+        with pytest.raises(ValueError, match=r"variance: got .* above 0"):
             PolynomialLaw([1, 2, 3], variance, [0.1, 0.1, 0.1])
