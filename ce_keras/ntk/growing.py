@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ce_keras import files
-from ce_keras.checks import brief
+from ce_keras.checks import brief, file_path
 
 Filled = tuple[np.ndarray, set[int], Callable[[int], None]]
 
@@ -41,9 +41,7 @@ def growing(
         done: set[int] = set()
         yield np.empty(shape, dtype), done, done.add
         return
-    path = Path(path)
-    if path.suffix != ".npy":
-        raise ValueError(f"out: got {brief(str(path))}; it must end in .npy")
+    path = checked_array_path("out", path)
     with files.exclusive("out", path):
         files.sweep(_progress(path))
         part, done = _begun(path, fingerprint)
@@ -64,6 +62,22 @@ def growing(
         yield array, done, keep
         part.replace(path)
         progress.unlink(missing_ok=True)
+
+
+def checked_array_path(argument: str, value: Any) -> Path:
+    """Return a path that an array can be written to; of a link, what it points to.
+
+    Raises:
+        ValueError: unless it is the path of a file, ends in `.npy`, and leaves room for the names
+            of what lies beside it.
+    """
+    path = file_path(argument, value).resolve()
+    if path.suffix != ".npy":
+        raise ValueError(f"{argument}: got {brief(str(value))}; it must end in .npy")
+    if path.is_dir():
+        raise ValueError(f"{argument}: got {brief(str(value))}; it is a folder")
+    file_path(argument, path.with_name(f".{path.stem}.part-{'0' * 32}.npy"))
+    return path
 
 
 def _parts(path: Path) -> str:

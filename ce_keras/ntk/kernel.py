@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from ce_keras.checks import (
     brief,
-    file_path,
     keras_model,
     one_of,
     positive_int,
@@ -24,8 +23,9 @@ from ce_keras.checks import (
 from ce_keras.layers.ensemble import configuration
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.axes import OutputAxes, only_output
-from ce_keras.ntk.growing import growing
+from ce_keras.ntk.growing import checked_array_path, growing
 from ce_keras.ntk.records import RECORDING
+from ce_keras.ntk.settings import bytes_of, settings_of
 from ce_keras.ntk.structured import StructuredEngine
 from ce_keras.ntk.tape import TapeEngine
 from ce_keras.progress import progress
@@ -96,7 +96,7 @@ def empirical_ntk(
     keras_model("model", model)
     one_of("engine", engine, ("auto", "structured", "tape"))
     if out is not None:
-        file_path("out", out)
+        out = checked_array_path("out", out)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
@@ -164,7 +164,7 @@ def _fingerprint(model: keras.Model, inputs: Any, asked: tuple[Any, ...]) -> str
     digest = hashlib.blake2b(repr(asked).encode())
     for tensor in [weight.value for weight in model.weights] + tf.nest.flatten(inputs):
         if tensor is not None:
-            digest.update(np.ascontiguousarray(tf.convert_to_tensor(tensor).numpy()).data)
+            digest.update(bytes_of(tf.convert_to_tensor(tensor)))
     return digest.hexdigest()
 
 
@@ -181,7 +181,7 @@ def _engine(
     chosen = checked_variables(model, variables)
     kind = "tape" if engine == "tape" else engine
     asked = (_axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes))
-    settings, held = _settings(model)
+    settings, held = settings_of(model)
     key = (kind, *asked, tuple(map(id, chosen)), _signature(x), settings)
     with RECORDING:  # The model is verified, and must be itself.
         # What a key tells apart by identity is held with it: identities of what is gone are used
@@ -202,29 +202,6 @@ def _engines_of(model: keras.Model, x: Any) -> dict[Any, Any]:
     if "_ce_keras_kernels" not in own or not all(layer.built for layer in leaves(model)):
         outputs_of("x1", model, _part(x, slice(0, 1)))
     return own.setdefault("_ce_keras_kernels", {})
-
-
-def _settings(model: keras.Model) -> tuple[Any, list[Any]]:
-    """Return what tells a model from itself with another setting, such as an activation.
-
-    Returns:
-        Names and values of the layers' public attributes: plain values as they are, functions and
-        layers by identity. And those functions and layers.
-    """
-    found: list[Any] = []
-    held: list[Any] = []
-    for layer in leaves(model):
-        found.append(id(layer))
-        held.append(layer)
-        for name, value in sorted(vars(layer).items()):
-            if name.startswith("_"):
-                continue
-            if value is None or isinstance(value, bool | int | float | str):
-                found.append((name, value))
-            elif callable(value):
-                found.append((name, id(value)))
-                held.append(value)
-    return tuple(found), held
 
 
 def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:

@@ -34,7 +34,7 @@ RECORDING = threading.RLock()
 
 
 class BatchAxisError(Exception):
-    """A layer that was verified to put the examples first does not, for this number of them."""
+    """A layer that was found to put the examples first does not, for this number of them."""
 
 
 class _Record(NamedTuple):
@@ -67,6 +67,7 @@ class Recorder:
         # code fails where it is vectorised.
         self._vectorised = all(id(v) in ruled or len(v.shape) < 3 for v in model.variables)
         self._by_example: set[int] | None = None
+        self._otherwise: set[int] = set()
 
     def _is_wanted(self, layer: Any) -> bool:
         """Whether a share of any of the layer's variables is."""
@@ -75,8 +76,8 @@ class Recorder:
     def find_layers_by_example(self, x: Any) -> None:
         """Find the layers whose outputs have the examples first, wherever the model uses them.
 
-        An axis can be as long as the batch by accident: call `shares` for another number of
-        examples afterwards. The model is traced, not computed: what is inside a loop shows only
+        An axis can be as long as the batch by accident: call `verified_shares` for another number
+        of examples afterwards. The model is traced, not computed: what is inside a loop shows only
         so.
 
         Args:
@@ -149,6 +150,15 @@ class Recorder:
             done = [(key, begun.pop(key)) for key in own if not uses[key] and key in begun]
             yield [each for each in done if each[0] in self._wanted and each[0] not in taped]
 
+    def verified_shares(self, x: Any, arrange: Arrange) -> dict[int, Share]:
+        """Return all shares, and leave out the layers that do not put these examples first."""
+        while True:
+            try:
+                return self.by_variable(x, arrange)
+            except BatchAxisError:
+                assert self._by_example is not None
+                self._by_example -= self._otherwise
+
     def by_variable(
         self, x: Any, arrange: Arrange, by_tape: Sequence[Any] = ()
     ) -> dict[int, Share]:
@@ -170,6 +180,8 @@ class Recorder:
             if inside or output.shape[0] != examples:
                 # In a loop, whose tensors nobody outside can have; or not example by example.
                 if known is not None:
+                    # Keras raises another of this class, with more of a message.
+                    self._otherwise.add(id(layer))
                     raise BatchAxisError(f"{layer.name!r} gives {output.shape} for {examples}")
                 return output
             # In at least single precision, whatever the model's: kernels are sums of many products.

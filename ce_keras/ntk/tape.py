@@ -58,6 +58,8 @@ def gradients_by_tape(
     if examples == total == 1:
         gradients = tape.gradient(outputs, values, unconnected_gradients=zero)
         jacobians = [tf.convert_to_tensor(gradient) for gradient in gradients]  # A table's: rows.
+    elif any(value.dtype.size < 4 for value in values):
+        jacobians = _by_rows(tape, outputs, values)
     else:
         # Vectorised, it is wrong through Keras' grouped convolutions.
         jacobians = tape.jacobian(
@@ -72,3 +74,22 @@ def gradients_by_tape(
         )
         for j, variable in zip(jacobians, variables, strict=True)
     ]
+
+
+def _by_rows(tape: tf.GradientTape, outputs: Any, values: Sequence[Any]) -> list[Any]:
+    """Return the jacobians `(N, total, ...)`, an output at a time, in single precision.
+
+    `tape.jacobian` fails where a variable is of half precision and the outputs are not.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+
+    def row(chosen: Any) -> list[Any]:
+        seed = tf.reshape(chosen, outputs.shape)
+        gradients = tape.gradient(
+            outputs, values, output_gradients=seed, unconnected_gradients=zero
+        )
+        return [wide(tf.convert_to_tensor(gradient)) for gradient in gradients]
+
+    count = outputs.shape.num_elements()
+    kinds = [tf.TensorSpec(value.shape, wide(value).dtype) for value in values]
+    return tf.map_fn(row, tf.eye(count, dtype=outputs.dtype), fn_output_signature=kinds)

@@ -107,6 +107,22 @@ def test_only_npy_files():
         pass
 
 
+def test_paths_that_no_array_can_have_are_refused_before_any_work(model, tmp_path, rng):
+    (tmp_path / "folder.npy").mkdir()
+    for name in ("folder.npy", 240 * "k" + ".npy"):
+        with pytest.raises(ValueError, match="out: got"):
+            empirical_ntk(model, rng.normal(size=(4, 5)), out=tmp_path / name)
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.npy"]
+
+
+def test_a_link_is_written_through(model, tmp_path, rng):
+    target, link = tmp_path / "target.npy", tmp_path / "link.npy"
+    link.symlink_to(target)
+    kernel = empirical_ntk(model, rng.normal(size=(4, 5)).astype("float32"), out=link)
+    assert link.is_symlink()
+    np.testing.assert_array_equal(np.load(target), kernel)
+
+
 def test_a_kill_between_renaming_and_removing_leaves_no_zeros(model, tmp_path, monkeypatch, rng):
     x = rng.normal(size=(8, 5)).astype("float32")
     path = tmp_path / "kernel.npy"

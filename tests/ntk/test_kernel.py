@@ -81,6 +81,35 @@ def test_mixed_precision(rng):
     np.testing.assert_allclose(kernel, expected, rtol=0.05)
 
 
+def test_half_precision_throughout(rng, tmp_path):
+    """Variables of half precision have gradients too, also by tape."""
+
+    class Scaled(layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), initializer="uniform")
+
+        def call(self, x):
+            return x * self.scale
+
+    for policy in ("bfloat16", "float16"):
+        stack = [layers.Dense(6, "tanh", dtype=policy), Scaled(dtype=policy)]
+        model = shaken(
+            keras.Sequential([keras.Input((5,)), *stack, layers.Dense(2, dtype=policy)]), rng
+        )
+        x = rng.normal(size=(4, 5)).astype("float32")
+        single = keras.Sequential(
+            [keras.Input((5,)), layers.Dense(6, "tanh"), Scaled(), layers.Dense(2)]
+        )
+        single.set_weights([np.asarray(w, "float32") for w in model.get_weights()])
+        for axes in ((-1,), ()):
+            expected = empirical_ntk(single, x, trace_axes=axes, engine="tape")
+            for engine in ("auto", "tape"):
+                found = empirical_ntk(model, x, trace_axes=axes, engine=engine).astype("float32")
+                np.testing.assert_allclose(found, expected, atol=0.05 * abs(expected).max())
+        found = empirical_ntk(model, x, out=tmp_path / f"{policy}.npy")
+        assert found.shape == (4, 4)
+
+
 def test_several_inputs_by_name(float64, rng):
     left, right = keras.Input((3,), name="left"), keras.Input((4,), name="right")
     x = layers.Concatenate()([layers.Dense(3, "tanh")(left), right])

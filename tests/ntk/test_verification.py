@@ -98,19 +98,24 @@ def test_layers_inside_loops_are_left_to_the_tape(rng):
 class TokenAndPosition(layers.Layer):
     """Its position table has as many rows as there are positions: first axis, four."""
 
-    def __init__(self):
+    def __init__(self, length=4):
         super().__init__()
-        self.token, self.position = layers.Embedding(7, 3), layers.Embedding(4, 3)
+        self.length = length
+        self.token, self.position = layers.Embedding(7, 3), layers.Embedding(length, 3)
 
     def call(self, x):
-        return self.token(x) + self.position(keras.ops.arange(4))
+        return self.token(x) + self.position(keras.ops.arange(self.length))
 
 
 class Prototypes(layers.Layer):
-    """Four learnt rows go through the same dense layer as the examples."""
+    """A few learnt rows go through the same dense layer as the examples."""
+
+    def __init__(self, count=4):
+        super().__init__()
+        self.count = count
 
     def build(self, shape):
-        self.rows = self.add_weight(shape=(4, shape[-1]), initializer="normal")
+        self.rows = self.add_weight(shape=(self.count, shape[-1]), initializer="normal")
         self.dense = layers.Dense(3, "tanh")
         self.dense.build(shape)
 
@@ -154,13 +159,19 @@ FIRST_AXES = {
     "one position": ((4, 3), [OnePosition(), layers.Flatten()]),
     "opposite order": ((3,), [Flipped(), layers.Dense(4, "tanh"), Flipped()]),
     "time-major": ((4, 3), [Rowwise(), layers.Flatten()]),
+    # As long as the batch that the layers are traced with.
+    "position table of 2": ((2,), [TokenAndPosition(2), layers.Flatten()]),
+    "two learnt rows": ((3,), [Prototypes(2)]),
+    "time-major of 2": ((2, 3), [Rowwise(), layers.Flatten()]),
+    # As long as the one that they are verified with.
+    "time-major of 3": ((3, 3), [Rowwise(), layers.Flatten()]),
 }
 
 
 @pytest.mark.parametrize("name", FIRST_AXES)
 def test_a_first_axis_as_long_as_the_batch_is_not_taken_for_the_examples(name, rng):
     shape, stack = FIRST_AXES[name]
-    words = name == "position table"
+    words = name.startswith("position table")
     model = keras.Sequential(
         [keras.Input(shape, dtype="int32" if words else "float32"), *stack, layers.Dense(2)]
     )
@@ -203,6 +214,23 @@ def test_a_model_that_treats_larger_batches_otherwise_is_left_to_the_tape(rng):
     x = rng.normal(size=(6, 3)).astype("float32")
     agree(model, x[:4])
     agree(model, x)
+
+
+def test_examples_are_verified_all_over_the_data(rng):
+    class Rectified(layers.Layer):
+        """Uses another layer's kernel where the first number is positive."""
+
+        def __init__(self, tied):
+            super().__init__()
+            self.tied = tied
+
+        def call(self, x):
+            positive = keras.ops.cast(x[:, :1] > 0, x.dtype)
+            return self.tied(x) + positive * keras.ops.tanh(x @ self.tied.kernel)
+
+    model = sequential((3,), Rectified(layers.Dense(4)), layers.Dense(2))
+    x = rng.normal(size=(9, 3)).astype("float32")
+    agree(model, x[np.argsort(x[:, 0])])
 
 
 def test_examples_that_are_equal_are_told_apart_by_others(rng):
@@ -262,6 +290,104 @@ def test_an_engine_is_not_used_again_for_another_setting(rng):
         model.layers[1].factor = float(step)
         agree(model, x)
     assert len(vars(model)["_ce_keras_kernels"]) <= 8
+
+
+class Holder:
+    """An object with a setting, which can be called too."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+class Holding(layers.Layer):
+    """A layer of which `value` says what it does, in one of many forms."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+        self._hidden = None
+
+    def call(self, x):
+        value = self._hidden or self.value
+        if isinstance(value, dict):
+            value = value["factor"]
+        value = value[0] if isinstance(value, list | tuple) else value
+        if isinstance(value, Holder):
+            return x * value.factor
+        return value(x) if callable(value) else x * keras.ops.convert_to_tensor(value, x.dtype)
+
+
+def change_in_place(layer):
+    layer.value[0] = 3.0
+
+
+CHANGES = {
+    "a list": ([2.0], lambda layer: setattr(layer, "value", [3.0])),
+    "a list in place": ([2.0], change_in_place),
+    "a tuple of functions": ((abs,), lambda layer: setattr(layer, "value", (tf.tanh,))),
+    "a dictionary": ({"factor": 2.0}, lambda layer: layer.value.update({"factor": 3.0})),
+    "an array": (np.array(2.0), lambda layer: setattr(layer, "value", np.array(3.0))),
+    "an array in place": (np.array([2.0]), change_in_place),
+    "a tensor": (tf.constant(2.0), lambda layer: setattr(layer, "value", tf.constant(3.0))),
+    "an object's attribute": (Holder(2.0), lambda layer: setattr(layer.value, "factor", 3.0)),
+    "a private attribute": (2.0, lambda layer: setattr(layer, "_hidden", 3.0)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_of_every_form_are_seen(name, rng):
+    value, change = CHANGES[name]
+    layer = Holding(value)
+    model = sequential((3,), layers.Dense(5), layer, layers.Dense(1))
+    x = rng.normal(size=(4, 3)).astype("float32")
+    for _ in range(2):  # As it comes, and traced.
+        agree(model, x)
+    change(layer)
+    agree(model, x)
+
+
+def test_statistics_that_are_adapted_again_are_seen(rng):
+    normalization = layers.Normalization()
+    normalization.adapt(rng.normal(size=(50, 3)))
+    model = sequential((3,), normalization, layers.Dense(5, "tanh"), layers.Dense(1))
+    x = rng.normal(size=(4, 3)).astype("float32")
+    for _ in range(2):
+        agree(model, x)
+    normalization.adapt(3 + 5 * rng.normal(size=(50, 3)))
+    agree(model, x)
+
+
+def test_an_activation_object_and_a_model_s_own_list_are_seen(rng):
+    class Listed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = layers.Dense(4, Holder(2.0)), layers.Dense(1)
+            self.activations = [keras.ops.tanh]
+
+        def call(self, x):
+            return self.last(self.activations[0](self.first(x)))
+
+    model, x = Listed(), rng.normal(size=(4, 3)).astype("float32")
+    for _ in range(2):
+        agree(model, x)
+    model.activations[0] = keras.ops.relu
+    agree(model, x)
+    model.first.activation.factor = 5.0
+    agree(model, x)
+
+
+def test_a_model_that_has_not_changed_keeps_its_engine(rng):
+    model = sequential((3,), layers.Dense(5, "relu"), layers.BatchNormalization(), layers.Dense(2))
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(4, 3)).astype("float32")
+    for _ in range(3):
+        empirical_ntk(model, x)
+        model.fit(x, np.zeros((4, 2)), verbose=0)
+        model.predict(x, verbose=0)
+    assert len(vars(model)["_ce_keras_kernels"]) == 1
 
 
 def test_a_text_model_is_done_by_tape_and_said_once(caplog):
