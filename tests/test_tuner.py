@@ -181,18 +181,27 @@ def test_a_fit_is_made_once_and_kept(tmp_path, monkeypatch):
     from ce_keras.ntk import fit_alpha
 
     monkeypatch.setattr("ce_keras.tuner.oracles.fit_alpha", counted)
-    oracle = begun(CollegialOracle("val_loss", FC, alpha="fit", max_trials=3, seed=5), tmp_path)
+    options = {"alpha": "fit", "max_trials": 3, "seed": 5}
+    oracle = begun(CollegialOracle("val_loss", FC, **options), tmp_path)
     assert oracle.fit is None
     first = oracle.create_trial("tuner")
     expected = fit_alpha(FC, seed=5, draws=200)
     assert oracle.fit["alpha"] == expected.alpha
     assert design(first) == optimum(alpha=expected)
     score(oracle, first, 1.0)
-    again = begun(CollegialOracle("val_loss", FC, alpha="fit", max_trials=3, seed=5), tmp_path)
-    again.reload()
-    assert again.fit == oracle.fit
-    assert design(again.create_trial("tuner")) == tuple(oracle.designs[1])
+    for given in ({}, {"hyperparameters": space(64)}):
+        again = begun(CollegialOracle("val_loss", FC, **options, **given), tmp_path)
+        again.reload()
+        assert again.fit == oracle.fit
+        assert design(again.create_trial("tuner")) == tuple(oracle.designs[1])
     assert len(calls) == 1
+
+
+def test_the_search_of_another_oracle_is_named(tmp_path):
+    begun(INNER["random"](), tmp_path).save()
+    oracle = begun(CollegialOracle("val_loss", FC), tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/p has .* another oracle; give overwrite="):
+        oracle.reload()
 
 
 @pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
@@ -299,10 +308,10 @@ def test_a_budget_that_nothing_meets_ends_the_search(tmp_path):
         assert oracle.create_trial("tuner").status == "STOPPED"
 
 
-def space():
+def space(most=3):
     hp = keras_tuner.HyperParameters()
-    hp.Int("cardinality", 1, 3)
-    hp.Int("width", 1, 3)
+    hp.Int("cardinality", 1, most)
+    hp.Int("width", 1, most)
     hp.Choice("rate", [0.1])
     return hp
 
@@ -529,6 +538,47 @@ def test_values_of_which_none_is_a_design_are_an_error(tmp_path):
         of(hypermodel, tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["primal", "dual"])
+def test_sampling_does_not_change_the_design(mode, tmp_path):
+    def log(hp):
+        ask = [lambda name: hp.Int(name, 1, 256, sampling="log")] * 2
+        return named("cardinality", "width", cardinality=ask[0], width=ask[1])(hp)
+
+    found = of(log, tmp_path, mode=mode)
+    look(found)
+    (trial,) = trials_of(found)
+    assert design(trial) == optimum(mode)
+    assert found.hypermodel.build(trial.hyperparameters).layers[0].units == np.prod(optimum(mode))
+
+
+def test_a_huge_range_is_not_listed():
+    hp = keras_tuner.HyperParameters()
+    hp.Int("cardinality", 1, 10**12)
+    hp.Int("width", 1, 10**12)
+    oracle = CollegialOracle("val_loss", FC, hyperparameters=hp)
+    oracle.check_space()
+    assert oracle.designs[0] == optimum()
+
+
+@pytest.mark.parametrize(
+    ("ask", "values"),
+    [
+        (lambda hp: hp.Choice("cardinality", ["few", "many"]), r"\['few', 'many'\]"),
+        (lambda hp: hp.Choice("cardinality", ["4", "8"]), r"\['4', '8'\]"),
+        (lambda hp: hp.Choice("cardinality", [0.5, float("nan")]), r"\[0.5, nan\]"),
+        (lambda hp: hp.Fixed("cardinality", "x"), r"\['x'\]"),
+        (lambda hp: hp.Boolean("cardinality"), r"\[True, False\]"),
+    ],
+)
+def test_values_that_are_no_whole_numbers_are_an_error(ask, values):
+    hp = keras_tuner.HyperParameters()
+    ask(hp)
+    hp.Int("width", 1, 64)
+    oracle = CollegialOracle("val_loss", FC, hyperparameters=hp)
+    with pytest.raises(ValueError, match=f"names: .* 'cardinality' with the values {values}"):
+        oracle.check_space()
+
+
 def test_what_is_held_at_its_default_is_said_once(tmp_path, caplog):
     look(tuner(tmp_path, max_trials=2))
     said = [record.getMessage() for record in caplog.records if record.name == "ce_keras"]
@@ -558,17 +608,21 @@ def test_names_are_two(names):
 
 
 def sized(hp):
-    """Of 8 to 16,000 units: in full, up to two gigabytes."""
-    units = hp.Int("w", 8, 16_000)
-    model = keras.Sequential(
-        [keras.Input((12,)), *(keras.layers.Dense(units) for _ in range(3)), keras.layers.Dense(4)]
-    )
-    model.compile("sgd", "sparse_categorical_crossentropy")
-    return model
+    """Of 8 to 100,000 units: in full, up to 40 gigabytes."""
+    units = hp.Choice("w", [8, 20_000, 50_000, 100_000])
+    stack = [keras.layers.Dense(units), keras.layers.Dense(units), keras.layers.Dense(4)]
+    return keras.Sequential([keras.Input((12,)), *stack])
 
 
+def embedded(hp):
+    """Of 8 to 100 million words."""
+    words = hp.Choice("w", [8, 10**8, 2 * 10**8])
+    return keras.Sequential([keras.Input((1,)), keras.layers.Embedding(words, 4)])
+
+
+@pytest.mark.parametrize("hypermodel", [sized, embedded])
 @pytest.mark.parametrize("budget", [{"max_params": 20_000}, {"max_flops": 40_000}])
-def test_what_is_too_large_is_not_allocated(budget, tmp_path, monkeypatch):
+def test_what_is_far_too_large_is_not_allocated(hypermodel, budget, tmp_path, monkeypatch):
     made = []
     initialise = keras.Variable._initialize_with_initializer
 
@@ -578,16 +632,31 @@ def test_what_is_too_large_is_not_allocated(budget, tmp_path, monkeypatch):
 
     monkeypatch.setattr(keras.Variable, "_initialize_with_initializer", counted)
     inner = keras_tuner.oracles.RandomSearchOracle("val_loss", 3, seed=1)
-    oracle = BudgetOracle(inner, sized, **budget)
-    oracle.update_space(with_space(sized))
-    begun(oracle, tmp_path)
+    oracle = begun(BudgetOracle(inner, hypermodel, **budget), tmp_path)
+    oracle.update_space(with_space(hypermodel))
     trial = oracle.create_trial("tuner")
     assert trial.status == "RUNNING"
-    assert trial.hyperparameters.values["w"] < 100
-    assert len(oracle._known) > 5
-    assert max(made) <= 20_000
+    assert trial.hyperparameters.values["w"] == 8
+    score(oracle, trial, 1.0)
+    assert oracle.create_trial("tuner").status == "STOPPED", "no other fits"
+    assert len(oracle._known) > 2
+    assert max(made) < 10**8
     assert keras.layers.Layer.add_weight.__name__ == "add_weight"
     assert not hasattr(keras.layers.Layer.add_weight, "__wrapped__"), "it is Keras' own again"
+
+
+def test_what_is_frozen_after_it_is_built_counts_as_frozen(tmp_path):
+    def hypermodel(hp):
+        hp.Choice("rate", [0.1])
+        backbone = keras.Sequential([keras.Input((12,)), keras.layers.Dense(30)])
+        backbone.trainable = False
+        return keras.Sequential([keras.Input((12,)), backbone, keras.layers.Dense(1)])
+
+    for most, status in ((31, "RUNNING"), (30, "STOPPED")):
+        inner = keras_tuner.oracles.RandomSearchOracle("val_loss", 3, seed=1)
+        oracle = begun(BudgetOracle(inner, hypermodel, max_params=most), tmp_path / status)
+        oracle.update_space(with_space(hypermodel))
+        assert oracle.create_trial("tuner").status == status
 
 
 def with_space(hypermodel):

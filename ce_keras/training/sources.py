@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,7 @@ class Folder:
 
     Args:
         folder: with `train`, and `test`, `val` or `validation`, in each of which every class has
-            a folder of its images (JPEG, PNG, BMP or GIF).
+            a folder of its images (JPEG, PNG, BMP, GIF or WebP).
         shape: of an image as the network sees it, which files need not have. If not given, all
             files have one size, and the shape is told from some of them.
         channels: of an image; told from some of the files if not given.
@@ -282,7 +283,7 @@ class Folder:
         import tensorflow as tf
 
         name, label = example
-        image = tf.io.decode_image(tf.io.read_file(name), self.shape[-1], expand_animations=False)
+        image = _image(tf.io.read_file(name), self.shape[-1])
         shape = (None, None, self.shape[-1]) if self._ragged else self.shape
         return tf.ensure_shape(image, shape), label
 
@@ -293,7 +294,7 @@ _FIT = 2**31
 # Files that a set's shape is told from.
 _SAMPLE = 25
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
 def _is_class(path: Path) -> bool:
@@ -364,12 +365,30 @@ def _decode(path: Path, channels: int = 0) -> np.ndarray:
     import tensorflow as tf
 
     try:
-        content = path.read_bytes()
-        return tf.io.decode_image(content, channels, expand_animations=False).numpy()
+        return _image(path.read_bytes(), channels).numpy()
     except (OSError, tf.errors.OpError) as error:
         what = "is empty" if path.exists() and not path.stat().st_size else "is no image"
-        message = shortened(str(getattr(error, "message", error)).partition("\n")[0], 200)
+        message = str(getattr(error, "message", error)).partition("\n")[0]
+        # TensorFlow puts where in its graph before what is wrong.
+        message = shortened(re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]", "", message), 200)
         raise ValueError(f"data.source: {path} {what}, or damaged: {message}") from None
+
+
+def _image(content: Any, channels: int) -> Any:
+    """Return the image in a file's bytes, with its own channels for 0."""
+    import tensorflow as tf
+
+    def decoded(channels: int) -> Any:
+        return tf.io.decode_image(content, channels, expand_animations=False)
+
+    if channels != 1:
+        return decoded(channels)
+    # Of PNG and JPEG alone TensorFlow makes grey images as it reads them.
+    return tf.cond(
+        tf.reduce_any(tf.strings.substr(content, 0, 2) == [b"\x89P", b"\xff\xd8"]),
+        lambda: decoded(1),
+        lambda: tf.image.rgb_to_grayscale(tf.ensure_shape(decoded(3), (None, None, 3))),
+    )
 
 
 def _sides(shape: Sequence[int]) -> str:

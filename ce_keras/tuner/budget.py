@@ -24,6 +24,9 @@ logger = logging.getLogger("ce_keras")
 # How often a proposal beyond the budget is drawn again before the space counts as used up.
 _DRAWS = 1000
 
+# A model that outgrows both this and ten budgets is not built to its end, to be counted.
+_ABSURD = 10**8
+
 # Where KerasTuner's oracles keep what they mean to do next.
 _PLANS = ("_ordered_ids", "_populate_next", "_brackets", "_current_bracket", "_current_iteration")
 
@@ -142,25 +145,25 @@ class BudgetOracle(WrappedOracle):
 
 
 class _TooLargeError(Exception):
-    """A model that is being built is beyond the budget already."""
+    """A model that is being built is far beyond the budget already."""
 
 
 @contextlib.contextmanager
 def _limited(max_params: int | None, max_flops: int | None) -> Iterator[None]:
-    """Have the building of a model end at the first weight that is beyond the budget.
+    """Have the building of a model end at the first weight that is far beyond the budget.
 
-    Otherwise a search over sizes would allocate every model in full that it does not try. Every
-    number of a kernel costs two FLOPs for each example at least.
+    Otherwise a search over sizes would allocate every model in full that it does not try. What is
+    trained is known only at the end, as layers may be frozen: so the limit is generous. Every
+    number of a kernel costs two FLOPs for each example at least, whether it is trained or not.
     """
-    most = min(max_params or math.inf, (max_flops or math.inf) / 2)
+    most = max(_ABSURD, min(10 * (max_params or math.inf), (max_flops or math.inf) / 2))
     add_weight = keras.layers.Layer.add_weight
     count = 0
 
     @functools.wraps(add_weight)
     def counted(layer: Any, shape: Any = None, *arguments: Any, **options: Any) -> Any:
         nonlocal count
-        kernel = options.get("name") == "kernel" and options.get("trainable", True)
-        if kernel and layer.trainable and isinstance(shape, list | tuple):
+        if isinstance(shape, list | tuple):
             count += math.prod(shape)
             if count > most:
                 raise _TooLargeError

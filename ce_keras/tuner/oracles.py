@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import keras_tuner
-from keras_tuner.engine.hyperparameters import Choice, Fixed, Int
+from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
 from ce_keras.checks import boolean, brief, checked_seed, instance, positive_int, sequence_of
 from ce_keras.geometry import Design, Module, Network
@@ -82,10 +84,9 @@ def _nearest(wanted: int, allowed: Sequence[int] | None, below: bool) -> int | N
         return None
     if allowed is None:
         return wanted
-    fitting = [each for each in allowed if (1 <= each <= wanted if below else each >= wanted)]
-    if not fitting:
-        return None
-    return max(fitting) if below else min(fitting)
+    index = bisect_right(allowed, wanted) - 1 if below else bisect_left(allowed, wanted)
+    found = allowed[index] if 0 <= index < len(allowed) else 0
+    return found if found >= 1 else None
 
 
 def chain(oracle: Any) -> Iterator[Any]:
@@ -252,6 +253,7 @@ class CollegialOracle(WrappedOracle):
         }
         self._first = sequence_of("seed_designs", seed_designs, _checked_design)
         self._designs: list[Design] = []
+        self._solution: Solution | None = None
         given = self.hyperparameters
         taken = [hp.name for hp in given.space if hp.name in self._names]
         if taken and not self._walks:
@@ -294,10 +296,10 @@ class CollegialOracle(WrappedOracle):
         """
         if self._space_is_checked or self._seen is None:
             return
-        self._solve()
+        solution = self._solve()
         declared = Space(*(self._declared(name) for name in self._names))
         designs = [design for design in self._first if _is_in(design, declared)]
-        designs += designs_of(self._solution, declared)
+        designs += designs_of(solution, declared)
         if not designs:
             told = " and ".join(
                 f"{name} in {brief(values)}"
@@ -305,7 +307,7 @@ class CollegialOracle(WrappedOracle):
             )
             raise ValueError(
                 f"names: the hypermodel declares {told}; no design of the curve has such values. "
-                f"The optimum is {self._solution.design}"
+                f"The optimum is {solution.design}"
             )
         if not self.start_order:  # Those of a search that goes on are settled.
             self._designs = list(dict.fromkeys(designs))
@@ -326,11 +328,12 @@ class CollegialOracle(WrappedOracle):
                 ", ".join(dict.fromkeys(held)),
             )
 
-    def _declared(self, name: str) -> list[int] | None:
+    def _declared(self, name: str) -> Sequence[int] | None:
         """Return the whole numbers that a hyperparameter can be, `None` for any.
 
         Raises:
-            ValueError: if there is none of this name, or it is switched off.
+            ValueError: if there is none of this name, it is switched off, or it is never a whole
+                number.
         """
         known = [hp for hp in self._seen.space if hp.name == name]
         if not known:
@@ -345,9 +348,10 @@ class CollegialOracle(WrappedOracle):
                 f"names: {name!r} is under a condition that is off by default, so that no model "
                 "would have the design; switch it on, or give other names"
             )
-        if not all(isinstance(hp, Int | Choice | Fixed) for hp in known):
+        if not all(isinstance(hp, Int | Choice | Fixed | Boolean) for hp in known):
             return None
-        return sorted({int(value) for hp in known for value in hp.values if value == int(value)})
+        values = [_whole_numbers(hp) for hp in known]
+        return values[0] if len(values) == 1 else sorted(set().union(*values))
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """A trial's values: its design, and what the inner oracle says of the rest."""
@@ -368,6 +372,11 @@ class CollegialOracle(WrappedOracle):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on with the designs that were begun with."""
+        if "collegial" not in state:
+            raise ValueError(
+                f"directory: {self._project_dir} has a search by another oracle; give "
+                "overwrite=True, or another project_name"
+            )
         own = state["collegial"]
         super().set_state(state)
         self._designs = [Design.parse(text) for text in own["designs"]]
@@ -383,23 +392,31 @@ class CollegialOracle(WrappedOracle):
         """What is proposed, in order; empty before the fit of alpha."""
         return list(self._designs)
 
-    def _solve(self) -> None:
-        """Find the designs, once."""
-        if self._designs:
-            return
+    def _solve(self) -> Solution:
+        """Return the solution, found once, as are the designs: a search that goes on has them."""
+        if self._solution is not None:
+            return self._solution
         ask = dict(self._ask)
         if isinstance(ask["alpha"], str) and ask["alpha"] == "fit":
-            found = fit_alpha(ask["baseline"].module, seed=self._fit_seed)
-            self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
-            ask["alpha"] = found
-        self._solution = answer = search(**ask)
+            ask["alpha"] = self._fitted()
+        solution = answer = search(**ask)
         if self._hard:
-            self._solution = search(**ask, hard_budget=True)
+            solution = search(**ask, hard_budget=True)
             if answer.rho >= 1:  # It costs no more than the baseline.
                 self._first.append(answer.design)
-        self._designs = list(dict.fromkeys([*self._first, *designs_of(self._solution)]))
+        if not self._designs:
+            self._designs = list(dict.fromkeys([*self._first, *designs_of(solution)]))
         if not self._walks:
             self._reserve(self._designs[0])
+        self._solution = solution
+        return solution
+
+    def _fitted(self) -> FittedAlpha:
+        """Return alpha by Algorithm 1; of a search that goes on, what it was fitted then."""
+        if self._fit is None:
+            found = fit_alpha(self._ask["baseline"].module, seed=self._fit_seed)
+            self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
+        return SimpleNamespace(**self._fit)
 
     def _reserve(self, design: Design) -> None:
         """Give the design's hyperparameters, where the space has them, their one value."""
@@ -407,6 +424,25 @@ class CollegialOracle(WrappedOracle):
             for hp in self.hyperparameters.space:
                 if hp.name == name:
                     hp.value = self.hyperparameters.values[name] = int(value)
+
+
+def _whole_numbers(hp: Any) -> Sequence[int]:
+    """Return the whole numbers that a hyperparameter can be, increasing.
+
+    Raises:
+        ValueError: if it can be none.
+    """
+    # Where a step is missing any number may be drawn; `values` has ten of them.
+    if isinstance(hp, Int) and (hp.step is None or hp.sampling == "linear"):
+        return range(hp.min_value, hp.max_value + 1, hp.step or 1)
+    values = list(hp.values)
+    numbers = [value for value in values if not isinstance(value, str | bool)]
+    if found := sorted({int(value) for value in numbers if float(value).is_integer()}):
+        return found
+    raise ValueError(
+        f"names: the hypermodel declares {hp.name!r} with the values {brief(values)}; a "
+        "cardinality or width is a whole number, such as hp.Choice(name, [4, 8])"
+    )
 
 
 def _checked_design(argument: str, design: Any) -> Design:

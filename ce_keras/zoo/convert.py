@@ -49,7 +49,7 @@ def from_torch(
     boolean("partial", partial)
     where = "state"
     if isinstance(state, str | Path):
-        where, state = f"state: {state}", read_state("state", state)
+        where, state = f"state: {state}", plain_state("state", read_state("state", state), state)
     else:
         state = plain_state("state", state, "the dictionary")
     variants = sorted(name for name in state if _OTHER_STEM.match(name))
@@ -60,9 +60,9 @@ def from_torch(
         )
     wanted = {_torch_name(name): name for name in named(model)}
     arrays = {
-        wanted.get(name, name): _ours(_array(value))
+        wanted.get(name, name): _ours(_array(f"{where}: {name}", value))
         for name, value in state.items()
-        if not name.endswith("num_batches_tracked")
+        if name in wanted or not (partial or name.endswith("num_batches_tracked"))
     }
     assign(model, arrays, where, partial)
 
@@ -119,8 +119,17 @@ def _ours(value: np.ndarray) -> np.ndarray:
     return value.T if value.ndim == 2 else value
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu().float() if hasattr(value, "detach") else value)
+def _array(where: str, value: Any) -> np.ndarray:
+    """Return a tensor or array as an array.
+
+    Raises:
+        ValueError: for a tensor of integers, truth values or complex numbers.
+    """
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    if not value.is_floating_point():
+        raise ValueError(f"{where} has numbers of type {value.dtype}; weights are real numbers")
+    return np.asarray(value.detach().cpu().float())  # NumPy has no bfloat16.
 
 
 def from_applications(model: keras.Model, source: keras.Model) -> None:

@@ -29,7 +29,7 @@ _NO_WEIGHTS = {
 
 
 def read_state(argument: str, path: str | Path) -> dict[str, Any]:
-    """Return the weights of a PyTorch or `.safetensors` file by name: arrays or tensors.
+    """Return what a PyTorch or `.safetensors` file holds by name: arrays or tensors.
 
     Args:
         argument: what the path is to the caller, for messages.
@@ -45,7 +45,7 @@ def read_state(argument: str, path: str | Path) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(16)
     if zipfile.is_zipfile(path) or head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        return plain_state(argument, _read_torch(argument, path), str(path))
+        return plain_state(argument, _read_torch(argument, path), path)
     if head[8:9] == b"{":  # Behind the length of its header.
         return _read_safetensors(argument, path)
     raise ValueError(
@@ -76,7 +76,8 @@ def _read_safetensors(argument: str, path: Path) -> dict[str, Any]:
 
     try:
         return load_file(path)
-    except (SafetensorError, TypeError, ValueError, KeyError, OSError) as error:
+    # NumPy has no 8-bit floats, which it says with an AttributeError.
+    except (SafetensorError, TypeError, ValueError, KeyError, OSError, AttributeError) as error:
         raise ValueError(f"{argument}: {path} cannot be read: {shortened(str(error))}") from None
 
 
@@ -100,7 +101,7 @@ def _read_torch(argument: str, path: Path) -> Any:
             ) from None
 
 
-def plain_state(argument: str, content: Any, where: str) -> dict[str, Any]:
+def plain_state(argument: str, content: Any, where: str | Path) -> dict[str, Any]:
     """Return the weights among what a checkpoint holds, without what wrappers put before names.
 
     Args:
@@ -109,23 +110,48 @@ def plain_state(argument: str, content: Any, where: str) -> dict[str, Any]:
         where: it is from.
 
     Raises:
-        ValueError: if there are no weights.
+        ValueError: if there are no weights, or several that could be meant.
     """
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{argument}: {where} holds a {type(content).__name__}; it must be a state dictionary"
         )
-    for name in _NESTED:
-        inner = content.get(name)
-        if isinstance(inner, Mapping) and any(map(_is_array, inner.values())):
-            content = inner
-            break
+    while inner := _inner(argument, content, where):
+        content = inner
     state = {str(name): value for name, value in content.items() if _is_array(value)}
+    state.pop("n_averaged", None)  # A counter of PyTorch's averaged models.
     if not state:
         raise ValueError(f"{argument}: {where} has no weights, but {brief(list(content))}")
     while wrapper := next((w for w in _WRAPPERS if all(n.startswith(w) for n in state)), None):
         state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return state
+
+
+def _inner(argument: str, content: Mapping[Any, Any], where: str | Path) -> Any:
+    """Return the mapping in a checkpoint that has the weights: by its name, or the only one.
+
+    Raises:
+        ValueError: for several.
+    """
+    found = {name: value for name, value in content.items() if _has_weights(value)}
+    for name in _NESTED:
+        if name in found:
+            return found[name]
+    if any(_is_array(value) and value.ndim for value in content.values()):
+        return None  # It has them itself.
+    if len(found) > 1:
+        raise ValueError(
+            f"{argument}: {where} has weights under each of {brief(list(found))}; give one of them"
+        )
+    return next(iter(found.values()), None)
+
+
+def _has_weights(value: Any, depth: int = 2) -> bool:
+    """Return whether a value is a mapping of arrays, or one with such in it."""
+    return isinstance(value, Mapping) and any(
+        bool(each.ndim) if _is_array(each) else depth > 1 and _has_weights(each, depth - 1)
+        for each in value.values()
+    )
 
 
 def _is_array(value: Any) -> bool:

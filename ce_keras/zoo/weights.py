@@ -188,7 +188,7 @@ def assign(
 def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
     """Return what is wrong with the first array that has anything but finite real numbers."""
     for name, array in arrays.items():
-        if array.dtype.kind in "biuOSU":
+        if array.dtype.kind in "biucOSU":
             return f"{name} has numbers of type {array.dtype}; weights are real numbers"
         if not np.isfinite(array.astype(np.float32)).all():
             return f"{name} has numbers that are infinite or NaN"

@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 
 import numpy as np
 import pytest
@@ -326,6 +327,24 @@ def test_a_set_of_grey_images_is_grey(rng, tmp_path):
     assert source_of(folder_recipe(tmp_path).data).shape == (16, 18, 1)
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "webp"])
+def test_a_grey_file_of_any_format_is_read_in_a_grey_set(suffix, rng, tmp_path):
+    for half in ("train", "test"):
+        for index in range(3):
+            picture(tmp_path / half / "cat" / f"{index}.png", rng, channels=1)
+    path = tmp_path / f"train/cat/x.{suffix}"
+    image = rng.integers(0, 256, (16, 18)).astype(np.uint8)
+    exact = {"lossless": True} if suffix == "webp" else {}
+    pytest.importorskip("PIL.Image").fromarray(image).save(path, **exact)
+    source = Folder(tmp_path, channels=1)
+    assert source.counts == (4, 3)
+    assert source.shape == (16, 18, 1)
+    order, read = source.examples(seed=0, epoch=0)
+    streamed = [x.numpy() for x, _ in order.map(lambda *example: read(example))]
+    for images in (np.stack(streamed), source.in_memory().images[0].images):
+        assert image.tolist() in images[..., 0].tolist()
+
+
 def test_files_of_other_programs_are_passed_over(rng, tmp_path):
     pets(tmp_path, rng)
     (tmp_path / "train/.ipynb_checkpoints").mkdir()
@@ -340,7 +359,7 @@ def test_files_of_other_programs_are_passed_over(rng, tmp_path):
 DAMAGED = {
     "empty": (b"", "is empty"),
     "junk": (b"not an image", "is no image, or damaged"),
-    "cut": (None, "is no image, or damaged"),
+    "cut": (None, "is no image, or damaged: [^{}]*$"),
     "size": ((9, 9), "is 9x9, and most others are 16x18"),
 }
 
@@ -363,7 +382,7 @@ def test_a_file_that_cannot_be_used_is_named_before_anything_is_trained(
     changes = ["data.augment=[]", f"data.source={tmp_path / 'set'}"]
     assert main([*command, "--set", changes[0], "--set", changes[1]]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if str(path) in line]
-    assert message in line
+    assert re.search(message, line)
     assert not (tmp_path / "run").exists()
 
 

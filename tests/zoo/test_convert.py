@@ -147,6 +147,13 @@ def zeroed(model):
         lambda s: {"model": s, "optimizer": {"state": {}, "lr": [0.1]}},
         lambda s: {"state_dict_ema": {f"module.{key}": value for key, value in s.items()}},
         lambda s: {f"model._orig_mod.module.{key}": value for key, value in s.items()},
+        lambda s: {"weights": s, "optimizer": {"state": {0: {"step": s["fc.bias"]}}}},
+        lambda s: {"model": {"state_dict": s, "name": "resnext"}},
+        lambda s: {"net": s, "acc": s["fc.bias"].mean()},
+        lambda s: {
+            "n_averaged": s["fc.bias"].sum(),
+            **{f"module.{key}": value for key, value in s.items()},
+        },
     ],
 )
 def test_whatever_a_checkpoint_is_wrapped_in(wrap, suffix, resnext, state, tmp_path):
@@ -158,6 +165,44 @@ def test_whatever_a_checkpoint_is_wrapped_in(wrap, suffix, resnext, state, tmp_p
     zoo.from_torch(resnext, path)
     for one, other in zip(resnext.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_prefix_is_taken_off_whatever_the_file(resnext, state, tmp_path):
+    save_file({f"module.{key}": value for key, value in state.items()}, tmp_path / "a.safetensors")
+    zeroed(resnext)
+    zoo.from_torch(resnext, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(zoo.to_torch(resnext)["fc.bias"], state["fc.bias"])
+    # A Keras model's own names are not touched.
+    own = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="model.one")])
+    zoo.save_weights(own, tmp_path / "own.safetensors")
+    zoo.load_weights(own, tmp_path / "own.safetensors")
+
+
+def test_weights_of_which_it_is_not_clear_which_are_meant(resnext, state):
+    with pytest.raises(ValueError, match=r"weights under each of \['student', 'teacher'\]"):
+        zoo.from_torch(resnext, {"student": state, "teacher": state})
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64"])
+def test_tensors_that_are_no_real_numbers_are_refused(dtype, resnext, state):
+    torch = pytest.importorskip("torch")
+    tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+    tensors["conv1.weight"] = tensors["conv1.weight"].to(getattr(torch, dtype))
+    with pytest.raises(ValueError, match=rf"state: conv1\.weight has .* torch\.{dtype}; weights"):
+        zoo.from_torch(resnext, tensors)
+    tensors["conv1.weight"] = tensors["conv1.weight"].numpy()
+    with pytest.raises(ValueError, match=rf"of type {dtype}; weights are real numbers"):
+        zoo.from_torch(resnext, tensors)
+
+
+def test_a_file_of_8_bit_floats_is_named(resnext, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    path = tmp_path / "small.safetensors"
+    save_file({"fc.bias": torch.zeros(5).to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(ValueError, match=r"small\.safetensors cannot be read: .*float8_e4m3fn"):
+        zoo.from_torch(resnext, path)
 
 
 DAMAGED = {
