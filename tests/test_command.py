@@ -156,6 +156,14 @@ def test_a_reader_that_leaves_is_not_an_error():
     assert len(shell.stdout.splitlines()) == 1
 
 
+def test_a_closed_output_is_one_line():
+    line = " ".join([*map(str, COMMAND), "search resnext29 >&-"])
+    shell = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, check=False)
+    assert shell.returncode == 2
+    assert shell.stderr.startswith("ce-keras search: standard output is closed")
+    assert len(shell.stderr.splitlines()) == 1
+
+
 def test_the_version_is_told():
     shell = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
     assert shell.stdout == f"ce-keras {__version__}\n"

@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     output.set_debug(options.debug)
+    if sys.stdout is None:  # As Python has it where the shell has closed it.
+        _complain(options.command, "standard output is closed; send it to a file or /dev/null")
+        return _WRONG
     try:
         options.run(options)
         sys.stdout.flush()

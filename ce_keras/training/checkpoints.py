@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ce_keras.checks import brief
+from ce_keras.checks import brief, finite_number, instance, sequence_of, whole_number
 from ce_keras.files import replacing, sweep
 
 logger = logging.getLogger("ce_keras")
+
+_NAME = re.compile(r"step-[0-9]+\.npz")
 
 
 class Checkpoints:
@@ -21,7 +24,7 @@ class Checkpoints:
 
     A state is the values of variables, in a fixed order, and a few plain values. Files are written
     under another name and moved into place; each is a ZIP archive, whose checksums tell a damaged
-    one.
+    one. Files and folders of other names are not touched.
 
     Args:
         folder: where they are.
@@ -33,9 +36,10 @@ class Checkpoints:
         self._folder = folder
         self._variables = list(variables)
         self._keep = keep
+        self._damaged: set[Path] = set()
 
     def save(self, step: int, content: dict[str, Any]) -> bool:
-        """Write the state at a step; older files are removed once it is there.
+        """Write the state at a step; the oldest before it are removed once it is there.
 
         Returns:
             Whether it was written. What stands in the way, such as a full disk, is logged, and
@@ -44,15 +48,30 @@ class Checkpoints:
         arrays: dict[str, Any] = {
             f"variable_{i}": np.asarray(v) for i, v in enumerate(self._variables)
         }
+        path = self._folder / f"step-{step:09d}.npz"
         try:
-            with replacing(self._folder / f"step-{step:09d}.npz") as part:
+            with replacing(path) as part:
                 np.savez(part, content=json.dumps(content), **arrays)
         except OSError as error:
             logger.warning("step %d: no checkpoint, and the run goes on: %s", step, error)
             return False
-        for old in self._files()[: -self._keep]:
-            old.unlink(missing_ok=True)
+        self._damaged.discard(path)
+        self._remove_before(step)
         return True
+
+    def _remove_before(self, step: int) -> None:
+        """Remove all but the last files up to a step.
+
+        Files of later steps are of states that could not be restored, or training would not be
+        here. Neither they nor damaged ones take the place of a good one.
+        """
+        before = [each for each in self._files() if _step(each) <= step]
+        good = [each for each in before if each not in self._damaged]
+        for old in good[: -self._keep]:
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s is not needed any more, and stays: %s", old, error)
 
     def restore(self) -> dict[str, Any] | None:
         """Give the variables the values of the last good file, and return its plain values.
@@ -70,6 +89,7 @@ class Checkpoints:
             # Whatever a damaged file makes its readers raise: NumPy's, ZIP's, JSON's own errors.
             except Exception as error:
                 logger.warning("%s is damaged, and skipped: %s", path, error)
+                self._damaged.add(path)
                 continue
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self._variables]:
                 raise ValueError(f"{path}: is of another model; name another folder")
@@ -83,7 +103,12 @@ class Checkpoints:
         sweep(self._folder / "step-*.npz")
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*.npz"))
+        named = (each for each in self._folder.glob("step-*.npz") if _NAME.fullmatch(each.name))
+        return sorted(filter(Path.is_file, named), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -96,14 +121,34 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         content = json.loads(str(file["content"]))
         arrays = [file[f"variable_{i}"] for i in range(len(file.files) - 1)]
-    kinds: dict[str, Any] = {
-        "epoch": int,
-        "step": int,
-        "loss": (float, type(None)),
-        "history": list,
-    }
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(name, ...), kind) for name, kind in kinds.items()
-    ):
-        raise ValueError(f"it is no state of a run: {brief(content)}")
+    _check_state(content)
+    kinds = {array.dtype.kind for array in arrays}
+    if not kinds <= set("biuf"):
+        raise ValueError(f"it has arrays of the kinds {brief(sorted(kinds))}, not only of numbers")
     return content, arrays
+
+
+def _check_state(content: Any) -> None:
+    """Check the plain values of a state: where to go on, and a row for every epoch before.
+
+    Raises:
+        ValueError: naming the value that is wrong.
+    """
+    instance("state", content, dict, "a state of a run")
+    epoch = whole_number("epoch", content.get("epoch"), 0)
+    whole_number("step", content.get("step"), 0)
+    if content.get("loss", ...) is not None:
+        finite_number("loss", content.get("loss"))
+    history = sequence_of("history", content.get("history"), _checked_row)
+    if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError(f"history: got {brief(history)}; it must be of one epoch after the other")
+    if len(history) != epoch:
+        raise ValueError(f"epoch: got {epoch}; it must be {len(history)}, as many as in history")
+
+
+def _checked_row(argument: str, row: Any) -> dict[str, Any]:
+    instance(argument, row, dict, "rows")
+    whole_number("epoch of history", row.get("epoch"), 1)
+    for name in ("loss", "rate", "error", "top5_error"):
+        finite_number(f"{name} of history", row.get(name))
+    return row

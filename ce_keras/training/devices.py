@@ -32,11 +32,13 @@ class Devices(Protocol):
         replicas: how many copies of the model share a batch.
         part: of every batch, what this process feeds.
         chief: whether this process is the one that writes files.
+        alone: whether no other process waits for this one.
     """
 
     replicas: int
     part: Part
     chief: bool
+    alone: bool
 
     def scope(self) -> AbstractContextManager[Any]:
         """Where models and optimisers are built."""
@@ -132,7 +134,7 @@ class TensorFlowDevices:
         each = self.replicas // workers
         self.part = Part(worker * each, (worker + 1) * each, self.replicas)
         self.chief = worker == 0
-        self._alone = workers == 1
+        self.alone = workers == 1
 
     def scope(self) -> AbstractContextManager[Any]:
         """Where models and optimisers are built."""
@@ -197,7 +199,7 @@ class TensorFlowDevices:
 
     def chiefs(self, content: Any, arrays: Sequence[np.ndarray] = ()) -> tuple[Any, Any]:
         """What the chief has, by sums to which the others add nothing."""
-        if self._alone:
+        if self.alone:
             return content, list(arrays)
         text = np.frombuffer(json.dumps(content).encode(), np.uint8).astype(np.int32)
         length = self._chiefs([np.array(len(text), np.int32)])[0]
@@ -238,6 +240,7 @@ class JaxDevices:
     replicas = 1  # The batch is one array, wherever its rows are.
     part = Part()
     chief = True
+    alone = True
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         known = keras.distribution.list_devices()

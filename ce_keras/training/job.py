@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 import statistics
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,11 +189,12 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
             `model` with the format's suffix into; the run's own if not given.
 
     Returns:
-        Where it was written.
+        Where it was written. The run's own `model.keras` is left as it is.
 
     Raises:
-        ValueError: for a folder without a finished run, an unknown form, a place that is taken by
-            anything but an earlier export, or a form that needs a package which is not installed.
+        ValueError: for a folder without a finished run, an unknown form, a place that is another
+            run's or taken by anything but an earlier export, or a form that needs a package which
+            is not installed.
     """
     folder = file_path("folder", folder)
     if to is not None:
@@ -198,7 +202,10 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
     kind = _EXPORTS[one_of("format", form, tuple(_EXPORTS))]
     _checked_run(folder)
     to = _free_place(Path(folder if to is None else to), form, kind)
+    _check_no_other_run(to, folder)
     _, model = _finished(folder)
+    if to.exists() and to.samefile(folder / "model.keras"):
+        return to
     # Keras exports what has been called, and loading is not enough.
     model(keras.ops.zeros((1, *model.input_shape[1:])))
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -210,10 +217,33 @@ def export(folder: str | Path, form: str, to: str | Path | None = None) -> Path:
             raise ValueError(
                 f"format: {form} needs a package that is not installed: {error}"
             ) from None
-        if to.is_dir():  # Folders are not replaced by a rename: the earlier one steps aside.
-            to.rename(Path(scratch) / "earlier")
-        part.replace(to)
+        _replace(part, to, Path(scratch) / "earlier")
     return to
+
+
+def _replace(part: Path, to: Path, aside: Path) -> None:
+    """Move `part` to `to`, or leave there what is there."""
+    if not to.is_dir():
+        part.replace(to)
+        return
+    try:
+        to.rename(aside)  # Folders are not replaced by a rename: the earlier one steps aside.
+        part.replace(to)
+    except BaseException:
+        if not to.exists():
+            with contextlib.suppress(FileNotFoundError):  # It had not left yet.
+                aside.rename(to)
+        raise
+
+
+def _check_no_other_run(to: Path, folder: Path) -> None:
+    """Check that a place is not in the folder of another run, whose model has the same name."""
+    parent = to.parent.resolve()
+    run = next(
+        (each for each in (parent, *parent.parents) if (each / "recipe.json").exists()), None
+    )
+    if run is not None and not run.samefile(folder):
+        raise ValueError(f"to: {to} is in {run}, the folder of another run; name another place")
 
 
 def _free_place(to: Path, form: str, kind: _Export) -> Path:
@@ -244,10 +274,26 @@ def _exporting(form: str | None) -> Callable[[Any, Path], Any]:
     return lambda model, path: model.export(path, verbose=False, **options)
 
 
+# All that an export writes into the folder of a SavedModel; folders end in a slash.
+_IN_SAVED_MODEL = re.compile(
+    r"saved_model\.pb|fingerprint\.pb|assets/|variables/"
+    r"|variables/variables\.(index|data-\d+-of-\d+)"
+)
+
+
 def _is_saved_model(path: Path) -> bool:
-    parts = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
-    names = {each.name for each in path.iterdir()} if path.is_dir() else set()
-    return "saved_model.pb" in names and names <= parts
+    names = [each.relative_to(path).as_posix() + "/" * each.is_dir() for each in path.rglob("*")]
+    # Its first fields: the schema's version, which is 1, and the model.
+    whole = _begins(path / "saved_model.pb", b"\x08\x01\x12")
+    return whole and all(map(_IN_SAVED_MODEL.fullmatch, names))
+
+
+def _is_keras_file(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == {"config.json", "metadata.json", "model.weights.h5"}
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _begins(path: Path, content: bytes, at: int = 0) -> bool:
@@ -258,13 +304,11 @@ def _begins(path: Path, content: bytes, at: int = 0) -> bool:
 
 
 _EXPORTS = {
-    "keras": _Export(
-        ".keras", lambda model, path: model.save(path), lambda path: _begins(path, b"PK")
-    ),
+    "keras": _Export(".keras", lambda model, path: model.save(path), _is_keras_file),
     "saved_model": _Export("", _exporting(None), _is_saved_model),
     "litert": _Export(".tflite", _exporting("litert"), lambda path: _begins(path, b"TFL3", 4)),
-    # Its first field, the version, is a number.
-    "onnx": _Export(".onnx", _exporting("onnx"), lambda path: _begins(path, b"\x08")),
+    # Its first fields: a version, and what wrote it.
+    "onnx": _Export(".onnx", _exporting("onnx"), lambda path: _begins(path, b"\x12\x07tf2onnx", 2)),
 }
 
 

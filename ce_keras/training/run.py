@@ -269,12 +269,27 @@ class Trainer:
                     raise asked_to_end.how()
                 if due and state["step"] < self.steps:
                     self._save(state)
-        errors = error_of(self._count, self._devices.batches(self.feed.test))
+        errors = error_of(self._count, self._tests(state, asked_to_end))
         rate = float(self._rate(epoch * self.steps + state["step"] - 1))  # The last step's.
         state["history"].append({"epoch": epoch + 1, "loss": state["loss"], "rate": rate, **errors})
         state.update(epoch=epoch + 1, step=0)
         self._save(state)
         self._log(state["history"])
+        self._end_if_asked(state, asked_to_end)
+
+    def _tests(self, state: dict[str, Any], asked_to_end: _Termination) -> Iterator[Batch]:
+        for batch in self._devices.batches(self.feed.test):
+            self._end_if_asked(state, asked_to_end)
+            yield batch
+
+    def _end_if_asked(self, state: dict[str, Any], asked_to_end: _Termination) -> None:
+        """End the run outside a step, where several machines could not agree to.
+
+        A state in which all steps of an epoch are done goes on with its test.
+        """
+        if self._devices.alone and asked_to_end():
+            self._save(state)
+            raise asked_to_end.how()
 
     def _losses(self, logits: Any, labels: Any) -> Any:
         smoothing = self.recipe.optimizer.smoothing

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import keras
@@ -119,6 +120,30 @@ def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, so
     # After SIGKILL, the last of every second step; after SIGTERM, the next one.
     assert files[-1] == f"step-{2 if which == 'SIGKILL' else 6:09d}.npz"
     assert not (tmp_path / "results.json").exists()
+    results = Trainer(small(), source, tmp_path, seed=3).run()
+    for one, other in zip(weights(finished[0]), weights(tmp_path), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert results["history"] == finished[1]["history"]
+
+
+# There are seven batches in each epoch's test.
+@pytest.mark.parametrize(("which", "batch"), [(signal.SIGINT, 1), (signal.SIGTERM, 14)])
+def test_a_signal_during_the_test_of_an_epoch_ends_the_run(
+    which, batch, finished, source, tmp_path
+):
+    trainer = Trainer(small(), source, tmp_path, seed=3)
+    count, seen = trainer._count, []
+
+    def counted(images):
+        seen.append(1)
+        if len(seen) == batch:
+            os.kill(os.getpid(), which)
+        return count(images)
+
+    trainer._count = counted
+    with pytest.raises(run.Interrupted if which == signal.SIGINT else run.Preempted):
+        trainer.run()
+    assert len(seen) == batch, "the rest of the test is not waited for"
     results = Trainer(small(), source, tmp_path, seed=3).run()
     for one, other in zip(weights(finished[0]), weights(tmp_path), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -245,10 +270,10 @@ def state(step):
     return {"epoch": 0, "step": step, "loss": 1.5, "history": []}
 
 
-def archive(content):
+def archive(content, array=(0.0, 0.0)):
     """A valid archive with an array of the right shape, and other plain values."""
     file = io.BytesIO()
-    np.savez(file, content=content, variable_0=np.zeros(2))
+    np.savez(file, content=content, variable_0=np.array(array))
     return file.getvalue()
 
 
@@ -275,6 +300,59 @@ def test_damaged_checkpoints_are_skipped(tmp_path, caplog):
         caplog.clear()
     with pytest.raises(ValueError, match="is of another model"):
         Checkpoints(tmp_path, [keras.Variable([1.0])]).restore()
+
+
+ROW = {"epoch": 1, "loss": 1.0, "rate": 0.1, "error": 10.0, "top5_error": 1.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"loss": np.nan}, {"loss": True}, {"step": -1}, {"step": True}, {"epoch": -1}),
+        *({"epoch": False}, {"epoch": 10**9}, {"epoch": 1}, {"history": [ROW]}),
+        *({"epoch": 1, "history": [row]} for row in (1, {}, {**ROW, "error": np.inf})),
+        {"epoch": 2, "history": [ROW, ROW]},
+    ],
+)
+def test_a_state_that_is_not_whole_is_skipped(wrong, tmp_path, caplog):
+    (tmp_path / "step-000000001.npz").write_bytes(archive(json.dumps(state(1) | wrong)))
+    assert Checkpoints(tmp_path, [keras.Variable([1.0, 2.0])]).restore() is None
+    assert "step-000000001.npz is damaged, and skipped" in caplog.text
+
+
+@pytest.mark.parametrize("array", [[1j, 0], ["a", "b"]])
+def test_arrays_that_are_not_of_numbers_are_skipped(array, tmp_path, caplog):
+    (tmp_path / "step-000000001.npz").write_bytes(archive(json.dumps(state(1)), array))
+    assert Checkpoints(tmp_path, [keras.Variable([1.0, 2.0])]).restore() is None
+    assert "step-000000001.npz is damaged, and skipped" in caplog.text
+
+
+def test_damaged_checkpoints_take_no_place_of_new_ones(tmp_path):
+    damaged = [tmp_path / f"step-{step:09d}.npz" for step in (1, 90, 100, 110)]
+    for path in damaged:
+        path.write_bytes(b"junk")
+    variables = [keras.Variable([1.0, 2.0])]
+    checkpoints = Checkpoints(tmp_path, variables, keep=3)
+    assert checkpoints.restore() is None
+    for step in range(2, 6):
+        assert checkpoints.save(step, state(step))
+    new = [tmp_path / f"step-{step:09d}.npz" for step in (3, 4, 5)]
+    assert sorted(tmp_path.iterdir()) == sorted([*damaged, *new])
+    assert Checkpoints(tmp_path, variables).restore() == state(5)
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, [keras.Variable([1.0, 2.0])], keep=1)
+    checkpoints.save(1, state(1))
+    shutil.copy(tmp_path / "step-000000001.npz", tmp_path / "step-best.npz")
+    (tmp_path / "step-000000000.npz").mkdir()
+    for step in (2, 3):
+        assert checkpoints.save(step, state(step))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["step-000000000.npz", "step-000000003.npz", "step-best.npz"]
+    assert checkpoints.restore() == state(3)
+    assert not checkpoints.save(0, state(0))
+    assert "step 0: no checkpoint, and the run goes on" in caplog.text
 
 
 def test_a_full_disk_loses_nothing(tmp_path, caplog, monkeypatch):
@@ -477,6 +555,54 @@ def test_an_export_replaces_nothing_but_an_earlier_export(finished, tmp_path):
     assert (models / "model.onnx").read_text() == "not an export"
     with pytest.raises(ValueError, match=r"to: got .*x\.txt'; it must end in \.keras"):
         job.export(folder, "keras", models / "x.txt")
+
+
+def test_an_export_never_takes_the_place_of_another_run(finished, tmp_path, monkeypatch):
+    one, other = tmp_path / "run1", tmp_path / "run2"
+    for folder in (one, other):
+        shutil.copytree(finished[0], folder)
+    (other / "model.keras").write_bytes(before := (other / "model.keras").read_bytes() + b" ")
+    monkeypatch.chdir(other)
+    for to in (other, other / "model.keras", ".", other / "new/model.keras"):
+        with pytest.raises(ValueError, match=r"to: .* is in .*run2, the folder of another run"):
+            job.export(one, "keras", to)
+    with pytest.raises(ValueError, match=r"to: .*run2, the folder of another run"):
+        job.export(one, "saved_model", other)
+    assert (other / "model.keras").read_bytes() == before
+    own = (one / "model.keras").stat().st_mtime_ns
+    assert job.export(one, "keras") == one / "model.keras"
+    assert (one / "model.keras").stat().st_mtime_ns == own, "it is there, and not written again"
+
+
+def test_an_export_is_told_by_all_that_it_holds(finished, tmp_path):
+    with zipfile.ZipFile(tmp_path / "docs.keras", "w") as archive:
+        archive.writestr("thesis.txt", "years of work")
+    (tmp_path / "begins.onnx").write_bytes(b"\x08 years of work")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk/saved_model.pb").write_text("years of work")
+    thesis = job.export(finished[0], "saved_model", tmp_path / "real") / "assets/thesis.txt"
+    thesis.write_text("years of work")
+    for name, form in {"docs.keras": "keras", "begins.onnx": "onnx"}.items():
+        with pytest.raises(ValueError, match=rf"to: .*{name} is there, and no earlier export"):
+            job.export(finished[0], form, tmp_path / name)
+    for name in ("real", "junk"):
+        assert job.export(finished[0], "saved_model", tmp_path / name) == tmp_path / name / "model"
+    assert thesis.read_text() == (tmp_path / "junk/saved_model.pb").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_export_that_ends_early_leaves_the_earlier_one(error, finished, tmp_path, monkeypatch):
+    job.export(finished[0], "saved_model", tmp_path / "model")
+    before = (tmp_path / "model/saved_model.pb").stat().st_ino
+
+    def ended(*_):
+        raise error
+
+    monkeypatch.setattr(Path, "replace", ended)
+    with pytest.raises(error):
+        job.export(finished[0], "saved_model", tmp_path / "model")
+    assert (tmp_path / "model/saved_model.pb").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_arrays_know_their_counts(source):
