@@ -129,6 +129,47 @@ def test_one_path_is_keras_dense():
     np.testing.assert_array_equal(layer(x), dense(x))
 
 
+def test_low_rank_adaptation_is_that_of_keras_dense(rng):
+    """Two paths are two layers of Keras: the same outputs after the same steps of training."""
+    x, y = rng.normal(size=(6, 8)).astype("float32"), rng.normal(size=(6, 6)).astype("float32")
+    ours = CollegialDense(6, cardinality=2)
+    ours.build(x.shape)
+    parts = [keras.layers.Dense(3) for _ in range(2)]
+    for path, part in enumerate(parts):
+        part.build((6, 4))
+        part.set_weights([ours.kernel.numpy()[path], np.zeros(3)])
+    for layer in (ours, *parts):
+        layer.enable_lora(2, lora_alpha=3.0)
+    for path, part in enumerate(parts):
+        part.lora_kernel_a.assign(ours.lora_kernel_a.numpy()[path])
+    assert [v.name for v in ours.trainable_variables] == [
+        v.name for v in parts[0].trainable_variables
+    ]
+
+    def trained(layer, x, y):
+        model = keras.Sequential([keras.Input(x.shape[1:]), layer])
+        # The mean is of twice as many numbers where both paths are together.
+        model.compile(keras.optimizers.SGD(0.01 * y.shape[1]), "mse")
+        model.fit(x, y, batch_size=6, epochs=5, verbose=0)
+        return model.predict(x, verbose=0)
+
+    expected = [
+        trained(part, x[:, 4 * path : 4 * path + 4], y[:, 3 * path : 3 * path + 3])
+        for path, part in enumerate(parts)
+    ]
+    np.testing.assert_allclose(trained(ours, x, y), np.hstack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_what_low_rank_adaptation_learnt_is_saved(tmp_path, rng):
+    x = rng.normal(size=(6, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), CollegialDense(6, cardinality=2, lora_rank=2)])
+    model.layers[0].lora_kernel_b.assign(rng.normal(size=(2, 2, 3)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5, atol=1e-6)
+    assert loaded.layers[0].lora_rank == 2
+
+
 def test_aggregate_is_the_sum_over_the_root_of_the_number():
     x = np.arange(24, dtype="float32").reshape(2, 12)
     expected = x.reshape(2, 4, 3).sum(axis=1) / 2
