@@ -185,7 +185,7 @@ class Solution:
         return f"within {self.tolerance:.3g} of the optimum: {', '.join(near)}"
 
     def _exact(self) -> list[str]:
-        """What the closed form tells beside the answer."""
+        """Lines on the coefficients, the best width and the stages, where the law is exact."""
         lines = []
         if self.coefficients is not None and len(self.coefficients) <= _SHOWN:
             terms = (f"{c:.3g}/n^{k}" for k, c in enumerate(self.coefficients, start=1))

@@ -6,9 +6,9 @@ kernels over random weights is in `ce_keras.variance`, whose functions are here 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ce_keras.lazy import lazy_names
 from ce_keras.ntk.spectrum import alignment, condition_number, label_alignment, spectrum
 from ce_keras.variance.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
 from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
@@ -42,12 +42,4 @@ _LAZY = {
     "ntk_vector_product": "regression",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY, __all__)

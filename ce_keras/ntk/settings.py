@@ -1,6 +1,6 @@
-"""What tells a model from itself with another setting, such as an activation or a statistic.
+"""The settings of a model's layers, such as activations and statistics, as a key for a cache.
 
-A graph that was traced with one setting would answer for another.
+A graph keeps the settings that it was traced with: after a change it must be traced again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def settings_of(model: keras.Model) -> tuple[Any, list[Any]]:
     Numbers, texts, arrays and collections of them count by value; variables, whose values graphs
     read anew, and functions by identity; and other objects by identity and by their attributes.
     """
-    held: list[Any] = []
+    layers = leaves(model)
+    held: list[Any] = [*layers]
     found = tuple(
         (
             id(layer),
@@ -41,9 +42,9 @@ def settings_of(model: keras.Model) -> tuple[Any, list[Any]]:
             layer.autocast,
             *_attributes(layer, held, _DEPTH),
         )
-        for layer in leaves(model)
+        for layer in layers
     )
-    return found, [*leaves(model), *held]
+    return found, held
 
 
 def bytes_of(tensor: Any) -> bytes | memoryview:

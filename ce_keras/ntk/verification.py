@@ -38,7 +38,7 @@ def verify(
     Args:
         model: a built Keras model.
         variables: those whose contributions are wanted.
-        recorder: of their contributions. It is told which layers put the examples first.
+        recorder: of their contributions; it keeps which layers put the examples first.
         examples: inputs, at least one.
 
     Returns:

@@ -28,13 +28,13 @@ _ERRORS = 4.0
 
 
 class Settings(NamedTuple):
-    """What is drawn.
+    """The settings.
 
     Attributes:
-        correlations: of the input at the nine positions.
+        correlations: between the nine positions of the input.
         widths: of the block's paths.
-        draws: blocks for each of them.
-        baseline: width of the block whose dual is told.
+        draws: number of random blocks for each correlation and width.
+        baseline: width of the block whose dual is computed.
     """
 
     correlations: tuple[float, ...] = (0.0, 0.92, 1.0)

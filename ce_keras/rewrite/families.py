@@ -61,11 +61,11 @@ class Family:
         """The layers of one path of every chain."""
         return [layer for chain in self.chains for layer in path_layers(chain, width, self.width)]
 
-    def module(self, alpha: float | None) -> Module:
+    def module(self) -> Module:
         """The reference chain by itself, whose law it is."""
         first = self.reference
         path = functools.partial(path_layers, first, reference=self.width)
-        return Module(self.name, self.width, path, alpha, _stack_of(first, self.width))
+        return Module(self.name, self.width, path, stack=_stack_of(first, self.width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,7 @@ def solve(family: Family, params: int, flops: int | None, options: Options) -> A
 
 def _rest(family: Family, params: int, flops: int | None) -> list[Layer]:
     """Everything else in the model, as one layer of so many parameters and FLOPs."""
-    alone = Network("paths", family.module(1.0), family.path, [])
+    alone = Network("paths", family.module(), family.path, [])
     rest = params - float(alone.params(1, family.width))
     work = 0.0 if flops is None else flops - float(alone.flops(1, family.width))
     if rest <= 0:
@@ -243,7 +243,7 @@ def _with_alpha(family: Family, alpha: Any, seed: int | None) -> tuple[Module, A
             if any(fnmatch.fnmatch(chain.name, pattern) for chain in family.chains)
         ]
         alpha = fitting[0] if fitting else None
-    module = family.module(None)
+    module = family.module()
     if alpha is None:
         alpha = "fit" if module.stack is None else "closed_form"
     return module, _fitted(family, module, seed) if alpha == "fit" else alpha

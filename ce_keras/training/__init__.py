@@ -5,9 +5,9 @@ Recipes and images in memory need only NumPy; what trains loads TensorFlow when 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ce_keras.lazy import lazy_names
 from ce_keras.training.data import (
     FASHION_CLASSES,
     Images,
@@ -62,12 +62,4 @@ _LAZY = {
     "train": "job",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY, __all__)

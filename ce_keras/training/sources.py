@@ -188,7 +188,7 @@ class Folder:
         folder: with `train`, and `test`, `val` or `validation`, in each of which every class has
             a folder of its images (JPEG, PNG, BMP, GIF or WebP).
         shape: of an image as the network sees it, which files need not have. If not given, all
-            files have one size, and the shape is told from some of them.
+            files have one size, and the shape is taken from a sample of them.
         channels: of an image; told from some of the files if not given.
         limits: at most so many images for training and for testing.
 
@@ -291,7 +291,7 @@ class Folder:
 # Bytes of images that are held in memory instead of being read again each epoch.
 _FIT = 2**31
 
-# Files that a set's shape is told from.
+# Number of files that the shape of a set is taken from.
 _SAMPLE = 25
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")

@@ -10,8 +10,9 @@ The kernel of a *given* model is another subject: `ce_keras.ntk`.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ce_keras.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ce_keras.variance.closed_form import (
@@ -52,12 +53,4 @@ _LAZY = {
     "variance_coefficients": "closed_form",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY, __all__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +49,10 @@ class MeasuredCorrelation:
         return self.stages[0]
 
     def __repr__(self) -> str:
-        means = ", ".join(f"{name} {mean_correlation(gram):.3f}" for name, gram in self._named())
+        means = ", ".join(
+            f"{name} {mean_correlation(gram):.3f}" for name, gram in self.blocks.items()
+        )
         return f"correlation of neighbouring positions: {means}"
-
-    def _named(self) -> list[tuple[str, np.ndarray]]:
-        return [*self.blocks.items()]
 
 
 def mean_correlation(gram: np.ndarray) -> float:
@@ -143,8 +141,7 @@ def _gram_of_patches(x: np.ndarray, kernel_size: int) -> np.ndarray:
     rows, columns = height - kernel_size + 1, width - kernel_size + 1
     if min(rows, columns) < 1:
         # Smaller than a patch: what lies outside is padding, and no position at all.
-        size = math.prod((kernel_size, kernel_size))
-        return np.full((size, size), float((x.astype(np.float64) ** 2).sum() / channels))
+        return np.full((kernel_size**2,) * 2, float((x.astype(np.float64) ** 2).sum() / channels))
     patches = [
         x[:, top : top + rows, left : left + columns].reshape(-1)
         for top, left in itertools.product(range(kernel_size), repeat=2)

@@ -37,7 +37,7 @@ class NetworkFamily:
 
 
 def family_of(module: Module | Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
-    """What `fit_alpha` is given, as a family.
+    """The argument of `fit_alpha` as a family of networks.
 
     Raises:
         ValueError: for anything that is neither a module nor a function that builds Keras models
