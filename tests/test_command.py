@@ -112,6 +112,17 @@ def test_two_devices_of_one_machine_train_as_one(one, tmp_path):
     assert_same_run(json.loads(output), one)
 
 
+def test_the_backend_of_the_environment_trains_or_is_refused(tmp_path):
+    train_on = {name: {"KERAS_BACKEND": name} for name in ("jax", "torch", "other")}
+    output, _ = ended(train(tmp_path / "run", environment=train_on["jax"]))
+    assert "test error" in output
+    for name in ("torch", "other"):
+        _, errors = ended(train(tmp_path / name, environment=train_on[name]), code=2)
+        (line,) = errors.splitlines()
+        assert line.startswith("ce-keras train: ")
+        assert name in line
+
+
 @pytest.mark.parametrize(
     ("which", "code", "message"),
     [

@@ -193,7 +193,11 @@ def _load_job(names: Sequence[str] = ()) -> tuple[Any, Any]:
         from ce_keras.training.devices import find_devices
 
         devices = find_devices(names)
+        import tensorflow as tf
+
         from ce_keras.training import job
+
+        tf.zeros([])  # On JAX too the images are TensorFlow's, which looks for devices here.
     return job, devices
 
 
