@@ -1,7 +1,49 @@
-"""ResNeXt-29 in plain PyTorch, as a peer to measure against and to check outputs with."""
+"""ResNeXts in plain PyTorch: a peer to measure against, to check outputs with, to train quickly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
+
+from ce_keras.geometry import Design, ResNeXt
+
+
+class PackedConv2d(nn.Conv2d):
+    """A grouped convolution as dense ones over packs of neighbouring groups.
+
+    Between the groups of a pack the dense kernel is zero. A GPU has fast kernels for few group
+    widths only; for the others this is more arithmetic in less time.
+    """
+
+    #: Channels that a pack has room for; 0 leaves the groups to PyTorch.
+    pack_channels = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        width = self.out_channels // self.groups
+        if self.groups == 1 or not self.pack_channels:
+            return super().forward(x)
+        count = math.ceil(self.groups / max(1, self.pack_channels // width))
+        edges = [round(self.groups * pack / count) for pack in range(count + 1)]
+        packs = [self._pack(x, low, high) for low, high in itertools.pairwise(edges)]
+        return packs[0] if count == 1 else torch.cat(packs, 1)
+
+    def _pack(self, x: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        outputs, inputs = self.out_channels // self.groups, self.in_channels // self.groups
+        groups = high - low
+        own = self.weight[low * outputs : high * outputs]
+        own = own.reshape(groups, outputs, 1, inputs, *self.kernel_size)
+        mask = torch.eye(groups, dtype=own.dtype, device=own.device)
+        dense = (own * mask[:, None, :, None, None, None]).reshape(
+            groups * outputs, groups * inputs, *self.kernel_size
+        )
+        images = x[:, low * inputs : high * inputs]
+        return conv2d(images, dense, None, self.stride, self.padding)
 
 
 class Bottleneck(nn.Module):
@@ -11,7 +53,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
+        self.conv2 = PackedConv2d(inner, inner, 3, stride, 1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -29,24 +71,55 @@ class Bottleneck(nn.Module):
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNeXt29(nn.Module):
-    """ResNeXt-29 for 32x32 images, of any design."""
+class TorchResNeXt(nn.Module):
+    """A ResNeXt of any shape and design."""
 
-    def __init__(self, cardinality: int, width: int, classes: int = 10) -> None:
+    def __init__(self, shape: ResNeXt, design: Design) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        blocks, inputs = [], 64
-        for stage in range(3):
-            inner, outputs = cardinality * width * 2**stage, 256 * 2**stage
-            for block in range(3):
+        kernel = shape.stem_kernel
+        self.conv1 = nn.Conv2d(
+            shape.input_shape[-1], shape.stem, kernel, shape.stem_strides, kernel // 2, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(shape.stem)
+        self.pool = nn.MaxPool2d(3, 2, 1) if shape.pool else nn.Identity()
+        blocks: list[nn.Module] = []
+        inputs = shape.stem
+        for stage, count in enumerate(shape.blocks):
+            inner = design.cardinality * design.width * 2**stage
+            for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(Bottleneck(inputs, inner, outputs, cardinality, stride))
+                outputs = shape.filters * 2**stage
+                blocks.append(Bottleneck(inputs, inner, outputs, design.cardinality, stride))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(inputs, shape.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images, `(batch, 3, 32, 32)`."""
-        x = self.blocks(torch.relu(self.bn1(self.conv1(x))))
+        """Logits of images, `(batch, channels, height, width)`."""
+        x = self.blocks(self.pool(torch.relu(self.bn1(self.conv1(x)))))
         return self.fc(x.mean(dim=(2, 3)))
+
+    def pairs(self, shape: ResNeXt) -> dict[str, nn.Module]:
+        """The layers with weights, by the names that `ce_keras.zoo` gives them."""
+        named: dict[str, nn.Module] = {
+            "conv1_conv": self.conv1,
+            "conv1_bn": self.bn1,
+            "predictions": self.fc,
+        }
+        blocks = iter(self.blocks)
+        for stage, count in enumerate(shape.blocks):
+            for number in range(count):
+                block: Any = next(blocks)
+                steps = [block.downsample, None, None, None]
+                for step, (conv, norm) in enumerate(
+                    [
+                        tuple(steps[0] or (None, None)),
+                        (block.conv1, block.bn1),
+                        (block.conv2, block.bn2),
+                        (block.conv3, block.bn3),
+                    ]
+                ):
+                    if conv is not None:
+                        name = f"conv{stage + 2}_block{number + 1}_{step}"
+                        named[f"{name}_conv"], named[f"{name}_bn"] = conv, norm
+        return named
