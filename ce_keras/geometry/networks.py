@@ -179,9 +179,10 @@ class ResNeXt(NamedTuple):
     classes: int = 1000
 
 
-#: The paper's networks (Sec. 4.2), a deeper one, and the small one of the demonstration.
+#: The paper's networks (Sec. 4.2), a deeper one, and small ones that two cores can train.
 RESNEXTS = {
     "resnext11": ResNeXt((1, 1, 1), 64, 32, 128, 3, 2, True, (28, 28, 1), 10),
+    "resnext11c": ResNeXt((1, 1, 1), 64, 64, 128, 3, 1, True, (32, 32, 3), 10),
     "resnext29": ResNeXt((3, 3, 3), 128, 64, 256, 3, 1, False, (32, 32, 3), 10),
     "resnext38": ResNeXt((3, 3, 3, 3), 128, 64, 256, 3, 1, False, (64, 64, 3), 1000),
     "resnext50": ResNeXt((3, 4, 6, 3), 64),

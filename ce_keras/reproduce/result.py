@@ -38,6 +38,7 @@ NAMES = (
     "alpha",
     "exact_law",
     "fig6",
+    "cifar10",
     "table1",
     "table2",
 )

@@ -279,6 +279,7 @@ def _constructor(
 resnext11 = _constructor(
     "resnext11", "A small ResNeXt for 28x28 images, that two cores can train", _DERIVED
 )
+resnext11c = _constructor("resnext11c", "A small ResNeXt for CIFAR", _DERIVED)
 resnext29 = _constructor("resnext29", "ResNeXt-29 for CIFAR")
 resnext38 = _constructor(
     "resnext38", "ResNeXt-29 with a fourth stage, for ImageNet at 64x64 pixels", _DERIVED
