@@ -1,7 +1,11 @@
-"""The neural tangent kernel of a given Keras model, and what is read off a kernel.
+"""The neural tangent kernel of a given Keras model, and the analysis of kernels.
 
-Spectra need only NumPy; what takes a model loads TensorFlow when it is used. The distribution of
-kernels over random weights is in `ce_keras.variance`, whose functions are here too.
+`analysis` needs only NumPy; functions of a model load TensorFlow when they are used. The
+distribution of kernels over random weights is in `ce_keras.variance`, whose functions are here too.
+
+Read the modules in this order: `empirical`, the public function; `engines`, which chooses an
+engine and keeps it; `autodiff`, the simple engine; `structured`, the fast one, with `recording`,
+`layer_rules` and `contractions`.
 """
 
 from __future__ import annotations
@@ -9,13 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ce_keras.lazy import lazy_names
-from ce_keras.ntk.spectrum import alignment, condition_number, label_alignment, spectrum
+from ce_keras.ntk.analysis import alignment, condition_number, label_alignment, spectrum
 from ce_keras.variance.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
 from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
 from ce_keras.variance.samplers import chain_kernels, stack_kernels
 
 if TYPE_CHECKING:
-    from ce_keras.ntk.kernel import empirical_ntk
+    from ce_keras.ntk.empirical import empirical_ntk
     from ce_keras.ntk.regression import NTKRegressor, ntk_vector_product
 
 __all__ = [
@@ -37,7 +41,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "empirical_ntk": "kernel",
+    "empirical_ntk": "empirical",
     "NTKRegressor": "regression",
     "ntk_vector_product": "regression",
 }

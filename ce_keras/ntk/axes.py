@@ -1,9 +1,9 @@
-"""Which entries of a kernel are asked for: the conventions of neural-tangents.
+"""The entries of a kernel that are asked for: the conventions of neural-tangents.
 
-The kernel of outputs of shape `(N, o_1, ..., o_k)` has an entry for every pair of outputs of every
-pair of examples. A *traced* axis is averaged over its diagonal; of a *diagonal* axis only equal
-indices are kept; any other axis appears twice, side by side: `(N1, N2, o_1, o_1, o_2, o_2, ...)`.
-The axis of the examples can be diagonal too.
+The kernel of outputs of shape `(N, o_1, ..., o_k)` has an entry for every two outputs of every two
+examples. A *traced* axis is averaged over its diagonal; of a *diagonal* axis only equal indices
+are kept; any other axis is *paired* and appears twice, side by side:
+`(N1, N2, o_1, o_1, o_2, o_2, ...)`. The axis of the examples can be diagonal too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.checks import whole_number
-from ce_keras.ntk.pairs import moved
+
+_KINDS = ("traced", "diagonal", "paired")
 
 
 class OutputAxes:
-    """The axes of a model's output, as (traced, diagonal, paired).
+    """The axes of a model's output, each traced, diagonal or paired.
 
     Args:
         shape: the output's shape, examples first.
@@ -29,8 +30,9 @@ class OutputAxes:
         dtype: of the output.
 
     Attributes:
-        same_examples: whether only pairs of an example with itself are kept.
-        counts: how many traced, diagonal and paired outputs there are.
+        same_examples: true where each example meets only itself (axis 0 is diagonal).
+        counts: the numbers of traced, diagonal and paired outputs.
+        total: the number of outputs of an example.
         dtype: of the kernel: at least single precision.
 
     Raises:
@@ -53,33 +55,61 @@ class OutputAxes:
                 f"trace_axes, diagonal_axes: got {trace_axes!r} and {diagonal_axes!r}; an axis is "
                 "in one of them at most"
             )
-        outputs = range(1, len(shape))
+        axes = range(1, len(shape))
         self.same_examples = 0 in diagonal
+        #: The kind of each output axis, in the order of the output.
         self._kinds = [
             "traced" if axis in traced else "diagonal" if axis in diagonal else "paired"
-            for axis in outputs
+            for axis in axes
         ]
-        groups = ("traced", "diagonal", "paired")
-        self._order = [axis for kind in groups for axis in outputs if self._kinds[axis - 1] == kind]
-        self._sizes = {kind: [shape[axis] for axis in self._axes(kind)] for kind in groups}
+        #: The output axes, kind by kind.
+        self._order = [axis for kind in _KINDS for axis in axes if self._kinds[axis - 1] == kind]
+        self._sizes = {
+            kind: [shape[axis] for axis in axes if self._kinds[axis - 1] == kind] for kind in _KINDS
+        }
+        self.counts = tuple(math.prod(self._sizes[kind]) for kind in _KINDS)
+        self.total = math.prod(self.counts)
         self.dtype = np.dtype("float64" if dtype == "float64" else "float32")
-        self.counts = tuple(math.prod(self._sizes[kind]) for kind in groups)
-
-    def _axes(self, kind: str) -> list[int]:
-        return [axis + 1 for axis, its in enumerate(self._kinds) if its == kind]
-
-    @property
-    def total(self) -> int:
-        """How many outputs an example has."""
-        return math.prod(self.counts)
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two choices of axes the same."""
+        """A key that is equal for equal choices of axes."""
         return (*self._kinds, *self.counts, self.same_examples)
 
-    def transposed(self, kernel: Any) -> Any:
-        """The kernel of the same examples the other way round, as a NumPy array."""
+    def arrange(self, outputs: Any) -> Any:
+        """Return outputs `(N, o_1, ...)` as `(N, traced * diagonal * paired)`, paired innermost."""
+        return tf.reshape(tf.transpose(outputs, [0, *self._order]), [-1, self.total])
+
+    def restore(self, kernel: Any) -> Any:
+        """Return a kernel `(diagonal, paired, N1, paired[, N2])` with its axes in public order."""
+        diagonal, paired = self._sizes["diagonal"], self._sizes["paired"]
+        d, p = len(diagonal), len(paired)
+        n1, n2 = kernel.shape[2], kernel.shape[4:]
+        kernel = tf.reshape(kernel, [*diagonal, *paired, n1, *paired, *n2])
+        first_example, second_example = d + p, d + 2 * p + 1
+        order = [first_example] if self.same_examples else [first_example, second_example]
+        diagonal_axes = iter(range(d))
+        paired_axes = iter((d + axis, first_example + 1 + axis) for axis in range(p))
+        for kind in self._kinds:
+            if kind == "diagonal":
+                order.append(next(diagonal_axes))
+            elif kind == "paired":
+                order += next(paired_axes)
+        return tf.transpose(kernel, order)
+
+    def kernel_shape(self, n1: int, n2: int) -> tuple[int, ...]:
+        """Return the shape of the kernel of `n1` and `n2` examples."""
+        diagonal, paired = iter(self._sizes["diagonal"]), iter(self._sizes["paired"])
+        shape = [n1] if self.same_examples else [n1, n2]
+        for kind in self._kinds:
+            if kind == "diagonal":
+                shape.append(next(diagonal))
+            elif kind == "paired":
+                shape += 2 * [next(paired)]
+        return tuple(shape)
+
+    def transposed(self, kernel: np.ndarray) -> np.ndarray:
+        """Return K(x2, x1) from K(x1, x2): the examples and every paired axis swapped."""
         order, axis = [1, 0], 2
         for kind in self._kinds:
             if kind == "diagonal":
@@ -90,41 +120,9 @@ class OutputAxes:
                 axis += 2
         return kernel.transpose(order)
 
-    def arrange(self, outputs: Any) -> Any:
-        """Outputs `(N, o_1, ...)` as `(N, total)`, traced ones outermost, paired innermost."""
-        return tf.reshape(moved(outputs, [0, *self._order]), [-1, self.total])
-
-    def kernel_shape(self, first: int, second: int) -> tuple[int, ...]:
-        """The kernel's shape for so many examples."""
-        sizes = iter(self._sizes["diagonal"])
-        paired = iter(self._sizes["paired"])
-        shape = [first] if self.same_examples else [first, second]
-        for kind in self._kinds:
-            if kind == "diagonal":
-                shape.append(next(sizes))
-            elif kind == "paired":
-                shape += 2 * [next(paired)]
-        return tuple(shape)
-
-    def restore(self, kernel: Any) -> Any:
-        """A kernel `(diagonal, paired, N1, paired[, N2])` in the order it is returned in."""
-        diagonal, paired = self._sizes["diagonal"], self._sizes["paired"]
-        many, two = len(diagonal), len(paired)
-        n, m = kernel.shape[2], kernel.shape[4:]
-        kernel = tf.reshape(kernel, [*diagonal, *paired, n, *paired, *m])
-        order = [many + two] if self.same_examples else [many + two, many + 2 * two + 1]
-        singles = iter(range(many))
-        pairs = iter((many + axis, many + two + 1 + axis) for axis in range(two))
-        for kind in self._kinds:
-            if kind == "diagonal":
-                order.append(next(singles))
-            elif kind == "paired":
-                order += next(pairs)
-        return moved(kernel, order)
-
 
 def only_output(outputs: Any) -> Any:
-    """Return the one tensor that a model gives, be it inside a list or a dictionary.
+    """Return the one tensor that a model gives, also from inside a list or a dictionary.
 
     Raises:
         ValueError: if there are several.
@@ -138,6 +136,7 @@ def only_output(outputs: Any) -> Any:
 
 
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:
+    """Return axes as numbers from 0."""
     found = set()
     for axis in axes:
         index = whole_number(argument, axis)

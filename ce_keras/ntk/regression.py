@@ -1,4 +1,4 @@
-"""Learning with the kernel: what training the model's linearisation to the end would give."""
+"""Regression with the kernel, and its product with a vector."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import tensorflow as tf
 
 from ce_keras.checks import boolean, finite_number, keras_model, positive_int, real_array
 from ce_keras.ntk.axes import only_output
-from ce_keras.ntk.kernel import checked_inputs, checked_variables, empirical_ntk, outputs_of
+from ce_keras.ntk.empirical import checked_inputs, empirical_ntk
+from ce_keras.ntk.engines import checked_variables, outputs_of
 
 
 def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None) -> np.ndarray:
-    """K(x1, x2) times a vector, without the kernel: one backward and one forward-mode pass.
+    """Return K(x1, x2) times a vector, by one backward and one forward-mode pass.
 
     Args:
         model: a Keras model of one output, on the TensorFlow backend.
@@ -23,8 +24,7 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
         x2: other inputs; `x1` again if not given.
 
     Returns:
-        An array of the outputs' shape at `x1`. Nothing is traced: it is the product with all
-        pairs of outputs (`trace_axes=()`).
+        An array of the outputs' shape at `x1`: the product with the kernel of `trace_axes=()`.
 
     Raises:
         ValueError: for a vector of another shape.
@@ -49,7 +49,7 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
             )
         along = tf.reduce_sum(outputs * tf.cast(vector, outputs.dtype))
     direction = tape.gradient(along, variables, unconnected_gradients="zero")
-    direction = [tf.convert_to_tensor(part) for part in direction]
+    direction = [tf.convert_to_tensor(gradient) for gradient in direction]  # Of tables: rows.
     with tf.autodiff.ForwardAccumulator(variables, direction) as forward:
         outputs = only_output(model(x1, training=False))
     return forward.jvp(outputs, unconnected_gradients="zero").numpy()
@@ -59,14 +59,15 @@ class NTKRegressor:
     """Kernel regression with a model's tangent kernel.
 
     The prediction is f(x) + K(x, X) (K(X, X) + ridge * s)^-1 (y - f(X)), with f the model as it
-    is and s the kernel's mean diagonal: where gradient descent on the squared error takes the
-    model's linearisation, or where it stops early for a ridge above 0.
+    is and s the mean of the kernel's diagonal. Gradient descent on the squared error ends there for
+    the model's linearisation; a ridge above 0 is like stopping it early.
 
     Args:
         model: a Keras model of one output of shape `(N, outputs)`, on the TensorFlow backend.
-        ridge: what is added to the diagonal, relative to its mean.
-        traced: one kernel for all outputs, their average: N rows instead of N * outputs. Exact
-            where outputs do not share what they learn; for one output there is no difference.
+        ridge: the number added to the diagonal, relative to its mean.
+        traced: use the average of the outputs' kernels, of N rows, for all outputs, instead of one
+            kernel of N * outputs rows. Exact where the kernel is the same for every output and 0
+            between two of them.
         batch_size: examples whose gradients are held at a time.
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -117,7 +118,7 @@ class NTKRegressor:
         return self
 
     def predict(self, x: Any) -> np.ndarray:
-        """The prediction for inputs, `(N, outputs)`.
+        """Return the predictions for inputs, `(N, outputs)`.
 
         Raises:
             ValueError: before `fit`.

@@ -24,9 +24,9 @@ from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
-from ce_keras.ntk.graphs import traced
-from ce_keras.ntk.records import Recorder
-from ce_keras.ntk.shares import Gradients
+from ce_keras.ntk.autodiff import traced
+from ce_keras.ntk.contractions import Gradients
+from ce_keras.ntk.recording import Recorder
 from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
 from ce_keras.variance.random_numbers import BLOCK, PIECE
 

@@ -13,7 +13,7 @@ from keras import initializers, layers
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
-from ce_keras.ntk.graphs import compiled, traced
+from ce_keras.ntk.autodiff import traced
 from ce_keras.variance import networks, stack_kernels
 from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
 from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
@@ -112,7 +112,6 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     specs = [tf.TensorSpec(value.shape, value.dtype) for value in drawn]
     graph = traced(function, specs)
     products = graph(*drawn)
-    np.testing.assert_allclose(compiled(graph, specs)(*drawn), products, rtol=1e-4, atol=1e-5)
     for variable, value in zip(draw.variables, drawn, strict=True):
         variable.assign(value)
     for path in range(3):

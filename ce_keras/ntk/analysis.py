@@ -1,4 +1,4 @@
-"""What people ask of a kernel matrix once they have it."""
+"""Spectrum and alignment of a kernel matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ce_keras.checks import boolean, brief, real_array
 
 
 def spectrum(kernel: np.ndarray) -> np.ndarray:
-    """The eigenvalues, largest first.
+    """Return the eigenvalues of a kernel, largest first.
 
     Args:
         kernel: `(N, N)`, symmetric, or `(N, N, O, O)` as `empirical_ntk(..., trace_axes=())`
@@ -26,7 +26,7 @@ def spectrum(kernel: np.ndarray) -> np.ndarray:
 
 
 def condition_number(kernel: np.ndarray) -> float:
-    """The largest eigenvalue over the smallest; infinite for a singular kernel.
+    """Return the largest eigenvalue over the smallest; infinity for a singular kernel.
 
     Args:
         kernel: as for `spectrum`.
@@ -43,7 +43,7 @@ def condition_number(kernel: np.ndarray) -> float:
 
 
 def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> float:
-    """How alike two kernels of the same examples are: the cosine between them as vectors.
+    """Return the cosine between two kernels of the same examples as vectors.
 
     Args:
         first: `(N, N)`.
@@ -69,7 +69,7 @@ def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> f
 
 
 def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> float:
-    """How much a kernel already knows of labels: its alignment with the kernel of the labels.
+    """Return the alignment of a kernel with the kernel of the labels.
 
     Args:
         kernel: `(N, N)`.

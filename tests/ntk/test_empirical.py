@@ -221,7 +221,7 @@ def test_long_texts_are_compared_a_few_at_a_time(rng, monkeypatch):
     model = keras.Model(ids, layers.Dense(3)(x))
     x1, x2 = (rng.integers(0, 9, (n, 6)) for n in (5, 4))
     whole = empirical_ntk(model, x1, x2, trace_axes=())
-    monkeypatch.setattr("ce_keras.ntk.shares._MOST_PAIRS", 2 * 6 * 4 * 6 * 9)
+    monkeypatch.setattr("ce_keras.ntk.contractions._MOST_PAIRS", 2 * 6 * 4 * 6 * 9)
     again = keras.models.clone_model(model)
     again.set_weights(model.get_weights())
     np.testing.assert_allclose(empirical_ntk(again, x1, x2, trace_axes=()), whole, rtol=1e-5)

@@ -5,7 +5,8 @@ import pytest
 from keras import layers
 from kernel_models import MODELS, behind_a_layer, flat, inputs, ours, plain_loop, sequential, shaken
 
-from ce_keras.ntk import empirical_ntk, records
+from ce_keras.ntk import empirical_ntk
+from ce_keras.ntk.recording import Recorder
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -75,19 +76,19 @@ def test_grouped_convolutions_pass_signals_on_whoever_owns_them(layer, owner, fl
 
 
 def test_no_signal_goes_back_past_what_is_asked_for(monkeypatch, rng):
-    points = []
-    signals = records._signals
+    recorded = []
+    cotangents = Recorder._cotangents
 
-    def counted(tape, total, its, *options):
-        points.append(len(its))
-        return signals(tape, total, its, *options)
+    def counted(self, tape, total, points, counts):
+        recorded.append(len(points))
+        return cotangents(self, tape, total, points, counts)
 
-    monkeypatch.setattr(records, "_signals", counted)
+    monkeypatch.setattr(Recorder, "_cotangents", counted)
     conv = layers.Conv2D(4, 2, groups=2)
     model = sequential((3, 3, 3), layers.Dense(4), *flat(conv))
     x = inputs(model, 3, rng).astype("float32")
     empirical_ntk(model, x, trace_axes=(), engine="structured", variables=[model.weights[-1]])
-    assert set(points) == {1}
+    assert set(recorded) == {1}
 
 
 @pytest.mark.parametrize("outputs", [1, 2])

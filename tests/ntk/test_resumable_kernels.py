@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from ce_keras.ntk import empirical_ntk
-from ce_keras.ntk.growing import growing
+from ce_keras.resumable import resumable_array
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_blocks_follow_from_memory(model, monkeypatch, rng):
     assert len(calls) == 1
     # As much as ten of these examples take.
     ((engine, _),) = vars(model)["_ce_keras_kernels"].values()
-    monkeypatch.setattr("ce_keras.ntk.kernel._MEMORY", 80 * engine.numbers_per_example)
+    monkeypatch.setattr("ce_keras.ntk.empirical._MEMORY", 80 * engine.numbers_per_example)
     np.testing.assert_allclose(empirical_ntk(model, x), whole, rtol=1e-5)
     assert len(calls) == 1 + 4 * 5 / 2
 
@@ -102,7 +102,7 @@ def test_double_precision_is_kept(tmp_path, rng):
 def test_only_npy_files():
     with (
         pytest.raises(ValueError, match=r"out: got 'kernel\.csv'; it must end in \.npy"),
-        growing("kernel.csv", (2,), None),
+        resumable_array("out", "kernel.csv", (2,), "float32", None, "another kernel"),
     ):
         pass
 

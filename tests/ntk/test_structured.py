@@ -10,7 +10,7 @@ from keras import layers
 from kernel_models import agree, flat, inputs, ours, plain_loop, sequential, shaken
 
 from ce_keras.ntk import NTKRegressor, empirical_ntk, ntk_vector_product
-from ce_keras.ntk.verification import distinct_examples
+from ce_keras.ntk.structured import distinct_examples
 
 
 class Custom(layers.Layer):

@@ -1,0 +1,265 @@
+"""Choose the engine of a model's kernels, and keep it with the model for later calls.
+
+Making an engine takes a second or more: rules are verified and graphs traced. It is used again as
+long as nothing has changed that a graph has as a constant, such as a layer's activation.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ce_keras.checks import brief, shortened
+from ce_keras.layers.fan_in import leaves
+from ce_keras.ntk.autodiff import TapeEngine
+from ce_keras.ntk.axes import OutputAxes, only_output
+from ce_keras.ntk.recording import RECORDING
+from ce_keras.ntk.structured import StructuredEngine
+
+Engine = Literal["auto", "structured", "tape"]
+
+logger = logging.getLogger("ce_keras")
+
+# The attribute of a model that holds its engines, and how many it keeps: the last ones used.
+_ATTRIBUTE = "_ce_keras_kernels"
+_MOST_ENGINES = 8
+
+# Attributes that a model has from training, and from us.
+_OF_TRAINING = (
+    *("_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator", "history"),
+    *("optimizer", "stop_evaluating", "stop_predicting", "stop_training", _ATTRIBUTE),
+)
+
+# Objects within objects that are looked into for settings.
+_DEPTH = 4
+
+
+def engine_for(
+    model: keras.Model,
+    x: Any,
+    trace_axes: tuple[int, ...],
+    diagonal_axes: tuple[int, ...],
+    engine: Engine,
+    variables: Sequence[Any] | None,
+) -> TapeEngine | StructuredEngine:
+    """Return the engine for these arguments, made once for a model and kept with it.
+
+    Args:
+        model: a Keras model.
+        x: inputs as tensors.
+        trace_axes: as for `empirical_ntk`.
+        diagonal_axes: as for `empirical_ntk`.
+        engine: as for `empirical_ntk`.
+        variables: as for `empirical_ntk`.
+
+    Raises:
+        ValueError: for wrong axes or variables, or a model that has no such kernel.
+    """
+    if _ATTRIBUTE not in vars(model) or not all(layer.built for layer in leaves(model)):
+        outputs_of("x1", model, examples_of(x, slice(0, 1)))  # Some weights are made by a call.
+    engines = vars(model).setdefault(_ATTRIBUTE, {})
+    variables = checked_variables(model, variables)
+    settings, held = settings_of(model)
+    key = (
+        *(engine, trace_axes, diagonal_axes),
+        *(tuple(map(id, variables)), signature_of(x), settings),
+    )
+    with RECORDING:  # While rules are verified, layers have other methods.
+        if key in engines:
+            found = engines.pop(key)
+        else:
+            made = _made(model, x, trace_axes, diagonal_axes, engine, variables)
+            # The objects that the key tells apart by identity are held with it: the identity of an
+            # object that is gone is given to another.
+            found = (made, held)
+        engines[key] = found  # The one used last is last.
+        if len(engines) > _MOST_ENGINES:
+            del engines[next(iter(engines))]
+    return found[0]
+
+
+def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
+    """Return the variables to differentiate by, the trainable ones if none are given.
+
+    Raises:
+        ValueError: where there are none, or they are not the model's.
+    """
+    if variables is None:
+        if not model.trainable_variables:
+            raise ValueError(f"variables: {model.name!r} has no trainable variables")
+        return list(model.trainable_variables)
+    if not isinstance(variables, list | tuple) or not variables:
+        raise ValueError(
+            f"variables: got {brief(variables)}; it must be a list of the model's variables"
+        )
+    own = {id(variable) for variable in model.variables}
+    strangers = [getattr(v, "path", v) for v in variables if id(v) not in own]
+    if strangers:
+        raise ValueError(f"variables: {strangers} are not variables of {model.name!r}")
+    if len({*map(id, variables)}) < len(variables):
+        raise ValueError("variables: one is named twice")
+    return list(variables)
+
+
+def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
+    """Return a model's outputs in inference mode.
+
+    Raises:
+        ValueError: if it does not take the inputs; the message has Keras' own.
+    """
+    try:
+        return model(x, training=False)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(x)]
+        raise ValueError(
+            f"{argument}: {model.name!r} does not take inputs of shapes {shapes}: "
+            f"{shortened(' '.join(str(error).split()), 300)}"
+        ) from error
+
+
+def examples_of(x: Any, rows: slice) -> Any:
+    """Return some examples of a structure of inputs."""
+    return tf.nest.map_structure(lambda tensor: tensor[rows], x)
+
+
+def signature_of(x: Any) -> tuple[Any, ...]:
+    """Return the type and shape of an example."""
+    return tuple((tensor.dtype.name, *tensor.shape[1:]) for tensor in tf.nest.flatten(x))
+
+
+def _made(
+    model: keras.Model,
+    x: Any,
+    trace_axes: tuple[int, ...],
+    diagonal_axes: tuple[int, ...],
+    engine: Engine,
+    variables: list[Any],
+) -> TapeEngine | StructuredEngine:
+    outputs = only_output(outputs_of("x1", model, examples_of(x, slice(0, 1))))
+    if not outputs.shape.rank or outputs.shape[0] != 1:
+        raise ValueError(
+            f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
+            "their first axis must be the examples"
+        )
+    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, outputs.dtype.name)
+    _refuse_interaction(model, x)
+    if engine == "tape":
+        return TapeEngine(model, variables, axes)
+    try:
+        made = StructuredEngine(model, variables, axes, x)
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+        # No graph of fixed shapes: texts, for instance, are split into an unknown number of words.
+        if engine == "structured":
+            raise ValueError(
+                f"engine: {model.name!r} cannot be computed layer by layer; use 'tape': {error}"
+            ) from error
+        logger.warning("kernel of %s: by tape, and slowly: %s", model.name, shortened(str(error)))
+        return TapeEngine(model, variables, axes)
+    if made.by_tape:
+        logger.warning(
+            "kernel of %s: by tape, and slowly, for %s: no rule covers all that these variables do",
+            model.name,
+            ", ".join(variable.path for variable in made.by_tape),
+        )
+    return made
+
+
+def _refuse_interaction(model: keras.Model, x: Any) -> None:
+    """Raise if an example's output depends on the other examples of its batch."""
+    first = examples_of(x, slice(0, 1))
+    second = examples_of(x, slice(1, 2))
+    if not tf.nest.flatten(second)[0].shape[0]:
+        second = tf.nest.map_structure(
+            lambda tensor: tf.reverse(tensor, [-1]) if tensor.shape.rank > 1 else tensor, first
+        )
+
+    def output_of_first(other: Any) -> Any:
+        batch = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, 0), first, other)
+        return tf.cast(only_output(model(batch, training=False))[0], tf.float64)
+
+    alone, together = output_of_first(first), output_of_first(second)
+    gap = float(tf.reduce_max(tf.abs(alone - together)))
+    size = float(tf.reduce_max(tf.abs(alone)))
+    if gap > 1e-3 * size:
+        raise ValueError(
+            f"model: an output of {model.name!r} changes with the other examples of its batch (by "
+            f"{gap:.3g}, of {size:.3g}); a kernel between examples needs them apart"
+        )
+
+
+def settings_of(model: keras.Model) -> tuple[Any, list[Any]]:
+    """Return the settings of a model's layers as a key; and what it tells apart by identity.
+
+    Numbers, texts, arrays and collections of them count by value; variables, whose values graphs
+    read anew, and functions by identity; and other objects by identity and by their attributes.
+    """
+    layers = leaves(model)
+    held: list[Any] = [*layers]
+    settings = tuple(
+        (
+            *(id(layer), layer.compute_dtype, layer.variable_dtype, layer.autocast),
+            *_attributes(layer, held, _DEPTH),
+        )
+        for layer in layers
+    )
+    return settings, held
+
+
+def bytes_of(tensor: Any) -> bytes | memoryview:
+    """Return the values of a tensor, of any type, to be hashed."""
+    values = tensor.numpy() if tf.is_tensor(tensor) else np.asarray(tensor)
+    if not isinstance(values, np.ndarray) or values.dtype.hasobject:  # Texts.
+        return tf.io.serialize_tensor(tensor).numpy()
+    return np.ascontiguousarray(values).view(np.uint8).data
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Return the attributes that Keras keeps for itself in layers and models."""
+    unit, inputs = keras.layers.Dense(1), keras.Input((1,))
+    of_keras = [
+        keras.layers.Layer(),
+        keras.Sequential([keras.Input((1,)), unit]),
+        keras.Model(inputs, unit(inputs)),
+    ]
+    return frozenset().union(_OF_TRAINING, *(vars(each) for each in of_keras))
+
+
+def _attributes(thing: Any, held: list[Any], depth: int) -> tuple[Any, ...]:
+    skipped = _bookkeeping() if isinstance(thing, keras.layers.Layer) else ()
+    own = [name for name in sorted(vars(thing)) if name not in skipped]
+    return tuple((name, _described(vars(thing)[name], held, depth)) for name in own)
+
+
+def _described(value: Any, held: list[Any], depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return type(value).__name__, value
+    held.append(value)
+    if depth == 0 or isinstance(value, keras.Variable | tf.Variable | keras.layers.Layer | type):
+        return id(value)
+    # Of a lookup table, the tensor is a handle without values.
+    has_values = tf.is_tensor(value) and hasattr(value, "numpy") and value.dtype != tf.resource
+    if has_values or isinstance(value, np.generic | np.ndarray):
+        return str(value.dtype), tuple(value.shape), hash(bytes(bytes_of(value)))
+    return id(value), _contents(value, held, depth)
+
+
+def _contents(value: Any, held: list[Any], depth: int) -> tuple[Any, ...]:
+    """Return the elements of a collection, described, or the attributes of an object."""
+    elements: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        elements = itertools.chain.from_iterable(value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        elements = value
+    elif isinstance(value, functools.partial):
+        elements = (value.func, value.args, value.keywords)
+    elif hasattr(value, "__dict__") and not hasattr(value, "__code__"):  # No function.
+        return _attributes(value, held, depth - 1)
+    return tuple(_described(each, held, depth - 1) for each in elements)
