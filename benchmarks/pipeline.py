@@ -1,4 +1,4 @@
-"""Does each recipe's input pipeline keep up with its model? Images a second of both.
+"""Compare the speed of each recipe's input pipeline with that of its model, in images a second.
 
 The pipeline is measured alone, reading, augmenting and normalising images of the recipe's size.
 Images of noise stand in for sets that may not be here: JPEG files of 500 by 375 pixels for
@@ -20,12 +20,12 @@ import numpy as np
 import tensorflow as tf
 from timing import Timing, interleaved, report
 
-from ce_keras.training.data import Images
-from ce_keras.training.devices import find_devices
-from ce_keras.training.feed import Feed
+from ce_keras.training.building import build_loss, build_model, build_optimizer, build_schedule
+from ce_keras.training.datasets import KNOWN, ArrayDataset, Dataset, FolderDataset
+from ce_keras.training.images import Images
+from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import Recipe, read_recipe
-from ce_keras.training.run import build_model, build_optimizer, build_schedule
-from ce_keras.training.sources import KNOWN, Arrays, Folder, Source
+from ce_keras.training.strategy import find_strategy
 
 RECIPES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet32", "imagenet64", "imagenet")
 
@@ -35,61 +35,57 @@ _STEP = 16
 _BATCHES = 4
 
 
-def stand_in(recipe: Recipe, folder: Path) -> Source:
-    """Noise of the recipe's kind, for a few batches."""
+def stand_in(recipe: Recipe, folder: Path) -> Dataset:
+    """Return a few batches of noise of the shape of the recipe's images."""
     known = KNOWN[recipe.data.name]
     rng = np.random.default_rng(0)
     if "resized_crop" in recipe.data.augment:
         for half in ("train", "test"):
             (folder / half / "noise").mkdir(parents=True)
-        for index in range(_BATCHES * recipe.schedule.batch):
+        for index in range(_BATCHES * recipe.schedule.batch_size):
             # Coarse noise: a JPEG file of fine noise is larger than one of a photograph.
             image = tf.image.resize(rng.integers(0, 256, (24, 32, 3)), (375, 500))
             encoded = tf.io.encode_jpeg(tf.cast(image, tf.uint8), quality=95)
             half = "test" if index == 0 else "train"
             tf.io.write_file(str(folder / half / "noise" / f"{index}.jpg"), encoded)
-        return Folder(folder, known.shape)
-    count = _BATCHES * recipe.schedule.batch
+        return FolderDataset(folder, known.shape)
+    count = _BATCHES * recipe.schedule.batch_size
     images = rng.integers(0, 256, (count, *known.shape)).astype(np.uint8)
     data = Images(images, rng.integers(0, known.classes, count))
-    return Arrays(data, data, known.classes)
+    return ArrayDataset(data, data, known.classes)
 
 
 def training_step(recipe: Recipe, count: int) -> Callable[[], object]:
-    """A step of the recipe's model on `count` images that are there."""
+    """Return a training step of the recipe's model on a ready batch of `count` images."""
     known = KNOWN[recipe.data.name]
     model = build_model(recipe, known.shape, known.classes, seed=0)
     optimizer = build_optimizer(recipe, build_schedule(recipe, 100))
     optimizer.build(model.trainable_variables)
-
-    def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-
-    step = find_devices().trainer(model, optimizer, losses)
+    step = find_strategy().train_step(model, optimizer, build_loss(recipe))
     batch = tf.random.normal((count, *known.shape)), tf.zeros(count, tf.int32)
-    return lambda: step(batch, False)
+    return lambda: np.asarray(step(batch, False))  # Wait for the result.
 
 
 def measured(name: str, folder: Path, rounds: int, small: bool) -> str:
-    """A row of the table."""
-    thin = {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"}
+    """Return a row of the table."""
+    thin = {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"}
     changes = thin if small else {}
     recipe = read_recipe(name, changes)
-    source = stand_in(recipe, folder / name)
-    feed = Feed(recipe, source, seed=0)
+    dataset = stand_in(recipe, folder / name)
+    pipeline = InputPipeline(recipe, dataset, seed=0)
     step = 2 if small else _STEP
     times = interleaved(
         {
-            "pipeline": lambda: [len(labels) for _, labels in feed.train(0)],
+            "pipeline": lambda: [len(labels) for _, labels in pipeline.train(0)],
             "step": training_step(recipe, step),
         },
         rounds,
     )
-    fed = _rates(times["pipeline"], source.counts[0])
+    fed = _rates(times["pipeline"], dataset.counts[0])
     trained = _rates(times["step"], step)
     return (
         f"| {name} | {' + '.join(recipe.data.augment) or 'none'} | {fed} | {trained} "
-        f"| {source.counts[0] / times['pipeline'].median / (step / times['step'].median):.1f} |"
+        f"| {dataset.counts[0] / times['pipeline'].median / (step / times['step'].median):.1f} |"
     )
 
 

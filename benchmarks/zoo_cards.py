@@ -176,8 +176,8 @@ def _steps(model: Any) -> dict[str, Callable[[], Any]]:
     """A batch of inference, and a step of training."""
     import tensorflow as tf
 
-    from ce_keras.training.devices import find_devices
     from ce_keras.training.optimizer import CoupledSGD
+    from ce_keras.training.strategy import find_strategy
 
     x, y = tf.random.normal((_BATCH, *model.input_shape[1:])), tf.zeros(_BATCH, tf.int32)
     optimizer = CoupledSGD(0.0)
@@ -186,9 +186,9 @@ def _steps(model: Any) -> dict[str, Callable[[], Any]]:
     def losses(logits: Any, labels: Any) -> Any:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
-    train = find_devices().trainer(model, optimizer, losses)
+    train = find_strategy().train_step(model, optimizer, losses)
     infer = tf.function(lambda images: model(images, training=False), autograph=False)
-    return {"inference": lambda: infer(x), "training": lambda: train((x, y), False)}
+    return {"inference": lambda: infer(x), "training": lambda: train((x, y), False).numpy()}
 
 
 def _rates(model: Any) -> dict[str, float]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from ce_keras import files, zoo
 from ce_keras.training import FASHION_CLASSES
-from ce_keras.training.feed import Feed
+from ce_keras.training.datasets import load_dataset
+from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import recipe_of
-from ce_keras.training.sources import source_of
 from ce_keras.zoo.weights import FOLDER
 
 CLASSES = {"fashion_mnist": FASHION_CLASSES}
@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     results = files.read_json(options.folder / "results.json")
     recipe = recipe_of(results["recipe"])
-    feed = Feed(recipe, source_of(recipe.data), results["seed"])
+    pipeline = InputPipeline(recipe, load_dataset(recipe.data), results["seed"])
     stem = f"{results['design']}-{options.data}"
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{stem}.safetensors"
@@ -46,8 +46,8 @@ def main() -> None:
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "data": options.title,
         "classes": list(CLASSES[options.data]),
-        "mean": np.asarray(feed.mean).tolist(),
-        "deviation": np.asarray(feed.deviation).tolist(),
+        "mean": np.asarray(pipeline.mean).tolist(),
+        "deviation": np.asarray(pipeline.std).tolist(),
         "error": round(history[-1]["error"], 4),
         "mean_error": round(results["error"], 4),
         "averaged_over_epochs": results["averaged_over_epochs"],

@@ -7,6 +7,7 @@ Small enough for two CPU cores and a few minutes: a ResNeXt-11 on the embedded F
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ from ce_keras.checks import checked_seed, positive_int
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
 from ce_keras.solution import Solution
-from ce_keras.training.data import Images, balanced, load_fashion_mnist
+from ce_keras.training.images import Images, balanced, load_fashion_mnist
+from ce_keras.training.recipe import read_recipe
 
 NETWORK = "resnext11"
 
 
 class Trained(NamedTuple):
-    """One line of the demonstration's table.
+    """A row of the demonstration's table.
 
     Attributes:
         role: `"baseline"`, `"primal"` or `"dual"`.
@@ -43,10 +45,10 @@ class Trained(NamedTuple):
 
 
 def derive(picture: str | Path | None = None) -> dict[str, Solution]:
-    """The primal and the dual optimum of the demonstration's network; nothing is trained.
+    """Return the primal and the dual optimum of the demonstration's network, without training.
 
     Args:
-        picture: where to draw both curves.
+        picture: path to draw both curves to.
     """
     solutions = {mode: search(NETWORK, mode) for mode in ("primal", "dual")}
     if picture is not None:
@@ -57,9 +59,7 @@ def derive(picture: str | Path | None = None) -> dict[str, Solution]:
 def load(
     *, epochs: int, images: int, batch_size: int, source: str, seed: int
 ) -> tuple[Images, Images]:
-    """The training and test images, once all settings of the demonstration are known to be good.
-
-    The settings are those of `compare`.
+    """Check the settings of `compare`, and return its training and test images.
 
     Raises:
         ValueError: for numbers that are not positive, fewer images than classes, or more than there
@@ -83,69 +83,53 @@ def compare(
     source: str = "embedded",
     seed: int = 0,
 ) -> list[Trained]:
-    """Train the baseline and the solutions' designs alike, and test them.
+    """Train the baseline and the solutions' designs by one recipe, and test them.
+
+    The recipe is `fashion_mnist`, with a schedule of one cycle.
 
     Args:
-        solutions: what `derive` gave.
-        data: what `load` gave for the same settings, if it has been called already.
+        solutions: from `derive`.
+        data: from `load` for the same settings, if it has been called already.
         epochs: passes through the training images.
-        images: how many training images, of each class as many as of the others, or one more.
+        images: number of training images, of each class as many as of the others, or one more.
         batch_size: images in a step.
-        source: where the images are; see `load_fashion_mnist`.
-        seed: for weights, order and augmentation: the same for every model.
+        source: of the images; see `load_fashion_mnist`.
+        seed: for weights, order and augmentation, the same for every model.
 
     Raises:
-        ValueError: as `load` does.
+        ValueError: as by `load`.
     """
     if data is None:
         data = load(epochs=epochs, images=images, batch_size=batch_size, source=source, seed=seed)
-    train, test = data
-    network = baseline(NETWORK)
-    designs = {"baseline": Design(1, network.width)}
+    from ce_keras.training.datasets import ArrayDataset
+
+    dataset = ArrayDataset(*data, classes=10)
+    changes = {
+        "schedule.epochs": str(epochs),
+        "schedule.batch_size": str(batch_size),
+        "schedule.name": "one_cycle",
+        "schedule.divide_at": "[]",
+        "schedule.warmup": "0",
+    }
+    designs = {"baseline": Design(1, baseline(NETWORK).width)}
     designs.update({mode: solution.design for mode, solution in solutions.items()})
-    return [
-        _train(role, design, network, train, test, epochs, batch_size, seed)
-        for role, design in designs.items()
-    ]
+    return [_train(role, design, dataset, changes, seed) for role, design in designs.items()]
 
 
-def _train(
-    role: str,
-    design: Design,
-    network: Any,
-    train: Any,
-    test: Any,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-) -> Trained:
-    import keras
+def _train(role: str, design: Design, dataset: Any, changes: dict[str, str], seed: int) -> Trained:
+    from ce_keras.training.trainer import Trainer
 
-    from ce_keras import training, zoo
-
-    model = zoo.NETWORKS[NETWORK](cardinality=design.cardinality, width=design.width, seed=seed)
-    steps = epochs * math.ceil(len(train.labels) / batch_size)
-    warmup = max(1, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=0.1, warmup_steps=warmup
-    )
-    model.compile(
-        optimizer=keras.optimizers.SGD(schedule, momentum=0.9),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    timer = training.StepTimer()
-    bar = training.ProgressBar(f"{role:>8} {design}", steps)
-    batches = training.pipeline(train, batch_size, seed=seed)
-    model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=[timer, bar])
-    unseen = training.pipeline(test, batch_size, like=train)
-    error = 1 - model.evaluate(unseen, verbose=0, return_dict=True)["accuracy"]
+    own = {"model.cardinality": str(design.cardinality), "model.width": str(design.width)}
+    recipe = read_recipe("fashion_mnist", {**changes, **own})
+    with tempfile.TemporaryDirectory() as folder:
+        results = Trainer(recipe, dataset, folder, seed).run()
+    error = results["history"][-1]["error"] / 100
     return Trained(
         role=role,
         design=str(design),
-        parameters=zoo.trained_parameters(model),
-        flops=int(network.flops(*design)),
-        seconds_per_step=timer.median,
+        parameters=results["parameters"],
+        flops=int(baseline(NETWORK).flops(*design)),
+        seconds_per_step=results["seconds_per_step"],
         test_error=100 * error,
-        test_error_std=100 * math.sqrt(error * (1 - error) / len(test.labels)),
+        test_error_std=100 * math.sqrt(error * (1 - error) / dataset.counts[1]),
     )

@@ -394,7 +394,7 @@ def recipe():
 @functools.cache
 def finished_run():
     """A folder as `train` leaves it."""
-    from ce_keras.training.run import build_model
+    from ce_keras.training.building import build_model
 
     folder = Path("finished").absolute()
     folder.mkdir(exist_ok=True)
@@ -1179,13 +1179,13 @@ CASES = [
         decay=number(0.0, least=0),
         name=text("mine").but("Keras gives it one", "None"),
     ),
-    case("training.ProgressBar", title=text("title"), steps=count(3)),
+    case("training.OneCycleSchedule", learning_rate=number(0.1, above=0), steps=count(3)),
     case(
         "training.StepTimer", skip=seed(1).but("all are left out", "a huge number", "5,000 digits")
     ),
     case(
         "training.StepSchedule",
-        rate=number(0.1, above=0),
+        learning_rate=number(0.1, above=0),
         boundaries=whole_numbers([1, 2])
         .also(decreasing=[2, 1])
         .but("the rate is never divided", "an empty list")
@@ -1218,7 +1218,7 @@ CASES = [
         like=thing(Made(images)),
         seed=seed(0),
     ),
-    case("training.plan", recipe=thing(Made(recipe))),
+    case("training.plan", recipe=thing(Made(recipe)), dataset=thing(), model=thing()),
     case(
         "training.read_idx",
         path=source(Made(lambda: made_file("a.idx", b"\0\0\x08\1\0\0\0\2ab"))).named("source"),
@@ -1238,12 +1238,12 @@ CASES = [
         .also(
             texts=["a"],
             a_number_as_key={3: "1"},
-            an_object_as_value={"optimizer.rate": _Thing()},
+            an_object_as_value={"optimizer.learning_rate": _Thing()},
             no_key={"": "1"},
             a_long_key={LONG: "1"},
-            a_long_value={"optimizer.rate": LONG},
+            a_long_value={"optimizer.learning_rate": LONG},
         )
-        .named("optimizer.rate", "key", "set"),
+        .named("optimizer.learning_rate", "key", "set"),
     ),
     case(
         "training.shift_and_flip",
@@ -1258,7 +1258,9 @@ CASES = [
         seed=seed(0),
         runs=count(1),
         save_every=count(2),
-        devices=thing(),
+        strategy=thing(),
+        dataset=thing(),
+        model=thing(),
     ),
     case(
         "training.write_idx",
@@ -1475,7 +1477,7 @@ def warm(index):
 def own_folder(tmp_path_factory):
     """Nothing is trained, and files go to a folder of the tests' own."""
     from ce_keras import demo
-    from ce_keras.training import job
+    from ce_keras.training import run as runs
 
     class Untrained:
         def __init__(self, *_, **__):
@@ -1486,7 +1488,7 @@ def own_folder(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("bad_input"))
-        patch.setattr(job, "Trainer", Untrained)
+        patch.setattr(runs, "Trainer", Untrained)
         patch.setattr(demo, "compare", lambda *_, **__: [])
         yield
 
@@ -1823,11 +1825,20 @@ COMMANDS = [
             "recipe": [*TO_READ, "BRACKETS", "SECTIONS"],
             "--mode": CHOICE,
             "--set": [
-                *("optimizer.rate=x", "optimizer.rate=nan", "optimizer.rate=-1", "optimizer.rate"),
+                *(
+                    "optimizer.learning_rate=x",
+                    "optimizer.learning_rate=nan",
+                    "optimizer.learning_rate=-1",
+                    "optimizer.learning_rate",
+                ),
                 *("unknown=3", "optimizer.unknown=3", "=3", "", "optimizer=3", f"{LONG}=3"),
-                *(f"optimizer.rate={LONG}", f"optimizer.rate={'[' * 5000}", "a.b.c.d=1"),
+                *(
+                    f"optimizer.learning_rate={LONG}",
+                    f"optimizer.learning_rate={'[' * 5000}",
+                    "a.b.c.d=1",
+                ),
                 *("data.source=nowhere", "data.name=unknown", f"data.source={LONG}"),
-                *(f"schedule.batch={HUGE}", f"model.base={HUGE}", f"data.pad={HUGE}"),
+                *(f"schedule.batch_size={HUGE}", f"model.base={HUGE}", f"data.pad={HUGE}"),
             ],
             "--out": [*TO_WRITE, "JUNK"],
             "--seed": SEED,
@@ -1840,7 +1851,7 @@ COMMANDS = [
                 "optimizer",
                 "data.source",
                 "data.name",
-                "schedule.batch",
+                "schedule.batch_size",
                 "model.base",
                 "data.pad",
                 "unknown",

@@ -32,11 +32,11 @@ SMALL = {
     "data.test_limit": "100",
     "model.cardinality": "2",
     "model.width": "3",
-    "schedule.batch": "33",
+    "schedule.batch_size": "33",
     "schedule.epochs": "1",
     "schedule.divide_at": "[]",
     "schedule.warmup": "0",
-    "optimizer.rate": "0.01",
+    "optimizer.learning_rate": "0.01",
 }
 
 

@@ -26,7 +26,7 @@ from ce_keras.designs import MODES
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """What trains, and what reproduces the paper."""
+    """Add the commands that train and that reproduce the paper."""
     from ce_keras.reproduce import NAMES
 
     add = command(
@@ -37,7 +37,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ).add_argument
     add("recipe", help="a TOML file, or the name of one that comes with the package")
     add("--mode", choices=MODES, help="the design, instead of the recipe's")
-    add("--set", action="append", metavar="KEY=VALUE", help="like optimizer.rate=0.05; repeatable")
+    add(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="like optimizer.learning_rate=0.05; repeatable",
+    )
     add("--out", type=folder_to_write, help="folder of the run (runs/RECIPE-MODEL)")
     add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
     add("--runs", type=int, default=1, help="repeated runs, each with a seed (%(default)s)")
@@ -107,38 +112,52 @@ def _train(options: argparse.Namespace) -> None:
     if options.mode:
         changes["model.mode"] = options.mode
     recipe = read_recipe(options.recipe, changes)
-    job, devices = _load_job(options.devices)
-    from ce_keras.training.run import Interrupted, Preempted
+    strategy = _start_training(options.devices)
+    from ce_keras.training import run
+    from ce_keras.training.datasets import load_dataset
+    from ce_keras.training.interruption import Interrupted, Preempted
+    from ce_keras.training.trainer import build_for
 
-    planned = job.plan(recipe)
     if options.dry_run:
+        planned = run.plan(recipe)
         show(options, planned, _plan_text(planned))
         return
+    dataset = load_dataset(recipe.data)
+    model = build_for(recipe, dataset, options.seed, strategy)
+    planned = run.plan(recipe, dataset, model)
     out = options.out or Path("runs") / f"{Path(options.recipe).stem}-{planned['model']}"
     if not options.json:
         print(f"{_plan_text(planned)}\nin {out}", flush=True)
     try:
-        results = job.train(
+        results = run.train(
             recipe,
             out,
             seed=options.seed,
             runs=options.runs,
             save_every=options.save_every,
-            devices=devices,
+            strategy=strategy,
+            dataset=dataset,
+            model=model,
         )
     except Preempted:
         print(f"ce-keras train: asked to end; {_saved(out)}", file=sys.stderr)
         raise
     except Interrupted:
         raise KeyboardInterrupt(f"interrupted; {_saved(out)}") from None
+    show(options, results, _results_text(results, planned, recipe.expected.source))
+
+
+def _results_text(results: dict[str, Any], planned: dict[str, Any], source: str) -> str:
+    text = f"test error {results['error']:.2f}"
+    if "standard_error" in results:
+        text += f" ± {results['standard_error']:.2f}"
+    text += " %"
     expected, top5 = planned["expected_error"], planned["expected_top5_error"]
-    source = f" ({recipe.expected.source})"
-    paper = "" if expected is None else f"; the paper: {expected} %{source}"
+    if expected is not None:
+        text += f"; the paper: {expected} % ({source})"
     if top5 is not None and "top5_error" in results:
-        paper += f"; top-5 {results['top5_error']:.2f} %, the paper: {top5} %"
-    spread = results.get("standard_error")
-    error = f"{results['error']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-    show(options, results, f"test error {error} %{paper}")
+        text += f"; top-5 {results['top5_error']:.2f} %, the paper: {top5} %"
+    return text
 
 
 def _place_to_write(text: str) -> Path:
@@ -153,7 +172,9 @@ def _saved(out: Path) -> str:
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]{0,99}", key):
-        raise ValueError(f"--set: got {brief(text)}; write KEY=VALUE, like optimizer.rate=0.05")
+        raise ValueError(
+            f"--set: got {brief(text)}; write KEY=VALUE, like optimizer.learning_rate=0.05"
+        )
     return key, value
 
 
@@ -169,36 +190,40 @@ def _plan_text(planned: dict[str, Any]) -> str:
 
 def _evaluate(options: argparse.Namespace) -> None:
     file_path("RUN", options.run_folder)
-    job, _ = _load_job()
-    errors = job.evaluate(options.run_folder)
+    _start_training()
+    from ce_keras.training import evaluate
+
+    errors = evaluate(options.run_folder)
     text = f"test error {errors['error']:.2f} %, top-5 {errors['top5_error']:.2f} %"
     show(options, errors, text)
 
 
 def _export(options: argparse.Namespace) -> None:
     file_path("RUN", options.run_folder)
-    job, _ = _load_job()
-    path = job.export(options.run_folder, options.format, options.to)
+    _start_training()
+    from ce_keras.training import export
+
+    path = export(options.run_folder, options.format, options.to)
     show(options, {"path": str(path)}, f"written to {path}")
 
 
-def _load_job(names: Sequence[str] = ()) -> tuple[Any, Any]:
-    """Return the module that trains, and the devices, which are found before anything else.
+def _start_training(devices: Sequence[str] = ()) -> Any:
+    """Load the libraries that train, without their messages, and return the strategy.
 
-    Several machines insist: their strategy must be made before the first tensor.
+    With several machines the strategy must be made before the first tensor.
     """
     if "TF_CONFIG" in os.environ:
         print("ce-keras: waiting for the workers that TF_CONFIG names", file=sys.stderr)
     with muted_stderr():
-        from ce_keras.training.devices import find_devices
+        from ce_keras.training.strategy import find_strategy
 
-        devices = find_devices(names)
+        strategy = find_strategy(devices)
         import tensorflow as tf
 
-        from ce_keras.training import job
+        import ce_keras.training.run  # noqa: F401
 
-        tf.zeros([])  # On JAX too the images are TensorFlow's, which looks for devices here.
-    return job, devices
+        tf.zeros([])  # On JAX too, TensorFlow loads the images and looks for devices here.
+    return strategy
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -232,7 +257,7 @@ def _demo(options: argparse.Namespace) -> None:
         name: getattr(options, name)
         for name in ("epochs", "images", "batch_size", "source", "seed")
     }
-    data = demo.load(**settings)  # What is wrong is said before anything else.
+    data = demo.load(**settings)  # First, so that wrong settings are errors at once.
     solutions = demo.derive(options.out / "curve.png")
     if not options.json:
         print(_derivation(options, solutions.values()), flush=True)

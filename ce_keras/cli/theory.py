@@ -130,7 +130,7 @@ def _correlation(options: argparse.Namespace) -> Any:
                 "of images"
             ) from None
     start_keras()
-    from ce_keras.training.sources import sample_images
+    from ce_keras.training.datasets import sample_images
     from ce_keras.variance import measure_correlation
 
     network = options.baseline.replace("_", "-").partition("-")[0]

@@ -98,19 +98,19 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 def _images(settings: Settings) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Training and test images, normalised and flat, and their labels."""
+    from ce_keras.training.datasets import ArrayDataset, load_dataset
     from ce_keras.training.recipe import DataRecipe
-    from ce_keras.training.sources import Arrays, source_of
 
-    source = source_of(DataRecipe(settings.data, settings.source, limit=settings.images))
-    if not isinstance(source, Arrays):
+    source = load_dataset(DataRecipe(settings.data, settings.source, limit=settings.images))
+    if not isinstance(source, ArrayDataset):
         raise ValueError(f"data: got {settings.data!r}; its images do not fit into memory")
-    mean, deviation = source.images[0].images.mean(), source.images[0].images.std()
+    mean, deviation = source.splits[0].images.mean(), source.splits[0].images.std()
     return tuple(
         (
             ((half.images - mean) / deviation).astype(np.float32).reshape(len(half.labels), -1),
             half.labels.astype(np.int32),
         )
-        for half in source.images
+        for half in source.splits
     )
 
 

@@ -1,7 +1,6 @@
-"""What is done to training images, a batch at a time: image by image costs more than the training.
+"""Augmentations of training images, a whole batch at a time where sizes allow.
 
-Every function takes two integers as its seed and draws the same for the same seed, whatever came
-before: that is what lets a run go on from any step.
+Every function takes two integers as its seed and is a function of it, so a run resumes at any step.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-#: Of the whole batch that images are a part of: the first row that is theirs, and its size.
+#: First row of some images in the batch that they are a shard of, and the size of that batch.
 Rows = tuple[Any, Any]
 
 # Luminance of red, green and blue (ITU-R 601), as torchvision's.
@@ -21,23 +20,21 @@ _GREY = (0.2989, 0.587, 0.114)
 def _draws(
     kinds: int, images: Any, seed: Any, rows: Rows | None, limits: tuple[Any, ...] = ()
 ) -> Any:
-    """Uniform numbers, `(kinds, count)`: those of the whole batch, of which the rows' are taken."""
+    """Return uniform random numbers, `(kinds, count)`: the images' rows of the whole batch's."""
     count = tf.shape(images)[0]
     first, whole = rows or (0, count)
     return tf.random.stateless_uniform((kinds, whole), seed, *limits)[:, first : first + count]
 
 
 def crop(images: Any, seed: Any, pad: int = 4, rows: Rows | None = None) -> Any:
-    """Pad by zeros and crop at random to the size they had, each image by itself.
-
-    Rows are gathered, and then columns.
+    """Return the images padded by zeros and cropped to their size, each at a random place.
 
     Args:
         images: `(batch, height, width, channels)`.
         seed: two integers.
         pad: pixels on each side.
-        rows: of the batch that the images are a part of, so that each is changed as it would be
-            in the whole; all of it if not given.
+        rows: place of the images in the whole batch, so that a shard is augmented as it would be
+            there; the images are the whole batch if not given.
     """
     height, width = tf.unstack(tf.shape(images)[1:3])
     padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
@@ -49,15 +46,15 @@ def crop(images: Any, seed: Any, pad: int = 4, rows: Rows | None = None) -> Any:
 
 
 def flip(images: Any, seed: Any, rows: Rows | None = None) -> Any:
-    """Mirror half of the images. Arguments as in `crop`."""
+    """Return the images, each mirrored with probability 1/2. Arguments as in `crop`."""
     mirrored = _draws(1, images, seed, rows)[0] < 0.5
     return tf.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def crop_box(height: Any, width: Any, seed: Any) -> Any:
-    """A random box of 8 to 100% of an image's area and an aspect of 3/4 to 4/3.
+    """Return a random box of 8 to 100% of an image's area and an aspect ratio of 3/4 to 4/3.
 
-    Of ten draws the first that fits; failing all, the largest central box of an allowed aspect.
+    The first of ten draws that fits, or else the largest central box of an allowed aspect ratio.
 
     Args:
         height: of the image, in pixels.
@@ -74,7 +71,7 @@ def crop_box(height: Any, width: Any, seed: Any) -> Any:
     aspect = tf.exp((2 * draws[1] - 1) * spread)
     wide, high = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
     fits = (wide >= 1) & (high >= 1) & (wide <= size[1]) & (high <= size[0])
-    at = tf.argmax(fits)  # The first that does.
+    at = tf.argmax(fits)  # The first that fits.
     top = tf.floor(draws[2][at] * (size[0] - high[at] + 1))
     left = tf.floor(draws[3][at] * (size[1] - wide[at] + 1))
     drawn = tf.stack([top, left, high[at], wide[at]])
@@ -92,7 +89,7 @@ def crop_box(height: Any, width: Any, seed: Any) -> Any:
 
 
 def resized_crop(image: Any, seed: Any, size: tuple[int, int]) -> Any:
-    """One image, cropped to a random box and resized (bilinear, antialiased)."""
+    """Return one image, cropped to a random box and resized (bilinear, antialiased)."""
     shape = tf.shape(image)
     top, left, height, width = tf.unstack(crop_box(shape[0], shape[1], seed))
     image = image[top : top + height, left : left + width]
@@ -100,7 +97,7 @@ def resized_crop(image: Any, seed: Any, size: tuple[int, int]) -> Any:
 
 
 def central_crop(image: Any, size: tuple[int, int], larger: float = 256 / 224) -> Any:
-    """One image for testing: its shorter side resized to `larger` times `size`, and the middle."""
+    """Return one test image: shorter side resized to `larger` times `size`, then its centre."""
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     scale = larger * min(size) / tf.reduce_min(shape)
     resized = tf.image.resize(image, tf.cast(tf.round(shape * scale), tf.int32), antialias=True)
@@ -109,10 +106,10 @@ def central_crop(image: Any, size: tuple[int, int], larger: float = 256 / 224) -
 
 
 def jitter(images: Any, seed: Any, strength: float = 0.4, rows: Rows | None = None) -> Any:
-    """Brightness, contrast and saturation changed by up to `strength`, in random order.
+    """Return the images with random brightness, contrast and saturation, in random order.
 
-    Each by a factor of its own for every image, uniform in `1 - strength` to `1 + strength`;
-    values are cut off at 0 and 255 after each.
+    Each has a factor of its own for every image, uniform in `1 - strength` to `1 + strength`;
+    values are clipped to 0 and 255 after each.
 
     Args:
         images: `(batch, height, width, 3)`, values 0 to 255.
@@ -139,7 +136,7 @@ def _grey(images: Any) -> Any:
     return tf.reduce_sum(images * tf.constant(_GREY), axis=-1, keepdims=True)
 
 
-#: What an image is blended with: black, its mean grey, its own grey.
+#: Images to blend with: black for brightness, the mean grey for contrast, grey for saturation.
 _JITTERS: tuple[Callable[[Any], Any], ...] = (
     tf.zeros_like,
     lambda images: tf.reduce_mean(_grey(images), axis=(1, 2, 3), keepdims=True),

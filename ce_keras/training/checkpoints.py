@@ -1,4 +1,4 @@
-"""Checkpoints: whole, few, and never the reason that a run is lost."""
+"""Checkpoints of a run: written whole or not at all, and skipped where they are damaged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _NAME = re.compile(r"step-[0-9]+\.npz")
 
 
 class Checkpoints:
-    """The last few states of a run, in files of their own.
+    """The last few states of a run, each in a file.
 
     A state is the values of variables, in a fixed order, and a few plain values. Files are written
-    under another name and moved into place; each is a ZIP archive, whose checksums tell a damaged
-    one. Files and folders of other names are not touched.
+    under another name and moved into place; each is a ZIP archive, whose checksums show damage.
+    Files and folders of other names are not touched.
 
     Args:
-        folder: where they are.
-        variables: whose values are kept.
-        keep: how many files.
+        folder: of the files.
+        variables: Keras variables, whose values are saved.
+        keep: number of files.
     """
 
     def __init__(self, folder: Path, variables: Sequence[Any], keep: int = 3) -> None:
@@ -39,11 +39,11 @@ class Checkpoints:
         self._damaged: set[Path] = set()
 
     def save(self, step: int, content: dict[str, Any]) -> bool:
-        """Write the state at a step; the oldest before it are removed once it is there.
+        """Write the state at a step, then remove the oldest before it.
 
         Returns:
-            Whether it was written. What stands in the way, such as a full disk, is logged, and
-            earlier files are left alone.
+            Whether it was written. An error, such as a full disk, is logged, and earlier files are
+            left alone.
         """
         arrays: dict[str, Any] = {
             f"variable_{i}": np.asarray(v) for i, v in enumerate(self._variables)
@@ -60,10 +60,9 @@ class Checkpoints:
         return True
 
     def _remove_before(self, step: int) -> None:
-        """Remove all but the last files up to a step.
+        """Remove all but the last good files up to a step.
 
-        Files of later steps are of states that could not be restored, or training would not be
-        here. Neither they nor damaged ones take the place of a good one.
+        Files of later steps could not be restored; they and damaged ones do not count.
         """
         before = [each for each in self._files() if _step(each) <= step]
         good = [each for each in before if each not in self._damaged]
@@ -71,14 +70,14 @@ class Checkpoints:
             try:
                 old.unlink(missing_ok=True)
             except OSError as error:
-                logger.warning("%s is not needed any more, and stays: %s", old, error)
+                logger.warning("%s cannot be removed: %s", old, error)
 
     def restore(self) -> dict[str, Any] | None:
-        """Give the variables the values of the last good file, and return its plain values.
+        """Assign the values of the last good file to the variables.
 
-        Only a whole state is good: where to go on, and an array for every variable.
-
-        A damaged file is skipped, with a warning. `None` where there is no good one.
+        Returns:
+            Its plain values; `None` if there is no good file. Damaged files are skipped, with a
+            warning.
 
         Raises:
             ValueError: for a file of another model.
@@ -86,7 +85,7 @@ class Checkpoints:
         for path in reversed(self._files()):
             try:
                 content, arrays = _read(path)
-            # Whatever a damaged file makes its readers raise: NumPy's, ZIP's, JSON's own errors.
+            # A damaged file makes NumPy, ZIP and JSON raise errors of many kinds.
             except Exception as error:
                 logger.warning("%s is damaged, and skipped: %s", path, error)
                 self._damaged.add(path)
@@ -99,7 +98,7 @@ class Checkpoints:
         return None
 
     def sweep(self) -> None:
-        """Remove what a killed process has left half written."""
+        """Remove files that a killed process has left half written."""
         sweep(self._folder / "step-*.npz")
 
     def _files(self) -> list[Path]:
@@ -115,8 +114,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Return a state's plain values and its arrays.
 
     Raises:
-        Exception: of any kind, for a file that is damaged; ValueError for one that holds something
-            else.
+        Exception: of any kind, for a damaged file; ValueError for other content.
     """
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         content = json.loads(str(file["content"]))
@@ -129,7 +127,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def _check_state(content: Any) -> None:
-    """Check the plain values of a state: where to go on, and a row for every epoch before.
+    """Check the plain values of a state: the next epoch and step, and a row for every epoch before.
 
     Raises:
         ValueError: naming the value that is wrong.

@@ -1,7 +1,7 @@
-"""Recipes: everything a training run is made of, in one short TOML file.
+"""Recipes: all settings of a training run, in one short TOML file.
 
->>> recipe = read_recipe("cifar10", {"optimizer.rate": "0.05"})
->>> recipe.model.name, recipe.optimizer.rate, recipe.schedule.divide_at
+>>> recipe = read_recipe("cifar10", {"optimizer.learning_rate": "0.05"})
+>>> recipe.model.name, recipe.optimizer.learning_rate, recipe.schedule.divide_at
 ('resnext29', 0.05, (150, 225))
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import tomllib
 import types
 import typing
@@ -28,44 +27,48 @@ FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parent / "recip
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """What is trained.
+    """The network.
 
     Attributes:
         name: a network of the zoo, or `"fully_connected"`.
-        mode: which design: `"primal"`, `"dual"`, `"baseline"` or `"resnext"`.
+        mode: its design: `"primal"`, `"dual"`, `"baseline"` or `"resnext"`.
         cardinality: with `width`, any other design.
         width: path width in the first stage.
-        depth: of fully connected networks: weight matrices.
-        base: of fully connected networks: the baseline's width.
+        stem: channels of a ResNeXt's first convolution; the network's own if not given.
+        stem_strides: strides of a ResNeXt's first convolution; the network's own if not given.
+        depth: of fully connected networks: number of weight matrices.
+        base: of fully connected networks: width of the baseline.
     """
 
     name: str
     mode: str = "primal"
     cardinality: int | None = None
     width: int | None = None
+    stem: int | None = None
+    stem_strides: int | None = None
     depth: int = 6
     base: int = 200
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which images.
+    """The images.
 
     Attributes:
-        name: of the set.
+        name: of the dataset.
         source: `"tfds"`, `"embedded"`, or a folder: of IDX files, or with `train/CLASS/` and
             `test/CLASS/` (or `val`, `validation`) of image files.
-        augment: what is done to training images: any of `"crop"` (pad by `pad`, crop at random),
-            `"flip"`, `"resized_crop"` (an area of 8 to 100% of the image, aspect 3/4 to 4/3) and
-            `"jitter"` (brightness, contrast and saturation by up to `jitter`, in random order).
+        augment: augmentations of training images: any of `"crop"` (pad by `pad`, crop at random),
+            `"flip"`, `"resized_crop"` (an area of 8 to 100% of the image, aspect ratio 3/4 to 4/3)
+            and `"jitter"` (brightness, contrast and saturation by up to `jitter`, in random order).
         pad: pixels on each side that `"crop"` pads by.
-        jitter: how far `"jitter"` goes.
-        normalize: `"channel"` (mean and deviation of every channel), `"mean_image"` (the mean
-            image subtracted, and one deviation), or `"global"` (one mean and deviation).
-        size: with `"resized_crop"`, the side of what the network sees; the set's own, or 224, if
-            not given.
-        limit: of images in memory, only so many for training, equally many of each class.
-        test_limit: the same, for testing.
+        jitter: strength of `"jitter"`, from 0 to 1.
+        normalize: `"channel"` (mean and standard deviation of every channel), `"mean_image"` (the
+            mean image, and one standard deviation), or `"global"` (one of each).
+        size: with `"resized_crop"`, the side of the images that the network sees; the dataset's
+            own, or 224, if not given.
+        limit: largest number of training images, equally many of each class.
+        test_limit: largest number of test images.
     """
 
     name: str
@@ -81,62 +84,75 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """How weights are changed.
+    """The loss and its optimiser.
 
     Attributes:
+        learning_rate: the highest.
         name: `"sgd"` (`CoupledSGD`) or `"adam"`.
-        rate: learning rate.
         momentum: of SGD.
-        decay: coefficient of the coupled L2 penalty.
+        weight_decay: coefficient of SGD's coupled L2 penalty (PyTorch's weight decay, not Keras').
         clip: largest norm of all gradients together; 0 for none.
         precision: `"float32"`, `"mixed_float16"` or `"mixed_bfloat16"`.
-        smoothing: of the labels.
+        label_smoothing: from 0 to 1.
     """
 
-    rate: float
+    learning_rate: float
     name: str = "sgd"
     momentum: float = 0.9
-    decay: float = 0.0
+    weight_decay: float = 0.0
     clip: float = 0.0
     precision: str = "float32"
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """How long, and in what steps.
+    """The length of the run, and the learning rate over it.
 
     Attributes:
         epochs: passes through the images.
-        batch: images in a step, over all devices.
-        divide_at: epochs at whose start the rate is divided.
-        divide_by: by what.
-        warmup: epochs in which the rate grows from nothing.
-        rate_for: the batch that the rate is for: with another one it is scaled in proportion; 0
-            for no scaling.
+        batch_size: images in a step, over all devices.
+        name: `"step"` (divided at epochs; `StepSchedule`), or `"one_cycle"` (linear from 0 over a
+            quarter of the steps, and linear to 0; `OneCycleSchedule`).
+        divide_at: of `"step"`: epochs at whose start the learning rate is divided.
+        divide_by: of `"step"`: the divisor.
+        warmup: of `"step"`: epochs in which the learning rate grows from 0.
+        reference_batch_size: with another batch size than this, the learning rate is scaled in
+            proportion; 0 for no scaling.
     """
 
     epochs: int
-    batch: int
+    batch_size: int
+    name: str = "step"
     divide_at: tuple[int, ...] = ()
     divide_by: float = 10.0
     warmup: int = 0
-    rate_for: int = 0
+    reference_batch_size: int = 0
 
 
 @dataclass(frozen=True)
 class ExpectedRecipe:
-    """What the paper reports.
+    """The paper's results.
 
     Attributes:
-        source: its table or figure; or what else was measured.
+        source: table or figure of the paper, or another source.
         error: test error in percent, by model.
-        top5_error: the same of five guesses.
+        top5_error: top-5 test error in percent, by model.
     """
 
     source: str = ""
     error: dict[str, float] = field(default_factory=dict)
     top5_error: dict[str, float] = field(default_factory=dict)
+
+
+#: Former names of keys.
+RENAMED = {
+    "optimizer.rate": "optimizer.learning_rate",
+    "optimizer.decay": "optimizer.weight_decay",
+    "optimizer.smoothing": "optimizer.label_smoothing",
+    "schedule.batch": "schedule.batch_size",
+    "schedule.rate_for": "schedule.reference_batch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,7 @@ class Recipe:
     expected: ExpectedRecipe = field(default_factory=ExpectedRecipe)
 
     def to_dict(self) -> dict[str, Any]:
-        """The effective recipe, as plain values."""
+        """Return the effective recipe as plain values."""
         return dataclasses.asdict(self)
 
 
@@ -159,12 +175,12 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
 
     Args:
         path: a TOML file, or the name of a recipe that comes with the package.
-        changes: values to replace, as text, by dotted key: `{"optimizer.rate": "0.05"}`.
+        changes: values to replace, as text, by dotted key: `{"optimizer.learning_rate": "0.05"}`.
 
     Raises:
         ValueError: for a file that is not there, a key that does not exist, a value of the wrong
             type or out of range, or a missing one; the message names the file, the key and, for a
-            mistyped key, the nearest right one.
+            mistyped or renamed key, the right one.
     """
     file = _find(path)
     try:
@@ -185,17 +201,22 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
 
 
 def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain values, checked as `read_recipe` does; `where` begins its messages."""
+    """Return the recipe of plain values, checked as by `read_recipe`.
+
+    Args:
+        content: sections with their keys, as in a TOML file.
+        where: beginning of error messages.
+    """
     recipe = _filled(Recipe, content, where, "")
-    for key, good, what in _rules(recipe):
+    for key, good, wanted in _rules(recipe):
         if not good:
             section, _, name = key.partition(".")
             value = getattr(getattr(recipe, section), name)
-            raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {what}")
+            raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
     return recipe
 
 
-# Beyond it operating systems raise something else than that there is no such file.
+# For longer paths operating systems raise another error than that there is no such file.
 _LONGEST_PATH = 255
 
 
@@ -224,7 +245,7 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
 
 
 def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
-    """An instance of a dataclass from plain values; every key and type is checked."""
+    """Return an instance of a dataclass from plain values; every key and type is checked."""
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{where}: {prefix.rstrip('.') or 'content'}: got {brief(content)}; it must be a "
@@ -233,6 +254,8 @@ def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
     fields = {each.name: each for each in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     for key in content:
+        if prefix + str(key) in RENAMED:
+            raise ValueError(f"{where}: {prefix + key} is now called {RENAMED[prefix + key]}")
         if key not in fields:
             wrong = shortened(str(key))
             close = difflib.get_close_matches(wrong, fields, 1, cutoff=0)
@@ -270,7 +293,7 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
     raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
 
 
-# Larger numbers are a slip: of anything, of layers, of pixels.
+# Larger numbers are mistakes: of anything, of layers, of pixels.
 _MOST_SIZE = 2**20
 _MOST_LAYERS = 10_000
 _MOST_PIXELS = 2**13
@@ -282,19 +305,25 @@ _NETWORKS = (*RESNEXTS, "fully_connected")
 
 
 def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
-    """Key, whether its value is good, and what would be."""
+    """Return the key of each rule, whether its value is valid, and a description of valid ones."""
     model, data = recipe.model, recipe.data
     optimizer, schedule = recipe.optimizer, recipe.schedule
     precisions = ("float32", "mixed_float16", "mixed_bfloat16")
     boundaries = list(schedule.divide_at)
     increasing = boundaries == sorted({*boundaries}) and min(boundaries, default=1) >= 1
+    is_step = schedule.name == "step"
 
     def fits(value: int | None) -> bool:
         return value is None or 1 <= value <= _MOST_SIZE
 
+    def has_stem(value: int | None) -> bool:
+        return value is None or (fits(value) and model.name in RESNEXTS)
+
     return [
         ("model.name", model.name in _NETWORKS, f"one of {', '.join(_NETWORKS)}"),
         ("model.mode", model.mode in MODES, f"one of {', '.join(MODES)}"),
+        ("model.stem", has_stem(model.stem), f"{_SIZE}, of a ResNeXt"),
+        ("model.stem_strides", has_stem(model.stem_strides), f"{_SIZE}, of a ResNeXt"),
         ("model.depth", 2 <= model.depth <= _MOST_LAYERS, f"from 2 to {_MOST_LAYERS:,}"),
         ("model.base", fits(model.base), _SIZE),
         ("model.cardinality", fits(model.cardinality), _SIZE),
@@ -325,16 +354,27 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
         ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
         ("data.test_limit", data.test_limit is None or data.test_limit > 0, "1 or more"),
         ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),
-        ("optimizer.rate", 0 < optimizer.rate < math.inf, "above 0, and finite"),
+        ("optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"),
         ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0, and below 1"),
-        ("optimizer.decay", 0 <= optimizer.decay < math.inf, "0 or more, and finite"),
-        ("optimizer.clip", 0 <= optimizer.clip < math.inf, "0 or more, and finite"),
+        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
+        ("optimizer.clip", optimizer.clip >= 0, "0 or more"),
         ("optimizer.precision", optimizer.precision in precisions, f"one of {precisions}"),
-        ("optimizer.smoothing", 0 <= optimizer.smoothing < 1, "at least 0, and below 1"),
+        (
+            "optimizer.label_smoothing",
+            0 <= optimizer.label_smoothing < 1,
+            "at least 0, and below 1",
+        ),
         ("schedule.epochs", fits(schedule.epochs), _SIZE),
-        ("schedule.batch", fits(schedule.batch), _SIZE),
+        ("schedule.batch_size", fits(schedule.batch_size), _SIZE),
+        ("schedule.name", schedule.name in ("step", "one_cycle"), "step or one_cycle"),
         ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
-        ("schedule.divide_by", 0 < schedule.divide_by < math.inf, "above 0, and finite"),
+        ("schedule.divide_at", is_step or not boundaries, "[] with schedule.name = one_cycle"),
+        ("schedule.divide_by", schedule.divide_by > 0, "above 0"),
         ("schedule.warmup", 0 <= schedule.warmup <= _MOST_SIZE, "0 or more"),
-        ("schedule.rate_for", 0 <= schedule.rate_for <= _MOST_SIZE, "0 or more"),
+        ("schedule.warmup", is_step or not schedule.warmup, "0 with schedule.name = one_cycle"),
+        (
+            "schedule.reference_batch_size",
+            0 <= schedule.reference_batch_size <= _MOST_SIZE,
+            "0 or more",
+        ),
     ]

@@ -18,11 +18,11 @@ from ce_keras.training import (
     shift_and_flip,
     write_idx,
 )
-from ce_keras.training.data import balanced_rows
-from ce_keras.training.feed import Feed
+from ce_keras.training.datasets import TRAIN, FolderDataset, load_dataset
+from ce_keras.training.images import balanced_rows
+from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import read_recipe
-from ce_keras.training.run import Trainer
-from ce_keras.training.sources import Folder, source_of
+from ce_keras.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -214,20 +214,20 @@ def test_image_folders(rng, tmp_path):
         "data.source": str(tmp_path),
         "data.name": "pets",
         "data.augment": '["resized_crop", "flip"]',
-        "schedule.batch": "3",
+        "schedule.batch_size": "3",
     }
-    source = source_of(read_recipe("fashion_mnist", {**changes, "data.size": "8"}).data)
-    assert isinstance(source, Folder)
+    source = load_dataset(read_recipe("fashion_mnist", {**changes, "data.size": "8"}).data)
+    assert isinstance(source, FolderDataset)
     assert (source.shape, source.classes, source.counts) == ((8, 8, 3), 2, (4, 4))
     recipe = read_recipe("fashion_mnist", {**changes, "data.size": "8"})
-    feed = Feed(recipe, source, seed=1)
+    feed = InputPipeline(recipe, source, seed=1)
     batches = [(x.numpy(), y.numpy()) for x, y in feed.train(0)]
     assert [x.shape for x, _ in batches] == [(3, 8, 8, 3), (1, 8, 8, 3)]
     assert sorted(np.concatenate([y for _, y in batches])) == [0, 0, 1, 1]
     rest = [x.numpy() for x, _ in feed.train(0, step=1)]
     np.testing.assert_array_equal(rest[0], batches[1][0])
     assert np.concatenate([y for _, y in feed.test()]).tolist() == [0, 0, 1, 1]
-    assert source_of(read_recipe("fashion_mnist", changes).data).shape == (224, 224, 3)
+    assert load_dataset(read_recipe("fashion_mnist", changes).data).shape == (224, 224, 3)
 
 
 def test_image_folders_of_one_size_need_no_crop(rng, tmp_path):
@@ -236,9 +236,9 @@ def test_image_folders_of_one_size_need_no_crop(rng, tmp_path):
         "fashion_mnist",
         {"data.source": str(tmp_path), "data.name": "pets", "data.augment": "[]"},
     )
-    source = source_of(recipe.data)
+    source = load_dataset(recipe.data)
     assert source.shape == (6, 5, 3)
-    images = np.concatenate([x for x, _ in Feed(recipe, source, 0).test()])
+    images = np.concatenate([x for x, _ in InputPipeline(recipe, source, 0).test()])
     files = sorted((tmp_path / "test").rglob("*.*"))
     expected = np.stack([tf.io.decode_image(path.read_bytes()) for path in files]).astype(float)
     train = np.stack(
@@ -252,28 +252,28 @@ def test_image_folders_of_one_size_need_no_crop(rng, tmp_path):
 def test_folders_that_are_no_sets(rng, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no IDX files .* and no folder train of images"):
-        Folder(tmp_path / "empty")
+        FolderDataset(tmp_path / "empty")
     write_folder(tmp_path / "one", rng, ("train",))
     with pytest.raises(ValueError, match="no folder test or val or validation"):
-        Folder(tmp_path / "one")
+        FolderDataset(tmp_path / "one")
     write_folder(tmp_path / "odd", rng)
     (tmp_path / "odd/val/cow").mkdir()
     with pytest.raises(ValueError, match=r"the same folders.*only one of them has \['cow'\]"):
-        Folder(tmp_path / "odd")
+        FolderDataset(tmp_path / "odd")
     (tmp_path / "odd/train/cow").mkdir()
     with pytest.raises(ValueError, match="cow has no images"):
-        Folder(tmp_path / "odd")
+        FolderDataset(tmp_path / "odd")
 
 
 def test_a_stream_goes_on_from_any_step(monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
-    monkeypatch.setattr("ce_keras.training.sources._SHUFFLED", 8)
-    recipe = read_recipe("imagenet", {"schedule.batch": "4", "data.size": "32"})
+    monkeypatch.setattr("ce_keras.training.datasets._is_prepared", lambda _: True)
+    monkeypatch.setattr("ce_keras.training.datasets._SHUFFLE_BUFFER", 8)
+    recipe = read_recipe("imagenet", {"schedule.batch_size": "4", "data.size": "32"})
     with tfds.testing.mock_data(num_examples=11):
-        source = source_of(recipe.data)
-        feed = Feed(recipe, source, seed=1)
+        source = load_dataset(recipe.data)
+        feed = InputPipeline(recipe, source, seed=1)
         whole = [(x.numpy(), y.numpy()) for x, y in feed.train(2)]
         rest = [(x.numpy(), y.numpy()) for x, y in feed.train(2, step=1)]
         other = [y.numpy() for _, y in feed.train(3)]
@@ -314,9 +314,9 @@ def pets(folder, rng, count=6):
 def test_one_odd_file_does_not_decide_the_channels_of_all(channels, rng, tmp_path):
     pets(tmp_path, rng)
     picture(tmp_path / "train/cat/000.png", rng, channels=channels)
-    source = source_of(folder_recipe(tmp_path).data)
+    source = load_dataset(folder_recipe(tmp_path).data)
     assert source.shape == (16, 18, 3)
-    batches = [x.numpy() for x, _ in Feed(folder_recipe(tmp_path), source, 0).test()]
+    batches = [x.numpy() for x, _ in InputPipeline(folder_recipe(tmp_path), source, 0).test()]
     assert np.concatenate(batches).shape == (12, 16, 18, 3)
 
 
@@ -324,7 +324,7 @@ def test_a_set_of_grey_images_is_grey(rng, tmp_path):
     for half in ("train", "test"):
         for index in range(3):
             picture(tmp_path / half / "cat" / f"{index}.png", rng, channels=1)
-    assert source_of(folder_recipe(tmp_path).data).shape == (16, 18, 1)
+    assert load_dataset(folder_recipe(tmp_path).data).shape == (16, 18, 1)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "webp"])
@@ -336,12 +336,12 @@ def test_a_grey_file_of_any_format_is_read_in_a_grey_set(suffix, rng, tmp_path):
     image = rng.integers(0, 256, (16, 18)).astype(np.uint8)
     exact = {"lossless": True} if suffix == "webp" else {}
     pytest.importorskip("PIL.Image").fromarray(image).save(path, **exact)
-    source = Folder(tmp_path, channels=1)
+    source = FolderDataset(tmp_path, channels=1)
     assert source.counts == (4, 3)
     assert source.shape == (16, 18, 1)
-    order, read = source.examples(seed=0, epoch=0)
+    order, read = source.examples(TRAIN, (0, 0))
     streamed = [x.numpy() for x, _ in order.map(lambda *example: read(example))]
-    for images in (np.stack(streamed), source.in_memory().images[0].images):
+    for images in (np.stack(streamed), source.in_memory().splits[0].images):
         assert image.tolist() in images[..., 0].tolist()
 
 
@@ -351,7 +351,7 @@ def test_files_of_other_programs_are_passed_over(rng, tmp_path):
     picture(tmp_path / "train/.ipynb_checkpoints/a.png", rng)
     picture(tmp_path / "train/cat/.ipynb_checkpoints/a.png", rng)
     (tmp_path / "train/cat/._0.png").write_bytes(b"resource fork")
-    source = source_of(folder_recipe(tmp_path).data)
+    source = load_dataset(folder_recipe(tmp_path).data)
     assert source.counts == (12, 12)
     assert source.classes == 2
 
@@ -376,7 +376,7 @@ def test_a_file_that_cannot_be_used_is_named_before_anything_is_trained(
     else:
         path.write_bytes(path.read_bytes()[:40] if damage is None else damage)
     with pytest.raises(ValueError, match=message) as error:
-        source_of(folder_recipe(tmp_path / "set").data)
+        load_dataset(folder_recipe(tmp_path / "set").data)
     assert str(path) in str(error.value)
     command = ["train", "fashion_mnist", "--out", str(tmp_path / "run")]
     changes = ["data.augment=[]", f"data.source={tmp_path / 'set'}"]
@@ -393,8 +393,8 @@ def test_a_damaged_file_of_a_stream_is_named_too(rng, tmp_path):
     changes = {"data.augment": '["resized_crop"]', "data.size": "16", "schedule.epochs": "1"}
     changes |= {"model.cardinality": "1", "model.width": "2", "schedule.divide_at": "[]"}
     recipe = folder_recipe(tmp_path / "set", **changes)
-    source = source_of(recipe.data)
-    assert isinstance(source, Folder)
+    source = load_dataset(recipe.data)
+    assert isinstance(source, FolderDataset)
     with pytest.raises(ValueError, match=r"dog/3\.png is no image, or damaged"):
         Trainer(recipe, source, tmp_path / "run").run()
 
@@ -404,10 +404,10 @@ def test_names_need_not_be_utf_8(rng, tmp_path):
     for half in ("train", "test"):
         other = os.fsdecode(os.fsencode(tmp_path / half / "cat") + b"/caf\xe9.png")
         (tmp_path / half / "cat/0.png").rename(other)
-    assert source_of(folder_recipe(tmp_path).data).counts == (4, 4)
+    assert load_dataset(folder_recipe(tmp_path).data).counts == (4, 4)
     changes = {"data.augment": '["resized_crop"]', "data.size": "8"}
     recipe = folder_recipe(tmp_path, **changes)
-    batches = [y.numpy() for _, y in Feed(recipe, source_of(recipe.data), 0).train(0)]
+    batches = [y.numpy() for _, y in InputPipeline(recipe, load_dataset(recipe.data), 0).train(0)]
     assert sorted(np.concatenate(batches)) == [0, 0, 1, 1]
 
 
@@ -418,23 +418,23 @@ def test_limits_hold_for_folders(augment, rng, tmp_path):
         tmp_path,
         **{"data.limit": "5", "data.test_limit": "4", "data.augment": augment},
     )
-    source = source_of(recipe.data)
+    source = load_dataset(recipe.data)
     assert source.counts == (5, 4)
     assert plan(recipe)["train_images"] == 5
-    labels = np.concatenate([y for _, y in Feed(recipe, source, 0).train(0)])
+    labels = np.concatenate([y for _, y in InputPipeline(recipe, source, 0).train(0)])
     assert np.bincount(labels).tolist() == [3, 2]
 
 
 def test_a_limit_of_a_stream_is_refused_instead_of_ignored(monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
+    monkeypatch.setattr("ce_keras.training.datasets._is_prepared", lambda _: True)
     recipe = read_recipe("imagenet", {"data.limit": "100"})
     with (
         tfds.testing.mock_data(num_examples=4),
         pytest.raises(ValueError, match=r"data\.limit, data\.test_limit: imagenet2012 is read as"),
     ):
-        source_of(recipe.data)
+        load_dataset(recipe.data)
 
 
 def test_both_spellings_of_idx_files_are_found(tmp_path, rng):
@@ -444,7 +444,7 @@ def test_both_spellings_of_idx_files_are_found(tmp_path, rng):
     train, test = load_fashion_mnist(tmp_path)
     assert (len(train.labels), len(test.labels)) == (4, 2)
     recipe = read_recipe("fashion_mnist", {"data.source": str(tmp_path)})
-    assert source_of(recipe.data).counts == (4, 2)
+    assert load_dataset(recipe.data).counts == (4, 2)
 
 
 @pytest.mark.parametrize("wrong", [300, -1, 1.5, np.nan, "a"])

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from ce_keras.training.optimizer import CoupledSGD, StepSchedule
+from ce_keras.training.optimizer import CoupledSGD, OneCycleSchedule, StepSchedule
 
 SHAPES = [(3, 4), (4,), (1,)]
 
@@ -63,6 +63,13 @@ def test_warm_up():
     schedule = StepSchedule(0.4, [10], divide_by=4, warmup=4)
     rates = [float(schedule(step)) for step in (0, 1, 3, 9, 10)]
     np.testing.assert_allclose(rates, [0.1, 0.2, 0.4, 0.4, 0.1], rtol=1e-6)
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_zero():
+    schedule = OneCycleSchedule(0.2, 200)
+    rates = [float(schedule(step)) for step in (0, 25, 50, 125, 199, 200, 500)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.1, 0.2 / 150, 0, 0], rtol=1e-5, atol=1e-9)
+    assert OneCycleSchedule.from_config(schedule.get_config()).steps == 200
 
 
 def test_it_is_saved_and_loaded_with_its_state(tmp_path, rng):

@@ -12,6 +12,7 @@ def test_the_recipes_are_there():
     assert NAMES == [
         "cifar10",
         "cifar100",
+        "cifar10_short",
         "fashion_mnist",
         "imagenet",
         "imagenet32",
@@ -32,27 +33,31 @@ def test_recipes_are_good_and_flat(name):
 
 def test_the_papers_settings():
     cifar, imagenet, small = (read_recipe(name) for name in ("cifar10", "imagenet", "imagenet32"))
-    assert (cifar.schedule.epochs, cifar.schedule.batch) == (300, 128)
-    assert (cifar.optimizer.rate, cifar.optimizer.decay, cifar.optimizer.momentum) == (
+    assert (cifar.schedule.epochs, cifar.schedule.batch_size) == (300, 128)
+    assert (
+        cifar.optimizer.learning_rate,
+        cifar.optimizer.weight_decay,
+        cifar.optimizer.momentum,
+    ) == (
         0.1,
         5e-4,
         0.9,
     )
     assert imagenet.schedule.divide_at == (30, 60, 90)
-    assert imagenet.optimizer.decay == 1e-4
-    assert (small.optimizer.rate, small.schedule.divide_by) == (0.08, 5)
+    assert imagenet.optimizer.weight_decay == 1e-4
+    assert (small.optimizer.learning_rate, small.schedule.divide_by) == (0.08, 5)
     assert cifar.expected.error["resnext29_37x10d"] == 3.82
 
 
 def test_values_can_be_replaced():
     changes = {
-        "optimizer.rate": "0.05",
+        "optimizer.learning_rate": "0.05",
         "schedule.divide_at": "[1, 2]",
         "model.mode": "dual",
         "data.limit": "100",
     }
     recipe = read_recipe("cifar10", changes)
-    assert recipe.optimizer.rate == 0.05
+    assert recipe.optimizer.learning_rate == 0.05
     assert recipe.schedule.divide_at == (1, 2)
     assert recipe.model.mode == "dual"
     assert recipe.data.limit == 100
@@ -61,14 +66,29 @@ def test_values_can_be_replaced():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.rat": "1"}, r"cifar10.toml: there is no key optimizer.rat; .* optimizer.rate"),
+        (
+            {"optimizer.learning_rat": "1"},
+            r"cifar10.toml: there is no key optimizer.learning_rat; .* optimizer.learning_rate",
+        ),
+        ({"optimizer.rate": "1"}, "optimizer.rate is now called optimizer.learning_rate"),
+        ({"optimizer.decay": "1"}, "optimizer.decay is now called optimizer.weight_decay"),
+        ({"optimizer.smoothing": "0"}, "smoothing is now called optimizer.label_smoothing"),
+        ({"schedule.batch": "8"}, "schedule.batch is now called schedule.batch_size"),
+        ({"schedule.name": "one_cycle"}, r"schedule.divide_at: .* must be \[\] with"),
+        ({"model.name": "fully_connected", "model.stem": "8"}, "model.stem: .* of a ResNeXt"),
         ({"modell.name": "1"}, r"there is no key modell; did you mean model\?"),
         ({"schedule.epochs": "many"}, "schedule.epochs: got 'many'; it must be a whole number"),
         ({"schedule.epochs": "true"}, "schedule.epochs: got True; it must be a whole number"),
         ({"schedule.epochs": "1.5"}, "schedule.epochs: got 1.5; it must be a whole number"),
         ({"schedule.epochs": "0"}, "schedule.epochs: got 0; it must be from 1 to 1,048,576"),
-        ({"optimizer.rate": "fast"}, "optimizer.rate: got 'fast'; it must be a number"),
-        ({"optimizer.rate": "nan"}, "optimizer.rate: got nan; it must be a finite number"),
+        (
+            {"optimizer.learning_rate": "fast"},
+            "optimizer.learning_rate: got 'fast'; it must be a number",
+        ),
+        (
+            {"optimizer.learning_rate": "nan"},
+            "optimizer.learning_rate: got nan; it must be a finite number",
+        ),
         ({"schedule.divide_at": "3"}, "schedule.divide_at: got 3; it must be a list"),
         ({"schedule.divide_at": "[2, 1]"}, "increasing order"),
         ({"data.augment": '["crp"]'}, "data.augment: .* a list of crop, flip"),

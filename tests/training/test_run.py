@@ -20,19 +20,21 @@ import tensorflow as tf
 from ce_keras import files
 from ce_keras.cli import main
 from ce_keras.geometry import resnext
-from ce_keras.training import job, run
+from ce_keras.training import evaluate, export, plan, records, train
+from ce_keras.training.building import build_loss
 from ce_keras.training.checkpoints import Checkpoints
-from ce_keras.training.feed import Feed
+from ce_keras.training.datasets import KNOWN, ArrayDataset, load_dataset
+from ce_keras.training.input_pipeline import InputPipeline
+from ce_keras.training.interruption import Interrupted, Preempted
 from ce_keras.training.recipe import read_recipe
-from ce_keras.training.run import DivergedError, Trainer
-from ce_keras.training.sources import KNOWN, Arrays, source_of
+from ce_keras.training.trainer import DivergedError, Trainer
 
 SMALL = {
     "data.limit": "100",
     "data.test_limit": "200",
     "model.cardinality": "2",
     "model.width": "3",
-    "schedule.batch": "32",
+    "schedule.batch_size": "32",
     "schedule.epochs": "2",
     "schedule.divide_at": "[1]",
     "schedule.warmup": "0",
@@ -45,7 +47,7 @@ def small(**changes):
 
 @pytest.fixture(scope="module")
 def source():
-    return source_of(small().data)
+    return load_dataset(small().data)
 
 
 def weights(folder):
@@ -62,7 +64,7 @@ def finished(tmp_path_factory, source):
 def test_a_run_leaves_what_it_did(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
-    assert results["recipe"]["schedule"]["batch"] == 32
+    assert results["recipe"]["schedule"]["batch_size"] == 32
     assert results["design"] == "resnext11_2x3d"
     assert len(results["history"]) == 2
     assert results["averaged_over_epochs"] == 1
@@ -77,7 +79,7 @@ def test_a_run_leaves_what_it_did(finished):
     git = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     assert (results["revision"] or "") == head
-    errors = job.evaluate(folder)
+    errors = evaluate(folder)
     assert errors["error"] == results["history"][-1]["error"]
     assert 0 <= errors["top5_error"] <= errors["error"]
 
@@ -90,12 +92,12 @@ def test_the_same_seed_ends_with_the_same_weights(finished, source, tmp_path):
 
 SCRIPT = """
 import os, signal, sys
-from ce_keras.training import run
+from ce_keras.training.trainer import Trainer
 from ce_keras.training.recipe import recipe_of
-from ce_keras.training.sources import source_of
+from ce_keras.training.datasets import load_dataset
 import json
 recipe = recipe_of(json.loads(sys.argv[2]))
-trainer = run.Trainer(recipe, source_of(recipe.data), sys.argv[1], 3, save_every=2)
+trainer = Trainer(recipe, load_dataset(recipe.data), sys.argv[1], 3, save_every=2)
 check, seen = trainer._check, []
 def counted(*arguments):
     check(*arguments)
@@ -132,7 +134,7 @@ def test_a_signal_during_the_test_of_an_epoch_ends_the_run(
     which, batch, finished, source, tmp_path
 ):
     trainer = Trainer(small(), source, tmp_path, seed=3)
-    count, seen = trainer._count, []
+    count, seen = trainer._test_step, []
 
     def counted(images):
         seen.append(1)
@@ -140,8 +142,8 @@ def test_a_signal_during_the_test_of_an_epoch_ends_the_run(
             os.kill(os.getpid(), which)
         return count(images)
 
-    trainer._count = counted
-    with pytest.raises(run.Interrupted if which == signal.SIGINT else run.Preempted):
+    trainer._test_step = counted
+    with pytest.raises(Interrupted if which == signal.SIGINT else Preempted):
         trainer.run()
     assert len(seen) == batch, "the rest of the test is not waited for"
     results = Trainer(small(), source, tmp_path, seed=3).run()
@@ -214,8 +216,8 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(finished, monkeypat
     monkeypatch.setattr("tempfile.mkstemp", read_only)
     monkeypatch.setattr("os.open", read_only)
     folder, results = finished
-    assert job.train(small(), folder, seed=3) == results
-    assert job.evaluate(folder)["error"] == results["history"][-1]["error"]
+    assert train(small(), folder, seed=3) == results
+    assert evaluate(folder)["error"] == results["history"][-1]["error"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "{}", "\x00"])
@@ -225,10 +227,10 @@ def test_damaged_files_of_a_run_are_named(name, content, finished, tmp_path):
     shutil.copytree(finished[0], folder)
     (folder / name).write_text(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        job.train(small(), folder, seed=3)
+        train(small(), folder, seed=3)
     if name == "recipe.json":
         with pytest.raises(ValueError, match=r"recipe\.json"):
-            job.evaluate(folder)
+            evaluate(folder)
 
 
 def test_git_runs_nothing_that_the_folder_names(tmp_path, monkeypatch):
@@ -253,7 +255,7 @@ def test_git_runs_nothing_that_the_folder_names(tmp_path, monkeypatch):
     (tmp_path / ".gitattributes").write_text("* filter=any")
     for name in ("fsmonitor-ran", "filter-ran"):
         (tmp_path / name).unlink(missing_ok=True)
-    revision = run._revision()
+    revision = records.revision()
     assert revision is not None
     assert len(revision) == 40
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith("-ran")]
@@ -263,7 +265,7 @@ def test_a_folder_is_of_one_run(finished, source):
     with pytest.raises(ValueError, match=r"out: .* holds a run of another recipe or seed"):
         Trainer(small(), source, finished[0], seed=4)
     with pytest.raises(ValueError, match=r"out: .* holds a run of another recipe or seed"):
-        Trainer(small(**{"optimizer.rate": "0.2"}), source, finished[0], seed=3)
+        Trainer(small(**{"optimizer.learning_rate": "0.2"}), source, finished[0], seed=3)
 
 
 def state(step):
@@ -373,8 +375,12 @@ def test_a_full_disk_loses_nothing(tmp_path, caplog, monkeypatch):
 
 @pytest.mark.parametrize("rate", ["1e30", "1e4"])
 def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
-    recipe = small(**{"optimizer.rate": rate, "schedule.epochs": "30", "schedule.divide_at": "[]"})
-    with pytest.raises(DivergedError, match=r"the loss is .* at epoch \d+, step \d+, rate .* try"):
+    recipe = small(
+        **{"optimizer.learning_rate": rate, "schedule.epochs": "30", "schedule.divide_at": "[]"}
+    )
+    with pytest.raises(
+        DivergedError, match=r"the loss is .* at epoch \d+, step \d+, learning rate .* try"
+    ):
         Trainer(recipe, source, tmp_path).run()
 
 
@@ -388,16 +394,16 @@ def test_half_precision(precision, source, tmp_path):
     assert np.isfinite(trainer.run()["history"][-1]["loss"])
 
 
-def test_labels_can_be_smoothed(source, tmp_path):
-    trainer = Trainer(small(**{"optimizer.smoothing": "0.1"}), source, tmp_path)
+def test_labels_can_be_smoothed():
+    losses = build_loss(small(**{"optimizer.label_smoothing": "0.1"}))
     logits, labels = np.array([[2.0, 0.0, -1.0]], "float32"), np.array([0])
     wanted = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     expected = wanted(np.eye(3)[labels], logits)
-    np.testing.assert_allclose(trainer._losses(logits, labels)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(losses(logits, labels)[0], expected, rtol=1e-6)
 
 
 def test_an_epoch_goes_on_from_any_step(source):
-    feed = Feed(small(), source, seed=1)
+    feed = InputPipeline(small(), source, seed=1)
     whole = [(x.numpy(), y.numpy()) for x, y in feed.train(epoch=1)]
     rest = [(x.numpy(), y.numpy()) for x, y in feed.train(epoch=1, step=2)]
     assert [len(y) for _, y in whole] == [32, 32, 32, 4]
@@ -410,12 +416,12 @@ def test_an_epoch_goes_on_from_any_step(source):
 
 
 def test_images_are_normalised_by_the_training_images(source):
-    train = source.images[0].images.astype(float)
+    train = source.splits[0].images.astype(float)
     for kind, axes in {"global": None, "channel": (0, 1, 2), "mean_image": 0}.items():
-        feed = Feed(small(**{"data.normalize": kind}), source, seed=0)
+        feed = InputPipeline(small(**{"data.normalize": kind}), source, seed=0)
         images = np.concatenate([x for x, _ in feed.test()])
         scale = train.std() if kind == "mean_image" else train.std(axis=axes)
-        expected = (source.images[1].images - train.mean(axis=axes)) / scale
+        expected = (source.splits[1].images - train.mean(axis=axes)) / scale
         np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -423,13 +429,13 @@ def test_images_are_normalised_by_the_training_images(source):
 
 FEW = {"schedule.epochs": "1", "schedule.divide_at": "[]"}
 RECIPES = {
-    "cifar10": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
-    "cifar100": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
-    "imagenet": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "2"},
-    "imagenet32": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "4"},
-    "imagenet64": {"model.cardinality": "2", "model.width": "2", "schedule.batch": "2"},
-    "mnist": {"schedule.batch": "4"},
-    "fashion_mnist": {"data.limit": "30", "data.test_limit": "30", "schedule.batch": "10"},
+    "cifar10": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
+    "cifar100": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
+    "imagenet": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "2"},
+    "imagenet32": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
+    "imagenet64": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "2"},
+    "mnist": {"schedule.batch_size": "4"},
+    "fashion_mnist": {"data.limit": "30", "data.test_limit": "30", "schedule.batch_size": "10"},
 }
 
 
@@ -438,13 +444,13 @@ def test_every_recipe_takes_three_steps(name, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     recipe = read_recipe(name, {**FEW, **RECIPES[name]})
-    count = 3 * recipe.schedule.batch
-    monkeypatch.setattr("ce_keras.training.sources._SHUFFLED", 4)
+    count = 3 * recipe.schedule.batch_size
+    monkeypatch.setattr("ce_keras.training.datasets._SHUFFLE_BUFFER", 4)
     with tfds.testing.mock_data(num_examples=count):
-        monkeypatch.setattr("ce_keras.training.sources._there", lambda _: True)
-        trainer = Trainer(recipe, source_of(recipe.data), tmp_path)
+        monkeypatch.setattr("ce_keras.training.datasets._is_prepared", lambda _: True)
+        trainer = Trainer(recipe, load_dataset(recipe.data), tmp_path)
         if name != "fashion_mnist":
-            trainer.steps, trainer._counts = 3, (count, count)
+            trainer.steps, trainer._test_steps = 3, (count, count)
         results = trainer.run()
     assert int(trainer.optimizer.iterations) == 3
     assert 0 <= results["top5_error"] <= results["error"] <= 100
@@ -537,24 +543,24 @@ def test_an_export_replaces_nothing_but_an_earlier_export(finished, tmp_path):
     (models / "precious.txt").write_text("years of work")
     for form in ("saved_model", "litert", "onnx", "keras"):
         for _ in range(2):  # The second replaces the first.
-            written = job.export(folder, form, models)
+            written = export(folder, form, models)
             assert written.parent == models
         assert (models / "precious.txt").read_text() == "years of work"
     assert len(list(models.iterdir())) == 5, "no half-written file is left"
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
     # The run itself: a folder like any other, into which the model goes.
-    assert job.export(folder, "saved_model", folder) == folder / "model"
+    assert export(folder, "saved_model", folder) == folder / "model"
     assert (folder / "results.json").exists()
     # What stands in the way is not ours.
     (models / "model" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"to: .* is there, and no earlier export"):
-        job.export(folder, "saved_model", models)
+        export(folder, "saved_model", models)
     (models / "model.onnx").write_text("not an export")
     with pytest.raises(ValueError, match=r"to: .*model\.onnx is there"):
-        job.export(folder, "onnx", models / "model.onnx")
+        export(folder, "onnx", models / "model.onnx")
     assert (models / "model.onnx").read_text() == "not an export"
     with pytest.raises(ValueError, match=r"to: got .*x\.txt'; it must end in \.keras"):
-        job.export(folder, "keras", models / "x.txt")
+        export(folder, "keras", models / "x.txt")
 
 
 def test_an_export_never_takes_the_place_of_another_run(finished, tmp_path, monkeypatch):
@@ -565,12 +571,12 @@ def test_an_export_never_takes_the_place_of_another_run(finished, tmp_path, monk
     monkeypatch.chdir(other)
     for to in (other, other / "model.keras", ".", other / "new/model.keras"):
         with pytest.raises(ValueError, match=r"to: .* is in .*run2, the folder of another run"):
-            job.export(one, "keras", to)
+            export(one, "keras", to)
     with pytest.raises(ValueError, match=r"to: .*run2, the folder of another run"):
-        job.export(one, "saved_model", other)
+        export(one, "saved_model", other)
     assert (other / "model.keras").read_bytes() == before
     own = (one / "model.keras").stat().st_mtime_ns
-    assert job.export(one, "keras") == one / "model.keras"
+    assert export(one, "keras") == one / "model.keras"
     assert (one / "model.keras").stat().st_mtime_ns == own, "it is there, and not written again"
 
 
@@ -580,19 +586,19 @@ def test_an_export_is_told_by_all_that_it_holds(finished, tmp_path):
     (tmp_path / "begins.onnx").write_bytes(b"\x08 years of work")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk/saved_model.pb").write_text("years of work")
-    thesis = job.export(finished[0], "saved_model", tmp_path / "real") / "assets/thesis.txt"
+    thesis = export(finished[0], "saved_model", tmp_path / "real") / "assets/thesis.txt"
     thesis.write_text("years of work")
     for name, form in {"docs.keras": "keras", "begins.onnx": "onnx"}.items():
         with pytest.raises(ValueError, match=rf"to: .*{name} is there, and no earlier export"):
-            job.export(finished[0], form, tmp_path / name)
+            export(finished[0], form, tmp_path / name)
     for name in ("real", "junk"):
-        assert job.export(finished[0], "saved_model", tmp_path / name) == tmp_path / name / "model"
+        assert export(finished[0], "saved_model", tmp_path / name) == tmp_path / name / "model"
     assert thesis.read_text() == (tmp_path / "junk/saved_model.pb").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_export_that_ends_early_leaves_the_earlier_one(error, finished, tmp_path, monkeypatch):
-    job.export(finished[0], "saved_model", tmp_path / "model")
+    export(finished[0], "saved_model", tmp_path / "model")
     before = (tmp_path / "model/saved_model.pb").stat().st_ino
 
     def ended(*_):
@@ -600,15 +606,15 @@ def test_an_export_that_ends_early_leaves_the_earlier_one(error, finished, tmp_p
 
     monkeypatch.setattr(Path, "replace", ended)
     with pytest.raises(error):
-        job.export(finished[0], "saved_model", tmp_path / "model")
+        export(finished[0], "saved_model", tmp_path / "model")
     assert (tmp_path / "model/saved_model.pb").stat().st_ino == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_arrays_know_their_counts(source):
-    assert isinstance(source, Arrays)
+    assert isinstance(source, ArrayDataset)
     assert source.counts == (100, 200)
-    for images, each in zip(source.images, (10, 20), strict=True):
+    for images, each in zip(source.splits, (10, 20), strict=True):
         assert np.bincount(images.labels).tolist() == [each] * 10
-    assert job.plan(small())["test_images"] == 200
+    assert plan(small())["test_images"] == 200
     assert source.shape == (28, 28, 1)

@@ -3,7 +3,7 @@ import time
 import keras
 import numpy as np
 
-from ce_keras.training import ProgressBar, StepTimer
+from ce_keras.training import StepTimer
 
 
 def fit(callbacks, epochs=2):
@@ -36,12 +36,3 @@ def test_a_slow_step_takes_longer():
     timer = StepTimer()
     fit([Slow(), timer])
     assert timer.median > 0.05
-
-
-def test_the_bar_runs_over_all_epochs_on_standard_error(capsys):
-    fit([ProgressBar("dual 7x7d", steps=8)])
-    captured = capsys.readouterr()
-    assert "dual 7x7d" in captured.err
-    assert "8/8" in captured.err
-    assert "loss=0.000" in captured.err
-    assert captured.out == ""

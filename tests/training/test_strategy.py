@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ce_keras.training.devices import find_devices, right
-from ce_keras.training.feed import NOTHING, Feed, Part
+from ce_keras.training.datasets import load_dataset
+from ce_keras.training.input_pipeline import PADDING_LABEL, InputPipeline, Shard
 from ce_keras.training.recipe import read_recipe
-from ce_keras.training.run import Trainer
-from ce_keras.training.sources import source_of
+from ce_keras.training.strategy import find_strategy
+from ce_keras.training.train_step import count_correct
+from ce_keras.training.trainer import Trainer
 
 SMALL = {
     "data.limit": "70",
     "data.test_limit": "100",  # The last batch has one image.
     "model.cardinality": "2",
     "model.width": "3",
-    "schedule.batch": "33",  # Of 16 and 17 rows, twice; then 4 images are left.
+    "schedule.batch_size": "33",  # Of 16 and 17 rows, twice; then 4 images are left.
     "schedule.epochs": "1",
     "schedule.divide_at": "[]",
     "schedule.warmup": "0",
-    "optimizer.rate": "0.01",
+    "optimizer.learning_rate": "0.01",
     "optimizer.clip": "0.5",  # The norm must be that of the whole gradient.
 }
 
@@ -50,7 +51,12 @@ def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, *
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + (
             f"--xla_force_host_platform_device_count={len(devices) or 1}"
         )
-    command = [sys.executable, Path(__file__).with_name("replicas.py"), folder, json.dumps(asked)]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("train_in_process.py"),
+        folder,
+        json.dumps(asked),
+    ]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -90,7 +96,7 @@ def test_two_devices_are_as_one(one, tmp_path):
 def test_two_devices_are_as_one_on_jax(tmp_path):
     pytest.importorskip("jax")
     # A batch that four devices share evenly, and one that they cannot.
-    recipe = small(**{"data.limit": "30", "schedule.batch": "20"})
+    recipe = small(**{"data.limit": "30", "schedule.batch_size": "20"})
     folders = [tmp_path / "one", tmp_path / "four"]
     processes = []
     for folder, count in zip(folders, (1, 4), strict=True):
@@ -137,34 +143,36 @@ def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path)
 
 def test_no_replica_of_a_part_is_left_without_a_row():
     for of, size in ((6, 2), (8, 4), (4, 1)):
-        recipe = small(**{"data.limit": "20", "schedule.batch": "9"})  # 9, 9, and 2 images.
-        source = source_of(recipe.data)
-        parts = [Part(first, first + size, of) for first in range(0, of, size)]
+        recipe = small(**{"data.limit": "20", "schedule.batch_size": "9"})  # 9, 9, and 2 images.
+        source = load_dataset(recipe.data)
+        parts = [Shard(first, first + size, of) for first in range(0, of, size)]
         labels = []
         for part in parts:
-            pieces = [(len(x), y.numpy()) for x, y in Feed(recipe, source, 1, part).train(0)]
+            pieces = [
+                (len(x), y.numpy()) for x, y in InputPipeline(recipe, source, 1, part).train(0)
+            ]
             assert len(pieces) == 3 * size
             assert all(count == len(y) > 0 for count, y in pieces)
             labels += [y for _, y in pieces[-size:]]
         last = np.concatenate(labels)
-        whole = [y.numpy() for _, y in Feed(recipe, source, 1).train(0)][-1]
-        np.testing.assert_array_equal(last[last != NOTHING], whole)
+        whole = [y.numpy() for _, y in InputPipeline(recipe, source, 1).train(0)][-1]
+        np.testing.assert_array_equal(last[last != PADDING_LABEL], whole)
 
 
 @pytest.mark.parametrize("of", [2, 3])
 def test_parts_are_the_rows_of_the_whole(of):
-    recipe = small(**{"data.limit": "40", "schedule.batch": "19"})  # 19, 19, and 2 images.
-    source = source_of(recipe.data)
-    whole = [(x.numpy(), y.numpy()) for x, y in Feed(recipe, source, 1).train(epoch=1)]
-    for parts in ([Part(k, k + 1, of) for k in range(of)], [Part(0, of, of)]):
-        feeds = [Feed(recipe, source, 1, part).train(1) for part in parts]
+    recipe = small(**{"data.limit": "40", "schedule.batch_size": "19"})  # 19, 19, and 2 images.
+    source = load_dataset(recipe.data)
+    whole = [(x.numpy(), y.numpy()) for x, y in InputPipeline(recipe, source, 1).train(epoch=1)]
+    for parts in ([Shard(k, k + 1, of) for k in range(of)], [Shard(0, of, of)]):
+        feeds = [InputPipeline(recipe, source, 1, part).train(1) for part in parts]
         pieces = [[(x.numpy(), y.numpy()) for x, y in feed] for feed in feeds]
         if len(parts) == 1:
             pieces = [pieces[0][k::of] for k in range(of)]
         for batch, (images, labels) in enumerate(whole):
             own = [piece[batch] for piece in pieces]
             found = np.concatenate([y for _, y in own])
-            seen = found != NOTHING
+            seen = found != PADDING_LABEL
             assert (seen.sum() < len(seen)) == (len(labels) < of)
             np.testing.assert_array_equal(found[seen], labels)
             np.testing.assert_array_equal(np.concatenate([x for x, _ in own])[seen], images)
@@ -178,20 +186,20 @@ def test_right_answers_are_those_that_tensorflow_counts(rng):
     expected = [
         tf.reduce_sum(tf.cast(tf.math.in_top_k(labels, logits, k), tf.int32)) for k in (1, 5)
     ]
-    assert right(logits, labels).numpy().tolist() == [400, *map(int, expected)]
-    labels[:100] = NOTHING
-    assert right(logits, labels).numpy()[0] == 300
+    assert count_correct(logits, labels).numpy().tolist() == [400, *map(int, expected)]
+    labels[:100] = PADDING_LABEL
+    assert count_correct(logits, labels).numpy()[0] == 300
 
 
 def test_devices_that_are_not_there():
     with pytest.raises(ValueError, match=r"devices: got \['gpu:7'\]; there are cpu:0"):
-        find_devices(["gpu:7"])
-    assert find_devices() is find_devices()
+        find_strategy(["gpu:7"])
+    assert find_strategy() is find_strategy()
 
 
 def test_batches_too_small_to_be_shared(tmp_path):
-    recipe = small(**{"schedule.batch": "23"})  # The last has one image.
+    recipe = small(**{"schedule.batch_size": "23"})  # The last has one image.
     two = SimpleNamespace(replicas=2)
     with pytest.raises(ValueError, match="70 images in batches of 23 leave one of 1 for 2 devices"):
-        Trainer(recipe, source_of(recipe.data), tmp_path, devices=two)
+        Trainer(recipe, load_dataset(recipe.data), tmp_path, strategy=two)
     assert not list(tmp_path.iterdir())
