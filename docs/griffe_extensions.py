@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import griffe
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _EXAMPLE = re.compile(r"^( *)>>> .*\n(?:\1\S.*\n?)*", re.MULTILINE)
 
@@ -28,9 +31,9 @@ class MadeFunctions(griffe.Extension):
     """Signatures and docstrings of the zoo's ResNets, which one function makes at import."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Replace their assignments, which is all that a parser sees."""
+        """Put them into the module, in which a parser sees none of them."""
         made = griffe.inspect("resnext", filepath=None, parent=pkg["zoo"])
         module = pkg["zoo.resnext"]
-        for name, member in list(module.members.items()):
-            if not member.is_alias and member.is_attribute and name.startswith("res"):
-                module.set_member(name, made[name])
+        for name, member in made.members.items():
+            if not member.is_alias and member.is_function and name.startswith("res"):
+                module.set_member(name, member)
