@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
-from ce_keras.ntk.autodiff import TapeEngine, traced
+from ce_keras.ntk.autodiff import TapeEngine
 from ce_keras.ntk.axes import OutputAxes, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
@@ -60,7 +61,10 @@ class StructuredEngine:
         # A factor that a graph does not know. What follows from constants alone, like the last
         # layer's cotangents, would be computed when the graph is made, and kept.
         self._one = tf.Variable(1.0, trainable=False)
-        self._graphs: dict[Any, Callable[..., Any]] = {}
+        # One for each number of examples, of which the last ones used are kept.
+        self._graph_for = functools.lru_cache(_MOST_GRAPHS)(
+            lambda *_: tf.function(self._kernel, autograph=False)
+        )
         self._is_first = True
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
@@ -72,40 +76,20 @@ class StructuredEngine:
         """
         as_graph = not self._is_first or self.axes.total > 1
         self._is_first = False
+        compute = self._graph_for(_count(x1), _count(x2)) if as_graph else self._kernel
         try:
-            return self._by_graph(x1, x2) if as_graph else self._kernel(x1, x2)
+            return compute(x1, x2)
         except BatchAxisError:
             return self._tape.kernel(x1, x2)
 
-    def _by_graph(self, x1: Any, x2: Any | None) -> Any:
-        flat = [x for x in tf.nest.flatten((x1, x2)) if x is not None]
-        specs = [tf.TensorSpec(x.shape, x.dtype) for x in flat]
-        key = (x2 is None, *specs)
-        graph = self._graphs.pop(key, None)
-        if graph is None:
-
-            def compute(*tensors: Any) -> Any:
-                structure = (x1,) if x2 is None else (x1, x2)
-                inputs = tf.nest.pack_sequence_as(structure, tensors)
-                return self._kernel(inputs[0], None if x2 is None else inputs[1])
-
-            graph = traced(compute, specs)
-        self._graphs[key] = graph  # The one used last is last.
-        if len(self._graphs) > _MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        return graph(*flat)
-
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         first = self._contributions(x1)
-        pairs = (
-            ((a, a) for a in first)
-            if x2 is None
-            else zip(first, self._contributions(x2), strict=True)
-        )
+        second = None if x2 is None else self._contributions(x2)
+        pairs = ((a, a) for a in first) if second is None else zip(first, second, strict=True)
         kernel = sum_in_turn(a.gram(b, self.axes.same_examples) for a, b in pairs)
         if kernel is None:  # The model does not use these variables.
-            n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
-            return tf.zeros(self.axes.kernel_shape(n1, n2), self.axes.dtype)
+            n1 = _count(x1)
+            return tf.zeros(self.axes.kernel_shape(n1, _count(x2) or n1), self.axes.dtype)
         return self.axes.restore(kernel / self.axes.counts[0])
 
     def _contributions(self, x: Any) -> Iterator[Contribution]:
@@ -234,6 +218,10 @@ def _rolled(example: Any) -> Iterator[Any]:
 def _equal(one: Any, other: Any) -> bool:
     pairs = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
     return all(bool(tf.reduce_all(tf.equal(a, b))) for a, b in pairs)
+
+
+def _count(x: Any) -> Any:
+    return None if x is None else tf.nest.flatten(x)[0].shape[0]
 
 
 def _rows(x: Any, count: int, start: int = 0) -> Any:
