@@ -120,6 +120,16 @@ def only_output(outputs: Any) -> Any:
     return tensors[0]
 
 
+def examples_of(x: Any, rows: slice) -> Any:
+    """Return some examples of a structure of inputs."""
+    return tf.nest.map_structure(lambda tensor: tensor[rows], x)
+
+
+def number_of_examples(x: Any) -> int:
+    """Return the number of examples of a structure of inputs."""
+    return tf.nest.flatten(x)[0].shape[0]
+
+
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:
     """Return axes as numbers from 0."""
     found = set()

@@ -13,13 +13,12 @@ import tensorflow as tf
 
 from ce_keras.checks import brief, keras_model, one_of, positive_int, shortened, whole_number
 from ce_keras.layers.ensemble import configuration
-from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples
 from ce_keras.ntk.engines import (
     Engine,
     bytes_of,
     checked_variables,
     engine_for,
-    examples_of,
     signature_of,
 )
 from ce_keras.progress import progress
@@ -90,8 +89,8 @@ def empirical_ntk(
             f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
         )
     x1, x2 = _checked_pair(x1, x2)
-    n1 = _count(x1)
-    n2 = n1 if x2 is None else _count(x2)
+    n1 = number_of_examples(x1)
+    n2 = n1 if x2 is None else number_of_examples(x2)
     if batch_size is not None:
         positive_int("batch_size", batch_size)
     asked_axes = (_axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes))
@@ -206,10 +205,6 @@ def checked_inputs(argument: str, x: Any) -> Any:
                     "numbers are infinite or NaN"
                 )
     return x
-
-
-def _count(x: Any) -> int:
-    return tf.nest.flatten(x)[0].shape[0]
 
 
 def _axes(argument: str, axes: Any) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.autodiff import TapeEngine
-from ce_keras.ntk.axes import OutputAxes, only_output
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
 
@@ -76,7 +76,8 @@ class StructuredEngine:
         """
         as_graph = not self._is_first or self.axes.total > 1
         self._is_first = False
-        compute = self._graph_for(_count(x1), _count(x2)) if as_graph else self._kernel
+        sizes = [None if x is None else number_of_examples(x) for x in (x1, x2)]
+        compute = self._graph_for(*sizes) if as_graph else self._kernel
         try:
             return compute(x1, x2)
         except BatchAxisError:
@@ -88,8 +89,8 @@ class StructuredEngine:
         pairs = ((a, a) for a in first) if second is None else zip(first, second, strict=True)
         kernel = sum_in_turn(a.gram(b, self.axes.same_examples) for a, b in pairs)
         if kernel is None:  # The model does not use these variables.
-            n1 = _count(x1)
-            return tf.zeros(self.axes.kernel_shape(n1, _count(x2) or n1), self.axes.dtype)
+            sizes = [number_of_examples(x) for x in (x1, x1 if x2 is None else x2)]
+            return tf.zeros(self.axes.kernel_shape(*sizes), self.axes.dtype)
         return self.axes.restore(kernel / self.axes.counts[0])
 
     def _contributions(self, x: Any) -> Iterator[Contribution]:
@@ -120,7 +121,7 @@ def verify(
     """
     examples = distinct_examples(examples, _VERIFIED_ON)
     # Two batch sizes: an axis that is as long as one of them is not as long as the other.
-    recorder.find_batch_first_layers(_rows(examples, _VERIFIED_ON - 1))
+    recorder.find_batch_first_layers(examples_of(examples, slice(_VERIFIED_ON - 1)))
     perturbed = _perturbed(model)
     everywhere = [(v, perturbed[id(v)]) for v in model.trainable_variables]
     own = [tf.convert_to_tensor(perturbed.get(id(v), v.value)) for v in variables]
@@ -192,11 +193,11 @@ def distinct_examples(x: Any, count: int) -> Any:
     along its last axis, so that they stay the values of an example: word numbers, pixels, words.
     """
     chosen: list[Any] = []
-    rows = tf.nest.flatten(x)[0].shape[0]
+    rows = number_of_examples(x)
     # From all over: examples are often sorted.
     few, more = (np.linspace(0, rows - 1, number).astype(int).tolist() for number in (count, 9))
-    own = (_rows(x, 1, start) for start in dict.fromkeys(few + more))
-    for candidate in itertools.chain(own, _rolled(_rows(x, 1))):
+    own = (examples_of(x, slice(start, start + 1)) for start in dict.fromkeys(few + more))
+    for candidate in itertools.chain(own, _rolled(examples_of(x, slice(1)))):
         if not any(_equal(candidate, other) for other in chosen):
             chosen.append(candidate)
         if len(chosen) == count:
@@ -218,11 +219,3 @@ def _rolled(example: Any) -> Iterator[Any]:
 def _equal(one: Any, other: Any) -> bool:
     pairs = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
     return all(bool(tf.reduce_all(tf.equal(a, b))) for a, b in pairs)
-
-
-def _count(x: Any) -> Any:
-    return None if x is None else tf.nest.flatten(x)[0].shape[0]
-
-
-def _rows(x: Any, count: int, start: int = 0) -> Any:
-    return tf.nest.map_structure(lambda tensor: tensor[start : start + count], x)
