@@ -102,15 +102,16 @@ def _centred(kernel: np.ndarray) -> np.ndarray:
     return kernel - rows[None] - rows[:, None] + rows.mean()
 
 
+def as_matrix(kernel: np.ndarray) -> np.ndarray:
+    """Return a kernel `(N1, N2, O, O)` as a matrix `(N1 * O, N2 * O)`."""
+    n1, n2, outputs, _ = kernel.shape
+    return kernel.transpose(0, 2, 1, 3).reshape(n1 * outputs, n2 * outputs)
+
+
 def _matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
     kernel = real_array(argument, kernel)
-    if (
-        kernel.ndim == 4
-        and kernel.shape[0] == kernel.shape[1]
-        and kernel.shape[2] == kernel.shape[3]
-    ):
-        n, m, o, p = kernel.shape
-        kernel = kernel.transpose(0, 2, 1, 3).reshape(n * o, m * p)
+    if kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3]:
+        kernel = as_matrix(kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
             f"{argument}: got shape {np.shape(kernel)}; it must be (N, N) or (N, N, O, O)"

@@ -12,8 +12,6 @@ import tensorflow as tf
 from ce_keras.ntk.axes import OutputAxes, only_output
 from ce_keras.ntk.contractions import Gradients, at_least_single
 
-_ZERO = tf.UnconnectedGradients.ZERO
-
 
 class TapeEngine:
     """Kernels of one model, for one choice of variables and of output axes.
@@ -51,7 +49,10 @@ class TapeEngine:
 def jacobians(
     tape: tf.GradientTape, outputs: Any, variables: Sequence[Any], counts: Sequence[int]
 ) -> list[Gradients]:
-    """Return the jacobian of outputs by each variable.
+    """Return the jacobian of outputs by each variable, one output after another.
+
+    `tape.jacobian` fails where a variable is of half precision and the outputs are not; and
+    vectorised, it is wrong through Keras' grouped convolutions.
 
     Args:
         tape: a persistent tape.
@@ -61,44 +62,33 @@ def jacobians(
     """
     examples, total = outputs.shape
     values = [variable.value for variable in variables]
-    if examples == total == 1:
-        found = tape.gradient(outputs, values, unconnected_gradients=_ZERO)
-        found = [tf.convert_to_tensor(gradient) for gradient in found]  # A table's come as rows.
-    elif any(value.dtype.size < 4 for value in values):
-        found = _output_by_output(tape, outputs, values)
-    else:
-        # Vectorised, it is wrong through Keras' grouped convolutions.
-        found = tape.jacobian(
-            outputs, values, unconnected_gradients=_ZERO, experimental_use_pfor=False
+
+    def gradients(one_hot: Any) -> list[Any]:
+        found = tape.gradient(
+            outputs,
+            values,
+            output_gradients=tf.reshape(one_hot, outputs.shape),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-    # (examples, total, *variable) to (traced, diagonal, paired, examples, parameters).
+        # A table's gradient comes as rows.
+        return [at_least_single(tf.convert_to_tensor(gradient)) for gradient in found]
+
+    one_hots = tf.eye(examples * total, dtype=outputs.dtype)
+    if examples == total == 1:
+        rows = [gradient[None] for gradient in gradients(one_hots)]
+    else:
+        specs = [tf.TensorSpec(value.shape, at_least_single(value).dtype) for value in values]
+        rows = tf.map_fn(gradients, one_hots, fn_output_signature=specs)
+    # (examples * total, *variable) to (traced, diagonal, paired, examples, parameters).
     return [
         Gradients(
             tf.reshape(
-                tf.transpose(tf.reshape(at_least_single(j), [examples, total, -1]), [1, 0, 2]),
+                tf.transpose(tf.reshape(row, [examples, total, -1]), [1, 0, 2]),
                 [*counts, examples, math.prod(variable.shape)],
             )
         )
-        for j, variable in zip(found, variables, strict=True)
+        for row, variable in zip(rows, variables, strict=True)
     ]
-
-
-def _output_by_output(tape: tf.GradientTape, outputs: Any, values: Sequence[Any]) -> list[Any]:
-    """Return the jacobians in single precision, one output after another.
-
-    `tape.jacobian` fails where a variable is of half precision and the outputs are not.
-    """
-
-    def gradient(one_hot: Any) -> list[Any]:
-        upstream = tf.reshape(one_hot, outputs.shape)
-        found = tape.gradient(
-            outputs, values, output_gradients=upstream, unconnected_gradients=_ZERO
-        )
-        return [at_least_single(tf.convert_to_tensor(each)) for each in found]
-
-    specs = [tf.TensorSpec(value.shape, at_least_single(value).dtype) for value in values]
-    one_hots = tf.eye(outputs.shape.num_elements(), dtype=outputs.dtype)
-    return tf.map_fn(gradient, one_hots, fn_output_signature=specs)
 
 
 def traced(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:

@@ -17,8 +17,6 @@ import tensorflow as tf
 
 from ce_keras.checks import whole_number
 
-_KINDS = ("traced", "diagonal", "paired")
-
 
 class OutputAxes:
     """The axes of a model's output, each traced, diagonal or paired.
@@ -33,6 +31,7 @@ class OutputAxes:
         same_examples: true where each example meets only itself (axis 0 is diagonal).
         counts: the numbers of traced, diagonal and paired outputs.
         total: the number of outputs of an example.
+        key: equal for equal choices of axes.
         dtype: of the kernel: at least single precision.
 
     Raises:
@@ -55,70 +54,56 @@ class OutputAxes:
                 f"trace_axes, diagonal_axes: got {trace_axes!r} and {diagonal_axes!r}; an axis is "
                 "in one of them at most"
             )
-        axes = range(1, len(shape))
         self.same_examples = 0 in diagonal
-        #: The kind of each output axis, in the order of the output.
-        self._kinds = [
-            "traced" if axis in traced else "diagonal" if axis in diagonal else "paired"
-            for axis in axes
+        paired = set(range(len(shape))) - traced - diagonal
+        kinds = [sorted(kind - {0}) for kind in (traced, diagonal, paired)]
+        self._output_order = [axis for kind in kinds for axis in kind]
+        self._shape = tuple(shape)
+        # An axis of the kernel is an axis of the output and, for a paired one, the first or the
+        # second of it.
+        self._public = [
+            (axis, which)
+            for axis in range(len(shape))
+            if axis not in traced
+            for which in ((0, 1) if axis in paired else (0,))
         ]
-        #: The output axes, kind by kind.
-        self._order = [axis for kind in _KINDS for axis in axes if self._kinds[axis - 1] == kind]
-        self._sizes = {
-            kind: [shape[axis] for axis in axes if self._kinds[axis - 1] == kind] for kind in _KINDS
-        }
-        self.counts = tuple(math.prod(self._sizes[kind]) for kind in _KINDS)
+        _, diagonal_outputs, paired_outputs = kinds
+        contracted = [
+            *((axis, 0) for axis in diagonal_outputs + paired_outputs),
+            (0, 0),
+            *((axis, 1) for axis in paired_outputs),
+            (0, 1),
+        ]
+        self._contracted = [axis for axis in contracted if axis in self._public]
+        self.counts = tuple(math.prod(shape[axis] for axis in kind) for kind in kinds)
         self.total = math.prod(self.counts)
+        self.key = (tuple(self._public), tuple(shape[1:]))
         self.dtype = np.dtype("float64" if dtype == "float64" else "float32")
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """A key that is equal for equal choices of axes."""
-        return (*self._kinds, *self.counts, self.same_examples)
 
     def arrange(self, outputs: Any) -> Any:
         """Return outputs `(N, o_1, ...)` as `(N, traced * diagonal * paired)`, paired innermost."""
-        return tf.reshape(tf.transpose(outputs, [0, *self._order]), [-1, self.total])
+        return tf.reshape(tf.transpose(outputs, [0, *self._output_order]), [-1, self.total])
 
     def restore(self, kernel: Any) -> Any:
         """Return a kernel `(diagonal, paired, N1, paired[, N2])` with its axes in public order."""
-        diagonal, paired = self._sizes["diagonal"], self._sizes["paired"]
-        d, p = len(diagonal), len(paired)
-        n1, n2 = kernel.shape[2], kernel.shape[4:]
-        kernel = tf.reshape(kernel, [*diagonal, *paired, n1, *paired, *n2])
-        first_example, second_example = d + p, d + 2 * p + 1
-        order = [first_example] if self.same_examples else [first_example, second_example]
-        diagonal_axes = iter(range(d))
-        paired_axes = iter((d + axis, first_example + 1 + axis) for axis in range(p))
-        for kind in self._kinds:
-            if kind == "diagonal":
-                order.append(next(diagonal_axes))
-            elif kind == "paired":
-                order += next(paired_axes)
-        return tf.transpose(kernel, order)
+        examples = [*kernel.shape[2:3], *kernel.shape[4:]]
+        kernel = tf.reshape(kernel, self._sizes(self._contracted, examples))
+        return tf.transpose(kernel, [self._contracted.index(axis) for axis in self._public])
 
     def kernel_shape(self, n1: int, n2: int) -> tuple[int, ...]:
         """Return the shape of the kernel of `n1` and `n2` examples."""
-        diagonal, paired = iter(self._sizes["diagonal"]), iter(self._sizes["paired"])
-        shape = [n1] if self.same_examples else [n1, n2]
-        for kind in self._kinds:
-            if kind == "diagonal":
-                shape.append(next(diagonal))
-            elif kind == "paired":
-                shape += 2 * [next(paired)]
-        return tuple(shape)
+        return tuple(self._sizes(self._public, [n1, n2]))
 
     def transposed(self, kernel: np.ndarray) -> np.ndarray:
         """Return K(x2, x1) from K(x1, x2): the examples and every paired axis swapped."""
-        order, axis = [1, 0], 2
-        for kind in self._kinds:
-            if kind == "diagonal":
-                order.append(axis)
-                axis += 1
-            elif kind == "paired":
-                order += [axis + 1, axis]
-                axis += 2
-        return kernel.transpose(order)
+        swapped = [
+            (axis, 1 - which) if (axis, 1) in self._public else (axis, which)
+            for axis, which in self._public
+        ]
+        return kernel.transpose([self._public.index(axis) for axis in swapped])
+
+    def _sizes(self, axes: Sequence[tuple[int, int]], examples: Sequence[int]) -> list[int]:
+        return [self._shape[axis] if axis else examples[which] for axis, which in axes]
 
 
 def only_output(outputs: Any) -> Any:
@@ -133,6 +118,16 @@ def only_output(outputs: Any) -> Any:
             f"model: it has {len(tensors)} outputs; make a model of the one whose kernel is wanted"
         )
     return tensors[0]
+
+
+def examples_of(x: Any, rows: slice) -> Any:
+    """Return some examples of a structure of inputs."""
+    return tf.nest.map_structure(lambda tensor: tensor[rows], x)
+
+
+def number_of_examples(x: Any) -> int:
+    """Return the number of examples of a structure of inputs."""
+    return tf.nest.flatten(x)[0].shape[0]
 
 
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:

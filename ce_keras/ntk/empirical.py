@@ -13,13 +13,12 @@ import tensorflow as tf
 
 from ce_keras.checks import brief, keras_model, one_of, positive_int, shortened, whole_number
 from ce_keras.layers.ensemble import configuration
-from ce_keras.ntk.axes import OutputAxes
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples
 from ce_keras.ntk.engines import (
     Engine,
     bytes_of,
     checked_variables,
     engine_for,
-    examples_of,
     signature_of,
 )
 from ce_keras.progress import progress
@@ -90,8 +89,8 @@ def empirical_ntk(
             f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
         )
     x1, x2 = _checked_pair(x1, x2)
-    n1 = _count(x1)
-    n2 = n1 if x2 is None else _count(x2)
+    n1 = number_of_examples(x1)
+    n2 = n1 if x2 is None else number_of_examples(x2)
     if batch_size is not None:
         positive_int("batch_size", batch_size)
     asked_axes = (_axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes))
@@ -176,8 +175,8 @@ def checked_inputs(argument: str, x: Any) -> Any:
     """Return inputs as tensors.
 
     Raises:
-        ValueError: for what is no array of examples: data sets, parts of different lengths, no
-            examples, complex numbers, and numbers that are infinite or NaN.
+        ValueError: for data sets, arrays of different lengths, no examples, complex numbers, and
+            numbers that are infinite or NaN.
     """
     if isinstance(x, tf.data.Dataset):
         raise ValueError(f"{argument}: got a tf.data.Dataset; give arrays of its examples")
@@ -188,29 +187,24 @@ def checked_inputs(argument: str, x: Any) -> Any:
             f"{argument}: got {brief(x)}; it must be an array of examples, or a structure of such "
             f"arrays: {shortened(str(error))}"
         ) from None
-    parts = tf.nest.flatten(x)
-    counts = {part.shape[0] if part.shape.rank else None for part in parts}
+    tensors = tf.nest.flatten(x)
+    counts = {tensor.shape[0] if tensor.shape.rank else None for tensor in tensors}
     if len(counts) != 1 or counts & {0, None}:
         raise ValueError(
-            f"{argument}: got shapes {[tuple(part.shape) for part in parts]}; the first axis must "
-            "be the examples, as many in each, one or more"
+            f"{argument}: got shapes {[tuple(tensor.shape) for tensor in tensors]}; the first axis "
+            "must be the examples, as many in each, one or more"
         )
-    for part in parts:
-        if part.dtype.is_complex:
+    for tensor in tensors:
+        if tensor.dtype.is_complex:
             raise ValueError(f"{argument}: has complex numbers; kernels are of real inputs")
-        # In one pass, as a rule: the sum is finite where all of them are, or too large. Otherwise
-        # one such number would be in every entry of its row, after all the work.
-        if part.dtype.is_floating and not np.isfinite(tf.reduce_sum(part).numpy()):
-            wrong = int(tf.math.count_nonzero(~tf.math.is_finite(part)))
-            if wrong:
+        if tensor.dtype.is_floating:
+            finite = np.isfinite(tensor.numpy())
+            if not finite.all():
                 raise ValueError(
-                    f"{argument}: {wrong} of its {tf.size(part)} numbers are infinite or NaN"
+                    f"{argument}: {finite.size - np.count_nonzero(finite)} of its {finite.size} "
+                    "numbers are infinite or NaN"
                 )
     return x
-
-
-def _count(x: Any) -> int:
-    return tf.nest.flatten(x)[0].shape[0]
 
 
 def _axes(argument: str, axes: Any) -> tuple[int, ...]:

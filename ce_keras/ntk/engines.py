@@ -19,7 +19,7 @@ import tensorflow as tf
 from ce_keras.checks import brief, shortened
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.autodiff import TapeEngine
-from ce_keras.ntk.axes import OutputAxes, only_output
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.recording import RECORDING
 from ce_keras.ntk.structured import StructuredEngine
 
@@ -49,15 +49,7 @@ def engine_for(
     engine: Engine,
     variables: Sequence[Any] | None,
 ) -> TapeEngine | StructuredEngine:
-    """Return the engine for these arguments, made once for a model and kept with it.
-
-    Args:
-        model: a Keras model.
-        x: inputs as tensors.
-        trace_axes: as for `empirical_ntk`.
-        diagonal_axes: as for `empirical_ntk`.
-        engine: as for `empirical_ntk`.
-        variables: as for `empirical_ntk`.
+    """Return the engine for these arguments of `empirical_ntk`, the same one for later calls.
 
     Raises:
         ValueError: for wrong axes or variables, or a model that has no such kernel.
@@ -67,18 +59,15 @@ def engine_for(
     engines = vars(model).setdefault(_ATTRIBUTE, {})
     variables = checked_variables(model, variables)
     settings, held = settings_of(model)
-    key = (
-        *(engine, trace_axes, diagonal_axes),
-        *(tuple(map(id, variables)), signature_of(x), settings),
-    )
+    own = (tuple(map(id, variables)), signature_of(x), settings)
+    key = (engine, trace_axes, diagonal_axes, *own)
     with RECORDING:  # While rules are verified, layers have other methods.
-        if key in engines:
-            found = engines.pop(key)
-        else:
-            made = _made(model, x, trace_axes, diagonal_axes, engine, variables)
-            # The objects that the key tells apart by identity are held with it: the identity of an
-            # object that is gone is given to another.
-            found = (made, held)
+        # The objects that the key tells apart by identity are held with it: the identity of an
+        # object that is gone is given to another.
+        found = engines.pop(key, None) or (
+            _made(model, x, trace_axes, diagonal_axes, engine, variables),
+            held,
+        )
         engines[key] = found  # The one used last is last.
         if len(engines) > _MOST_ENGINES:
             del engines[next(iter(engines))]
@@ -122,11 +111,6 @@ def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
             f"{argument}: {model.name!r} does not take inputs of shapes {shapes}: "
             f"{shortened(' '.join(str(error).split()), 300)}"
         ) from error
-
-
-def examples_of(x: Any, rows: slice) -> Any:
-    """Return some examples of a structure of inputs."""
-    return tf.nest.map_structure(lambda tensor: tensor[rows], x)
 
 
 def signature_of(x: Any) -> tuple[Any, ...]:
@@ -175,7 +159,7 @@ def _refuse_interaction(model: keras.Model, x: Any) -> None:
     """Raise if an example's output depends on the other examples of its batch."""
     first = examples_of(x, slice(0, 1))
     second = examples_of(x, slice(1, 2))
-    if not tf.nest.flatten(second)[0].shape[0]:
+    if not number_of_examples(second):
         second = tf.nest.map_structure(
             lambda tensor: tf.reverse(tensor, [-1]) if tensor.shape.rank > 1 else tensor, first
         )

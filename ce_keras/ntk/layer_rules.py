@@ -40,9 +40,6 @@ from ce_keras.ntk.contractions import (
     materialize,
 )
 
-# Rows of a matrix product that keep a core busy.
-_ENOUGH = 192
-
 #: Variables, and the contribution of each.
 Contributions = list[tuple[Any, Contribution]]
 #: Turns the cotangents of an output into contributions.
@@ -128,11 +125,13 @@ def _gathered(x: Any, labels: str, groups: Sequence[Sequence[str]]) -> Any:
 
 
 def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
+    depthwise = isinstance(layer, layers.DepthwiseConv1D | layers.DepthwiseConv2D)
+    groups = x.shape[-1] if depthwise else layer.groups
     scale = _scale(layer) if isinstance(layer, CollegialConv2D) else 1.0
 
     def contributions(cotangents: Any) -> Contributions:
-        inputs = _patches(scale * at_least_single(x), layer, layer.groups)
-        return _kernel_and_bias(layer, inputs, _by_position(cotangents, layer.groups), cotangents)
+        inputs = _patches(scale * at_least_single(x), layer, groups)
+        return _kernel_and_bias(layer, inputs, _by_position(cotangents, groups), cotangents)
 
     if convolves_by_groups(layer):
         # Only the base class calls `convolution_op`.
@@ -166,16 +165,6 @@ def _grouped_convolution(layer: Any) -> Callable[[Any, Any], Any]:
         return grouped_conv(x, kernel, spec, choose(spec, x.dtype.name))
 
     return convolve
-
-
-def _depthwise(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
-    groups = x.shape[-1]
-
-    def contributions(cotangents: Any) -> Contributions:
-        inputs = _patches(at_least_single(x), layer, groups)
-        return _kernel_and_bias(layer, inputs, _by_position(cotangents, groups), cotangents)
-
-    return _linear(layer, call, x, record, contributions)
 
 
 def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
@@ -221,27 +210,24 @@ def _transposed(layer: Any, call: Callable[..., Any], x: Any, record: Record) ->
 
 
 def _patches(x: Any, layer: Any, groups: int) -> list[LazyTensor]:
-    """Return the input pixels that the places of a kernel meet, in pieces of the fan-in.
+    """Return the input pixels that each place of a kernel meets, one for every output pixel.
 
-    A 3 x 3 kernel has nine places. Each of them meets one input pixel for every output pixel, so a
-    piece of `k` places has the shape `(examples, positions, groups, k * channels / groups)`.
+    Each is `(examples, positions, groups, channels / groups)`; a 3 x 3 kernel has nine places. All
+    places as one tensor would be a large copy, and are not faster.
     """
     kernel, strides = tuple(layer.kernel_size), tuple(layer.strides)
     dilation = tuple(layer.dilation_rate)
     pads, sizes = [], []
     for side, k, stride, step in zip(x.shape[1:-1], kernel, strides, dilation, strict=True):
         reach = step * (k - 1) + 1
+        pad = (0, 0)
         if layer.padding == "same":
-            size = -(-side // stride)
-            total = max((size - 1) * stride + reach - side, 0)
-            pads.append((total // 2, total - total // 2))
+            total = max((-(-side // stride) - 1) * stride + reach - side, 0)
+            pad = (total // 2, total - total // 2)
         elif layer.padding == "causal":
-            size = (side - 1) // stride + 1
-            pads.append((reach - 1, 0))
-        else:
-            size = (side - reach) // stride + 1
-            pads.append((0, 0))
-        sizes.append(size)
+            pad = (reach - 1, 0)
+        pads.append(pad)
+        sizes.append((side + sum(pad) - reach) // stride + 1)
     if any(map(any, pads)):
         x = tf.pad(x, [(0, 0), *pads, (0, 0)])
     shape = (x.shape[0], math.prod(sizes), groups, x.shape[-1] // groups)
@@ -253,17 +239,8 @@ def _patches(x: Any, layer: Any, groups: int) -> list[LazyTensor]:
         ]
         return tf.reshape(x[(slice(None), *windows)], shape)
 
-    def met_by_all(places: Sequence[Sequence[int]]) -> Any:
-        return tf.concat([met_by(place) for place in places], -1)
-
-    places = [*itertools.product(*map(range, kernel))]
-    # As few places in a piece as keep a core busy: all of them are a large copy.
-    count = -(-_ENOUGH // shape[-1])
-    pieces = [places[at : at + count] for at in range(0, len(places), count)]
-    return [
-        LazyTensor((*shape[:-1], len(piece) * shape[-1]), functools.partial(met_by_all, piece))
-        for piece in pieces
-    ]
+    places = itertools.product(*map(range, kernel))
+    return [LazyTensor(shape, functools.partial(met_by, place)) for place in places]
 
 
 # Normalisation and embedding ---------------------------------------------------------------------
@@ -431,8 +408,8 @@ _RULES: dict[Any, Rule] = {
     layers.Conv1D: _convolution,
     layers.Conv2D: _convolution,
     layers.Conv3D: _convolution,
-    layers.DepthwiseConv1D: _depthwise,
-    layers.DepthwiseConv2D: _depthwise,
+    layers.DepthwiseConv1D: _convolution,
+    layers.DepthwiseConv2D: _convolution,
     layers.SeparableConv1D: _separable,
     layers.SeparableConv2D: _separable,
     layers.Conv1DTranspose: _transposed,

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
 from ce_keras.ntk.autodiff import jacobians, traced
-from ce_keras.ntk.axes import only_output
+from ce_keras.ntk.axes import number_of_examples, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single
 from ce_keras.ntk.layer_rules import Contributions, Rule, convolves_by_groups, replaced, rule_of
 
@@ -101,7 +101,7 @@ class Recorder:
             ValueError: if a graph does not know the shape of the outputs.
         """
         flat = tf.nest.flatten(x)
-        examples = flat[0].shape[0]
+        examples = number_of_examples(x)
         seen: dict[int, list[bool]] = collections.defaultdict(list)
 
         def forward(*tensors: Any) -> Any:
@@ -158,7 +158,7 @@ class Recorder:
         persistent = bool(by_tape) or math.prod(counts) > 1
         with tf.GradientTape(persistent=persistent, watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in by_tape])
-            with self._recorded(tape, tf.nest.flatten(x)[0].shape[0]) as calls:
+            with self._recorded(tape, number_of_examples(x)) as calls:
                 outputs = at_least_single(arrange(only_output(self._model(x, training=False))))
             # Examples do not influence each other: the gradient of an output summed over the
             # examples holds every example's own.

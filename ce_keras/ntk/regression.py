@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.checks import boolean, finite_number, keras_model, positive_int, real_array
+from ce_keras.ntk.analysis import as_matrix
 from ce_keras.ntk.axes import only_output
 from ce_keras.ntk.empirical import checked_inputs, empirical_ntk
 from ce_keras.ntk.engines import checked_variables, outputs_of
@@ -136,7 +137,4 @@ class NTKRegressor:
     def _kernel(self, x1: Any, x2: Any) -> np.ndarray:
         axes = (-1,) if self.traced else ()
         kernel = empirical_ntk(self.model, x1, x2, trace_axes=axes, batch_size=self.batch_size)
-        if self.traced:
-            return kernel
-        n, m, o, p = kernel.shape
-        return kernel.transpose(0, 2, 1, 3).reshape(n * o, m * p)
+        return kernel if self.traced else as_matrix(kernel)

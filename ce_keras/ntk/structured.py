@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
-from ce_keras.ntk.autodiff import TapeEngine, traced
-from ce_keras.ntk.axes import OutputAxes, only_output
+from ce_keras.ntk.autodiff import TapeEngine
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
 
@@ -60,7 +61,10 @@ class StructuredEngine:
         # A factor that a graph does not know. What follows from constants alone, like the last
         # layer's cotangents, would be computed when the graph is made, and kept.
         self._one = tf.Variable(1.0, trainable=False)
-        self._graphs: dict[Any, Callable[..., Any]] = {}
+        # One for each number of examples, of which the last ones used are kept.
+        self._graph_for = functools.lru_cache(_MOST_GRAPHS)(
+            lambda *_: tf.function(self._kernel, autograph=False)
+        )
         self._is_first = True
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
@@ -72,40 +76,21 @@ class StructuredEngine:
         """
         as_graph = not self._is_first or self.axes.total > 1
         self._is_first = False
+        sizes = [None if x is None else number_of_examples(x) for x in (x1, x2)]
+        compute = self._graph_for(*sizes) if as_graph else self._kernel
         try:
-            return self._by_graph(x1, x2) if as_graph else self._kernel(x1, x2)
+            return compute(x1, x2)
         except BatchAxisError:
             return self._tape.kernel(x1, x2)
 
-    def _by_graph(self, x1: Any, x2: Any | None) -> Any:
-        flat = [x for x in tf.nest.flatten((x1, x2)) if x is not None]
-        specs = [tf.TensorSpec(x.shape, x.dtype) for x in flat]
-        key = (x2 is None, *specs)
-        graph = self._graphs.pop(key, None)
-        if graph is None:
-
-            def compute(*tensors: Any) -> Any:
-                structure = (x1,) if x2 is None else (x1, x2)
-                inputs = tf.nest.pack_sequence_as(structure, tensors)
-                return self._kernel(inputs[0], None if x2 is None else inputs[1])
-
-            graph = traced(compute, specs)
-        self._graphs[key] = graph  # The one used last is last.
-        if len(self._graphs) > _MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        return graph(*flat)
-
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         first = self._contributions(x1)
-        pairs = (
-            ((a, a) for a in first)
-            if x2 is None
-            else zip(first, self._contributions(x2), strict=True)
-        )
+        second = None if x2 is None else self._contributions(x2)
+        pairs = ((a, a) for a in first) if second is None else zip(first, second, strict=True)
         kernel = sum_in_turn(a.gram(b, self.axes.same_examples) for a, b in pairs)
         if kernel is None:  # The model does not use these variables.
-            n1, n2 = (tf.nest.flatten(x)[0].shape[0] for x in (x1, x1 if x2 is None else x2))
-            return tf.zeros(self.axes.kernel_shape(n1, n2), self.axes.dtype)
+            sizes = [number_of_examples(x) for x in (x1, x1 if x2 is None else x2)]
+            return tf.zeros(self.axes.kernel_shape(*sizes), self.axes.dtype)
         return self.axes.restore(kernel / self.axes.counts[0])
 
     def _contributions(self, x: Any) -> Iterator[Contribution]:
@@ -136,7 +121,7 @@ def verify(
     """
     examples = distinct_examples(examples, _VERIFIED_ON)
     # Two batch sizes: an axis that is as long as one of them is not as long as the other.
-    recorder.find_batch_first_layers(_rows(examples, _VERIFIED_ON - 1))
+    recorder.find_batch_first_layers(examples_of(examples, slice(_VERIFIED_ON - 1)))
     perturbed = _perturbed(model)
     everywhere = [(v, perturbed[id(v)]) for v in model.trainable_variables]
     own = [tf.convert_to_tensor(perturbed.get(id(v), v.value)) for v in variables]
@@ -208,11 +193,11 @@ def distinct_examples(x: Any, count: int) -> Any:
     along its last axis, so that they stay the values of an example: word numbers, pixels, words.
     """
     chosen: list[Any] = []
-    rows = tf.nest.flatten(x)[0].shape[0]
+    rows = number_of_examples(x)
     # From all over: examples are often sorted.
     few, more = (np.linspace(0, rows - 1, number).astype(int).tolist() for number in (count, 9))
-    own = (_rows(x, 1, start) for start in dict.fromkeys(few + more))
-    for candidate in itertools.chain(own, _rolled(_rows(x, 1))):
+    own = (examples_of(x, slice(start, start + 1)) for start in dict.fromkeys(few + more))
+    for candidate in itertools.chain(own, _rolled(examples_of(x, slice(1)))):
         if not any(_equal(candidate, other) for other in chosen):
             chosen.append(candidate)
         if len(chosen) == count:
@@ -234,7 +219,3 @@ def _rolled(example: Any) -> Iterator[Any]:
 def _equal(one: Any, other: Any) -> bool:
     pairs = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
     return all(bool(tf.reduce_all(tf.equal(a, b))) for a, b in pairs)
-
-
-def _rows(x: Any, count: int, start: int = 0) -> Any:
-    return tf.nest.map_structure(lambda tensor: tensor[start : start + count], x)
