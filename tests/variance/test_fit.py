@@ -7,9 +7,8 @@ import pytest
 from keras import layers
 
 from ce_keras import search
-from ce_keras.geometry import Module, bottleneck, conv, fully_connected
+from ce_keras.geometry import Module, bottleneck, conv, first_order_alpha, fully_connected
 from ce_keras.ntk import fit_alpha, log_moment_ratio, stack_kernels
-from ce_keras.variance.closed_form import first_order_alpha
 
 
 def test_the_papers_alpha():
@@ -172,7 +171,7 @@ def test_a_checkpoint_knows_its_networks(tmp_path):
         {"readout": lambda y: keras.ops.square(y[:, 0])},
         {"readout": functools.partial(lambda scale, y: scale * y[:, 0], 2.0)},
     ):
-        with pytest.raises(ValueError, match="of another fit"):
+        with pytest.raises(ValueError, match="of another call"):
             fit_alpha(**{"module": perceptron("relu"), **how, **other})
 
 
@@ -220,7 +219,7 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
     resumed = fit_alpha(module, draws=200, seed=3, checkpoint=path)
     assert len(calls) == len(whole.width) - 4
     np.testing.assert_array_equal(resumed.log_ratio, whole.log_ratio)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is of another call"):
         fit_alpha(module, draws=300, seed=3, checkpoint=path)
 
 

@@ -1,7 +1,6 @@
-"""Networks by the thousand: as printed, and as the paths of one ensemble."""
+"""Kernels of many networks: one network at a time, and as the paths of one ensemble."""
 
 import re
-import time
 
 import keras
 import numpy as np
@@ -13,7 +12,6 @@ from keras import initializers, layers
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
-from ce_keras.ntk.graphs import compiled, traced
 from ce_keras.variance import networks, stack_kernels
 from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
 from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
@@ -89,12 +87,6 @@ MEMBERS = {
 }
 
 
-def kernels_of(method, build, x, draws, rng, *options, **more):
-    """The kernels of one kind of network."""
-    (kernels,) = method([(build, rng)], x, draws, *options, **more)
-    return kernels
-
-
 def inputs(build, rng, count=2):
     return rng.normal(size=(count, *build().input_shape[1:]))
 
@@ -109,10 +101,7 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     drawn = draw.values(draw.random(rng))
     counted = [value for value in values if value.trainable]
     function = networks._products(ensemble.paths, draw, counted, 3, x, middle_unit)
-    specs = [tf.TensorSpec(value.shape, value.dtype) for value in drawn]
-    graph = traced(function, specs)
-    products = graph(*drawn)
-    np.testing.assert_allclose(compiled(graph, specs)(*drawn), products, rtol=1e-4, atol=1e-5)
+    products = tf.function(function, autograph=False)(*drawn)
     for variable, value in zip(draw.variables, drawn, strict=True):
         variable.assign(value)
     for path in range(3):
@@ -133,7 +122,7 @@ def test_stacks_have_the_samplers_kernels(method, ntk, rng):
     x = rng.normal(size=(2, 9, 6))
     draws = 100 if method is tape_kernels else 5000
     rng = np.random.default_rng(0)
-    kernels = kernels_of(method, lambda: stack_model(stack), x, draws, rng, ntk=ntk)
+    kernels = method(lambda: stack_model(stack), x, draws, rng, ntk=ntk)
     which = "ntk" if ntk else "standard"
     sampled = stack_kernels(x, stack.widths, 50_000, parameterization=which, seed=0)[:, 0, 1]
     assert_same_means(kernels, sampled)
@@ -147,94 +136,26 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
     def readout(outputs):
         return keras.ops.sum(outputs, axis=tuple(range(1, len(outputs.shape))))
 
-    printed = kernels_of(tape_kernels, build, x, 50, np.random.default_rng(0), readout)
-    together = kernels_of(ensemble_kernels, build, x, 500, np.random.default_rng(1), readout)
+    printed = tape_kernels(build, x, 50, np.random.default_rng(0), readout)
+    together = ensemble_kernels(build, x, 500, np.random.default_rng(1), readout)
     assert_same_means(printed, together)
     assert_same_means(printed**2, together**2)
 
 
 def test_what_one_ensemble_has_no_room_for_is_drawn_by_several(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
-    room = 10 * perceptron().count_params() + networks.BLOCK * len(perceptron().weights)
-    monkeypatch.setattr(networks, "PIECE", room)
-    found = []
-    for threads in (1, 4):
-        monkeypatch.setattr(networks, "_AT_ONCE", threads)
-        own = np.random.default_rng(0)
-        found.append(kernels_of(ensemble_kernels, perceptron, x, 25, own))
-        assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
-    kernels, others = found
+    monkeypatch.setattr(networks, "_MOST_NUMBERS", 10 * perceptron().count_params())
+    own = np.random.default_rng(0)
+    kernels = ensemble_kernels(perceptron, x, 25, own)
+    assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
     assert kernels.shape == (25,)
     assert len(set(kernels[kernels > 0])) > 15
-    np.testing.assert_array_equal(kernels, others)
-
-
-def test_what_hinders_one_kind_does_not_cost_those_before(rng):
-    def hindered():
-        raise RuntimeError("no such network")
-
-    kinds = [(build, rng) for build in (perceptron, perceptron, hindered, perceptron)]
-    drawn = ensemble_kernels(iter(kinds), inputs(perceptron, rng), 3)
-    assert [next(drawn).shape for _ in range(2)] == [(3,), (3,)]
-    with pytest.raises(RuntimeError, match="no such network"):
-        next(drawn)
-
-
-def test_large_ensembles_take_turns(monkeypatch, rng):
-    in_work, seen = [], []
-    drawn = Draw.random
-
-    def random(draw, own):
-        in_work.append(own)
-        seen.append(len(in_work))
-        time.sleep(0.01)
-        in_work.remove(own)
-        return drawn(draw, own)
-
-    monkeypatch.setattr(Draw, "random", random)
-    monkeypatch.setattr(networks, "PIECE", 0)  # An ensemble for each.
-    monkeypatch.setattr(networks, "_AT_ONCE", 4)
-    x = inputs(perceptron, rng, 1)
-    for turns in (1, 2):
-        held = turns * perceptron().count_params()
-        monkeypatch.setattr(networks, "_MOST_HELD", held)
-        seen.clear()
-        kernels_of(ensemble_kernels, perceptron, x, 12, rng)
-        assert len(seen) == 12
-        assert max(seen) <= turns
-
-
-@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
-def test_kinds_are_drawn_in_order_and_each_as_if_alone(method, rng):
-    kinds = [perceptron, several_paths, perceptron]
-    x = inputs(perceptron, rng)
-    rngs = [np.random.default_rng(seed) for seed in range(3)]
-    together = [*method(zip(kinds, rngs, strict=True), x, 3)]
-    for seed, (build, kernels) in enumerate(zip(kinds, together, strict=True)):
-        alone = kernels_of(method, build, x, 3, np.random.default_rng(seed))
-        np.testing.assert_array_equal(kernels, alone)
-
-
-def test_while_one_kind_is_drawn_the_next_is_built_and_no_more(rng):
-    built = []
-
-    def kind():
-        built.append(perceptron)
-        return perceptron()
-
-    drawn = ensemble_kernels(((kind, rng) for _ in range(9)), inputs(perceptron, rng), 3)
-    next(drawn)
-    assert len(built) == 2
-    drawn.close()
-    assert len(built) == 2
 
 
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
 def test_the_same_seed_draws_the_same_networks(method, rng):
     x = inputs(perceptron, rng)
-    draws = [
-        kernels_of(method, perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    ]
+    draws = [method(perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.isin(draws[0], draws[2]).any()
 
@@ -302,7 +223,7 @@ def test_what_has_no_known_law_is_left_to_the_tape(layer, message):
 
     assert re.search(message, networks.why_not_grouped(build))
     with pytest.raises(CannotGroupError, match=message):
-        kernels_of(ensemble_kernels, build, np.ones((1, 3)), 5, np.random.default_rng(0))
+        ensemble_kernels(build, np.ones((1, 3)), 5, np.random.default_rng(0))
 
 
 def test_tables_have_kernels_too():
@@ -311,7 +232,7 @@ def test_tables_have_kernels_too():
         x = layers.GlobalAveragePooling1D()(layers.Embedding(5, 3)(ids))
         return keras.Model(ids, layers.Dense(1)(x))
 
-    kernels = kernels_of(tape_kernels, build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
+    kernels = tape_kernels(build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
     assert (kernels > 0).all()
 
 
@@ -319,7 +240,7 @@ def test_tables_have_kernels_too():
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
 def test_a_readout_is_a_number_of_each_network(readout, method):
     with pytest.raises(ValueError, match="readout: gave shape"):
-        kernels_of(method, perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
+        method(perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
 
 
 def test_stacks_are_networks_of_collegial_layers():
