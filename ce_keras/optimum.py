@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ce_keras.best_width import best_width, stage_optima
-from ce_keras.checks import boolean, brief, checked_tolerance, one_of, positive_int
+from ce_keras.checks import boolean, brief, checked_tolerance, instance, one_of, positive_int
 from ce_keras.cost import MOST_PATHS, Budget, Cost, costs
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
@@ -111,13 +111,15 @@ def search(
     baseline_variance = float(path_law.path_variance(np.array(baseline.width)))
     if not np.isfinite(baseline_variance):
         raise ValueError(f"alpha: too large: with {path_law.name}, the baseline's Var(K) overflows")
-    if mode == "primal":
-        solve = _primal_in_whole_paths if hard_budget else _primal
-        optimum = solve(widths, path_variance, module_cost, network_cost)
-    else:
+    if mode == "dual":
         optimum = _dual(widths, path_variance, baseline_variance, module_cost)
+    else:
+        optimum = _primal(widths, path_variance, module_cost, network_cost, hard_budget)
 
-    badness = np.where(_buildable(mode, optimum), badness_of(mode, optimum.objective), np.inf)
+    # Rounding may put the baseline itself just below one path.
+    least = 0 if mode == "dual" else 1 - 1e-9
+    buildable = (optimum.multiplicity > least) & (optimum.multiplicity < MOST_PATHS)
+    badness = np.where(buildable, badness_of(mode, optimum.objective), np.inf)
     if not np.isfinite(badness).any():
         single = network_cost.of(np.ones(1), widths[:1])[0]
         raise ValueError(
@@ -186,21 +188,17 @@ class _Optimum(NamedTuple):
     multiplicity: np.ndarray
 
 
-def _primal(n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost) -> _Optimum:
-    """Solve Eq. 10-12: least variance at the baseline's cost."""
-    m = module.affordable(n)
-    variance = path_variance / m
-    return _Optimum(m, variance, np.ones_like(m), variance, network.affordable(n))
-
-
-def _primal_in_whole_paths(
-    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost
+def _primal(
+    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost, hard_budget: bool
 ) -> _Optimum:
-    """Solve the primal among whole cardinalities that cost no more than the baseline."""
-    m = np.floor(network.affordable(n) + 1e-9)  # Rounding may put the baseline just below 1.
+    """Solve Eq. 10-12, least variance at the baseline's cost, maybe for whole cardinalities."""
+    multiplicity = network.affordable(n)
+    if not hard_budget:
+        m = module.affordable(n)
+        return _Optimum(m, path_variance / m, np.ones_like(m), path_variance / m, multiplicity)
+    m = np.floor(multiplicity + 1e-9)  # Rounding may put the baseline just below one path.
     with np.errstate(divide="ignore"):  # m is 0 where not even one path fits.
-        variance, rho = path_variance / m, module.target / module.of(m, n)
-    return _Optimum(m, variance, rho, variance, m)
+        return _Optimum(m, path_variance / m, module.target / module.of(m, n), path_variance / m, m)
 
 
 def _dual(
@@ -230,25 +228,14 @@ def _curve(
     )
 
 
-def _buildable(mode: Mode, optimum: _Optimum) -> np.ndarray:
-    """Return True for cardinalities that are not too large, and at least 1 for the primal."""
-    fits = optimum.multiplicity < MOST_PATHS
-    # Rounding may put the baseline itself just below 1.
-    return fits & (optimum.multiplicity > 1 - 1e-9) if mode == "primal" else fits
-
-
 # Checks ----------------------------------------------------------------------------------------
 
 
 def _checked_baseline(baseline: Any) -> Module | Network:
     if isinstance(baseline, str):
         return named_baseline(baseline)
-    if isinstance(baseline, Module | Network):
-        return baseline
-    raise ValueError(
-        f"baseline: got {brief(baseline)}; it must be a name, a geometry.Module or a "
-        "geometry.Network"
-    )
+    wanted = "a name, a geometry.Module or a geometry.Network"
+    return instance("baseline", baseline, Module | Network, wanted)
 
 
 def _candidate_widths(
@@ -261,11 +248,8 @@ def _candidate_widths(
             f"{baseline}"
         )
     try:
-        asked = (
-            range(int(low), baseline + 1)
-            if widths is None
-            else sorted({*map(operator.index, widths)})
-        )
+        every = range(int(low), baseline + 1)
+        asked = every if widths is None else sorted({*map(operator.index, widths)})
     except TypeError:
         raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None
     step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)

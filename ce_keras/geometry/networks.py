@@ -138,12 +138,10 @@ def bottleneck(
     0.115017
     """
     finite_number("alpha", alpha, above=0)
-    sizes = {"channels": channels, "width": width, "positions": positions}
-    for argument, size in sizes.items():
-        positive_int(argument, size)
-    shape = {"inputs": channels, "outputs": channels}
-    places = {"positions_in": positions, "positions_out": positions}
-    path = functools.partial(_bottleneck_path, **shape, **places, norm=False)
+    for name, size in {"channels": channels, "width": width, "positions": positions}.items():
+        positive_int(name, size)
+    block = _Block(channels, channels, positions, positions)
+    path = functools.partial(_bottleneck_path, block=block, norm=False)
     stack = functools.partial(_bottleneck_stack, channels=channels)
     return Module(f"bottleneck block of {channels} channels", width, path, alpha, stack)
 
@@ -152,13 +150,21 @@ def _bottleneck_stack(n: Width, channels: int) -> Stack:
     return Stack(channels, 9, [n, n])
 
 
-def _bottleneck_path(
-    n: Width, inputs: int, outputs: int, positions_in: int, positions_out: int, norm: bool
-) -> list[Layer]:
+class _Block(NamedTuple):
+    """Channels and output pixels of a bottleneck block; its width is `factor` times the first's."""
+
+    inputs: int
+    outputs: int
+    positions_in: int
+    positions_out: int
+    factor: int = 1
+
+
+def _bottleneck_path(n: Width, block: _Block, norm: bool) -> list[Layer]:
     return [
-        conv(inputs, n, positions=positions_in, norm=norm),
-        conv(n, n, kernel=3, positions=positions_out, norm=norm),
-        conv(n, outputs, positions=positions_out),
+        conv(block.inputs, n, positions=block.positions_in, norm=norm),
+        conv(n, n, kernel=3, positions=block.positions_out, norm=norm),
+        conv(n, block.outputs, positions=block.positions_out),
     ]
 
 
@@ -213,16 +219,13 @@ def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
     >>> resnext("resnext50").params(32, 4)
     25028904
     """
-    if isinstance(shape, str):
-        name, whole = shape, _lookup(shape, RESNEXTS, "shape")
-    else:
-        name, whole = "resnext", _checked_shape(shape)
+    name = shape if isinstance(shape, str) else "resnext"
+    whole = _lookup(shape, RESNEXTS, "shape") if isinstance(shape, str) else _checked_shape(shape)
     fixed, blocks = _resnext_layers(whole)
     paths = functools.partial(_block_paths, blocks=blocks)
     first = whole.width if width is None else positive_int("width", width)
-    stages = [
-        bottleneck(whole.filters * 2**stage, first * 2**stage) for stage in range(len(whole.blocks))
-    ]
+    factors = [2**stage for stage in range(len(whole.blocks))]
+    stages = [bottleneck(whole.filters * factor, first * factor) for factor in factors]
     return Network(name, stages[0], paths, fixed, stages)
 
 
@@ -239,9 +242,8 @@ def _checked_shape(shape: Any) -> ResNeXt:
     return shape
 
 
-def _resnext_layers(
-    shape: ResNeXt,
-) -> tuple[list[Layer], list[tuple[int, dict[str, int]]]]:
+def _resnext_layers(shape: ResNeXt) -> tuple[list[Layer], list[_Block]]:
+    """Return the layers that no design changes, and the bottleneck blocks."""
     *size, channels = shape.input_shape
 
     def stride(step: int) -> int:
@@ -252,35 +254,27 @@ def _resnext_layers(
     fixed = [conv(channels, shape.stem, shape.stem_kernel, positions=positions, norm=True)]
     if shape.pool:
         positions = stride(2)
-
-    block_shapes = []
+    blocks = []
     channels = shape.stem
-    for stage, blocks in enumerate(shape.blocks):
+    for stage, count in enumerate(shape.blocks):
         outputs = shape.filters * 2**stage
-        for block in range(blocks):
+        for index in range(count):
             before = positions
-            if stage > 0 and block == 0:
+            if stage > 0 and index == 0:
                 positions = stride(2)
-            # The last 1x1 convolution sums the paths: its normalisation is of the sum.
+            # The normalisation after the last 1x1 convolution is of the sum of all paths.
             fixed.append(Layer(0, outputs, norm=True))
             if channels != outputs:
                 fixed.append(conv(channels, outputs, positions=positions, norm=True))
-            sizes = {"inputs": channels, "outputs": outputs}
-            block_shapes.append(
-                (2**stage, {**sizes, "positions_in": before, "positions_out": positions})
-            )
+            blocks.append(_Block(channels, outputs, before, positions, 2**stage))
             channels = outputs
     fixed.append(dense(channels, shape.classes, bias=True))
-    return fixed, block_shapes
+    return fixed, blocks
 
 
-def _block_paths(n: Width, blocks: Sequence[tuple[int, dict[str, int]]]) -> list[Layer]:
-    """Return one path of every block; each block's width is a multiple of the first's."""
-    return [
-        layer
-        for factor, sizes in blocks
-        for layer in _bottleneck_path(factor * n, **sizes, norm=True)
-    ]
+def _block_paths(n: Width, blocks: Sequence[_Block]) -> list[Layer]:
+    """Return one path of every block."""
+    return [layer for each in blocks for layer in _bottleneck_path(each.factor * n, each, True)]
 
 
 def _figure_3(width: int | None = None) -> Module:
@@ -335,7 +329,7 @@ def _lookup(name: str, known: dict[str, Any], argument: str) -> Any:
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
         f"{argument}: unknown name {brief(name)}{hint} Known names: {', '.join(known)}"
     )

@@ -394,16 +394,15 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
 
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     if ratios is None:
-        widths = np.unique(np.rint(np.linspace(1, width, 12)).astype(int))
+        given = np.linspace(1, width, 12) / width
     else:
         given = np.atleast_1d(real_array("ratios", ratios))
         if given.ndim > 1:
             raise ValueError(f"ratios: got shape {given.shape}; it must be a list of numbers")
-        ratios = given.tolist()
-        wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
-        if wrong:
+        wrong = given[(given <= 0) | (given > 1)]
+        if wrong.size:
             raise ValueError(f"ratios: got {wrong[0]}; they are above 0, and at most 1")
-        widths = np.unique(np.maximum(1, np.rint(np.array(ratios) * width)).astype(int))
+    widths = np.unique(np.maximum(1, np.rint(given * width)).astype(int))
     if len(widths) < 2:
         raise ValueError(
             f"ratios: got {brief(ratios)} for a module {width} wide; a line needs two widths or "
@@ -414,26 +413,31 @@ def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
 
 def _chosen_method(method: str, family: NetworkFamily, x1: Any, x2: Any, readout: Any) -> Method:
     one_of("method", method, ("auto", *get_args(Method)))
-    stack = None if family.stack is None else family.stack(family.width)
-    if stack is not None and readout is not None:
+    if family.stack is None:
+        return _chosen_for_networks(method, family)
+    if readout is not None:
         raise ValueError("readout: is for Keras models; a module of geometry has one output")
-    diagonal = x2 is None or np.array_equal(x1, x2)
-    exact = stack is not None and stack.positions == 1 and diagonal
-    why_not = None
-    if stack is None and method in ("auto", "ensemble"):
-        from ce_keras.variance.networks import why_not_grouped
-
-        why_not = why_not_grouped(functools.partial(family.build, family.width))
-    if method == "auto":
-        by_networks: Method = "ensemble" if why_not is None else "tape"
-        return "closed_form" if exact else by_networks if stack is None else "sampler"
-    if why_not is not None:
-        raise ValueError(f"method: 'ensemble' cannot be, since {why_not}; use 'tape'")
+    one_position = family.stack(family.width).positions == 1
+    exact = one_position and (x2 is None or np.array_equal(x1, x2))
     if method == "closed_form" and not exact:
         raise ValueError(
             "method: the closed form is for a diagonal entry (x2=None) of fully connected "
-            "modules; use 'sampler', or 'ensemble' for Keras models"
+            "modules; use 'sampler'"
         )
-    if method == "sampler" and stack is None:
-        raise ValueError("method: the sampler is for the modules of geometry; use 'ensemble'")
+    if method == "auto":
+        return "closed_form" if exact else "sampler"
     return method  # type: ignore[return-value]
+
+
+def _chosen_for_networks(method: str, family: NetworkFamily) -> Method:
+    """Return the method for a function that builds Keras models."""
+    if method == "tape":
+        return "tape"
+    if method in ("closed_form", "sampler"):
+        raise ValueError(f"method: {method!r} is for the modules of geometry; use 'ensemble'")
+    from ce_keras.variance.networks import why_not_grouped
+
+    reason = why_not_grouped(functools.partial(family.build, family.width))
+    if reason is not None and method == "ensemble":
+        raise ValueError(f"method: 'ensemble' cannot be, since {reason}; use 'tape'")
+    return "ensemble" if reason is None else "tape"

@@ -2,18 +2,19 @@
 
 Keras draws one variable at a time. With most of its initialisers every number has the same
 distribution, whose scale depends on the shape of one network's variable; then the numbers of all
-networks are one draw in a graph.
+networks are drawn together.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import initializers
 
 from ce_keras.layers import CollegialConv2D, CollegialDense
@@ -37,7 +38,6 @@ class InitialValues:
 
     Attributes:
         variable, trainable, axis: as given.
-        distribution: of every number; `None` if the numbers are not independent.
         variance: of each number; 0 for a constant, which is assigned to the variable.
     """
 
@@ -54,22 +54,24 @@ class InitialValues:
         self.axis = axis
         self._path_shape = tuple(path_shape)
         self._initializer = initializer
-        self.distribution = _distribution(initializer, self._path_shape)
+        self._distribution = _distribution(initializer, self._path_shape)
         if isinstance(initializer, CONSTANTS):
             self.variance = 0.0
             variable.assign(initializer(tuple(variable.shape), dtype=variable.dtype))
-        elif self.distribution is not None:
-            self.variance = self.distribution.std**2
+        elif self._distribution is not None:
+            self.variance = self._distribution.std**2
             if not self.variance:
-                variable.assign(np.full(variable.shape, self.distribution.mean))
+                variable.assign(np.full(variable.shape, self._distribution.mean))
         else:  # The orthogonal initialiser, whose numbers are dependent: their sample variance.
             rng = np.random.default_rng(0)
             count = -(-10_000 // math.prod(path_shape))
             self.variance = float(np.var([self._draw_one(rng) for _ in range(count)]))
 
-    def by_initializer(self, rng: np.random.Generator) -> np.ndarray:
-        """Return new values from the initialiser itself, called for every path."""
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return new values of the whole variable."""
         whole = tuple(self.variable.shape)
+        if self._distribution is not None:
+            return self._distribution.sample(rng, math.prod(whole)).reshape(whole)
         paths = math.prod(whole) // math.prod(self._path_shape)
         join = np.stack if len(whole) > len(self._path_shape) else np.concatenate
         axis = path_axis(self._path_shape, whole) or 0
@@ -79,40 +81,6 @@ class InitialValues:
         config = initializers.serialize(self._initializer)
         reseed(config, lambda _: int(rng.integers(2**31)))
         return np.asarray(initializers.deserialize(config)(self._path_shape, dtype="float32"))
-
-
-class Draw:
-    """New values for all variables of a network at once, in a graph.
-
-    Args:
-        values: of the network's variables; constants are left out.
-
-    Attributes:
-        variables: the variables that values are drawn for.
-    """
-
-    def __init__(self, values: Sequence[InitialValues]) -> None:
-        varied = [value for value in values if value.variance]
-        self._independent = [value for value in varied if value.distribution is not None]
-        self._by_initializer = [value for value in varied if value.distribution is None]
-        self.variables = [value.variable for value in self._independent + self._by_initializer]
-
-    def random(self, rng: np.random.Generator) -> list[Any]:
-        """Return the input of the graph: a seed for each variable, and what NumPy has to draw."""
-        seeds = tf.constant(rng.integers(2**31, size=(len(self._independent), 2)), tf.int32)
-        drawn = [tf.constant(value.by_initializer(rng)) for value in self._by_initializer]
-        return [seeds, *drawn]
-
-    def values(self, random: Sequence[Any]) -> list[Any]:
-        """Return new values in the order of `variables`, from the result of `random`."""
-        seeds, *drawn = random
-        found = [
-            value.distribution.sample(value.variable.shape, seeds[index])
-            for index, value in enumerate(self._independent)
-            if value.distribution is not None
-        ]
-        pairs = zip([*found, *drawn], self.variables, strict=True)
-        return [tf.cast(value, variable.dtype) for value, variable in pairs]
 
 
 def initial_values(member: keras.Model, network: keras.Model) -> list[InitialValues]:
@@ -161,15 +129,41 @@ class Distribution(NamedTuple):
     std: float
     mean: float = 0.0
 
-    def sample(self, shape: Any, seed: Any) -> Any:
-        """Return random numbers of this distribution."""
-        if self.name == "uniform":
-            standard = tf.random.stateless_uniform(shape, seed, -math.sqrt(3), math.sqrt(3))
-        elif self.name == "normal":
-            standard = tf.random.stateless_normal(shape, seed)
-        else:
-            standard = tf.random.stateless_truncated_normal(shape, seed) / _CUT_OFF
-        return standard * self.std + self.mean
+    def sample(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Return random numbers in single precision: 16 random bits each, and a table.
+
+        Compared with NumPy's normal numbers, this makes a whole fit of the paper's block MEASURED
+        times faster. The second moment is exact, the fourth is right to 1e-4.
+        """
+        table = (_table(self.name) * self.std + self.mean).astype(np.float32)
+        found = np.empty(size, np.float32)
+        for part in np.split(found, range(_PART, size, _PART)):
+            words = rng.integers(2**64 - 1, size=-(-part.size // 4), dtype=np.uint64, endpoint=True)
+            # Without a mode of its own, `take` would buffer the output.
+            table.take(words.view(np.uint16)[: part.size], out=part, mode="clip")
+        return found
+
+
+# Numbers drawn at a time: their random bits stay in the processor's nearest cache.
+_PART = 2**15
+
+
+@functools.cache
+def _table(name: str) -> np.ndarray:
+    """Return 2^16 numbers of mean 0 and variance 1 that represent a distribution.
+
+    Each is the mean of a normal distribution between two neighbouring of its 2^16 quantiles, which
+    is the difference of the density there over the probability between them.
+    """
+    count = 2**16
+    if name == "uniform":
+        table = np.arange(count) - (count - 1) / 2
+    else:
+        normal, cut = NormalDist(), 2.0 if name == "truncated_normal" else math.inf
+        probability = np.linspace(normal.cdf(-cut), normal.cdf(cut), count + 1)
+        quantiles = np.array([-cut, *map(normal.inv_cdf, probability[1:-1]), cut])
+        table = -np.diff(np.exp(-(quantiles**2) / 2))
+    return table / table.std()
 
 
 def _distribution(initializer: Any, shape: Sequence[int]) -> Distribution | None:

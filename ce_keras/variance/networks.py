@@ -23,7 +23,7 @@ from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
 from ce_keras.ntk.records import Recorder
 from ce_keras.ntk.shares import Gradients
-from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance.initial_values import InitialValues, initial_values
 
 Build = Callable[[], keras.Model]
 #: A function from outputs `(networks, ...)` to one number of each network, `(networks,)`.
@@ -176,10 +176,12 @@ def ensemble_kernels(
     values = initial_values(member, network)
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     weights = [value.variance if ntk else 1.0 for value in counted]
-    draw = Draw(values)
-    products = _products(network, draw, counted, paths, x, readout)
-    graph = tf.function(lambda random: products(*draw.values(random)), autograph=False)
-    kernels = [graph(draw.random(own)).numpy() @ weights for own in rng.spawn(ensembles)]
+    drawn = [value for value in values if value.variance]
+    products = tf.function(_products(network, drawn, counted, paths, x, readout), autograph=False)
+    kernels = []
+    for own in rng.spawn(ensembles):
+        new = [tf.cast(value.draw(own), value.variable.dtype) for value in drawn]
+        kernels.append(products(*new).numpy() @ weights)
     return np.concatenate(kernels)[:draws]
 
 
@@ -191,7 +193,7 @@ def _numbers(member: keras.Model) -> int:
 
 def _products(
     network: keras.Model,
-    draw: Draw,
+    drawn: Sequence[InitialValues],
     counted: Sequence[InitialValues],
     paths: int,
     x: np.ndarray,
@@ -218,7 +220,7 @@ def _products(
         return recorder.by_variable(one, read, taped)
 
     def products(*values: Any) -> Any:
-        mapping = zip(draw.variables, values, strict=True)
+        mapping = zip([value.variable for value in drawn], values, strict=True)
         with keras.StatelessScope(state_mapping=mapping):
             first = gradients(x[0])
             last = first if len(x) == 1 else gradients(x[-1])

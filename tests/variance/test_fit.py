@@ -262,7 +262,7 @@ def any_size(width):
         ({"x1": np.full((9, 256), np.nan)}, "x1: 2304 of its 2304 numbers"),
         ({"method": "magic"}, "method: got 'magic'"),
         ({"method": "closed_form"}, "closed form is for"),
-        ({"method": "sampler", "module": block, "width": 8}, "sampler is for the modules"),
+        ({"method": "sampler", "module": block, "width": 8}, "'sampler' is for the modules"),
         ({"module": block}, "width: needed with a function"),
         ({"width": 3}, "has its own: 16"),
         ({"module": lambda n: n, "width": 3}, "gave 3; it must be a Keras model"),

@@ -1,5 +1,6 @@
 """Kernels of many networks: one network at a time, and as the paths of one ensemble."""
 
+import math
 import re
 
 import keras
@@ -13,7 +14,7 @@ from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
 from ce_keras.variance import networks, stack_kernels
-from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance.initial_values import Distribution, InitialValues, _table, initial_values
 from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
 
 
@@ -97,13 +98,13 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     template = build()
     ensemble = CollegialEnsemble(template, 3)
     values = initial_values(template, ensemble.paths)
-    draw = Draw(values)
-    drawn = draw.values(draw.random(rng))
+    varied = [value for value in values if value.variance]
+    drawn = [tf.cast(value.draw(rng), value.variable.dtype) for value in varied]
     counted = [value for value in values if value.trainable]
-    function = networks._products(ensemble.paths, draw, counted, 3, x, middle_unit)
+    function = networks._products(ensemble.paths, varied, counted, 3, x, middle_unit)
     products = tf.function(function, autograph=False)(*drawn)
-    for variable, value in zip(draw.variables, drawn, strict=True):
-        variable.assign(value)
+    for value, new in zip(varied, drawn, strict=True):
+        value.variable.assign(new)
     for path in range(3):
         member = ensemble.get_member(path)
         gradients = []
@@ -183,10 +184,9 @@ def test_values_follow_the_initialisers_law(initializer, rng):
     whole = keras.Variable(np.zeros((40, 3, 3, 4, 5), "float32"))
     shape = (3, 3, 4, 5)
     value = InitialValues(whole, shape, initializer)
-    draw = Draw([value])
     drawn, expected = [], []
     for seed in range(20):
-        drawn.append(np.ravel(draw.values(draw.random(rng))[0] if value.variance else whole))
+        drawn.append(np.ravel(value.draw(rng) if value.variance else whole))
         config = initializer.get_config() | {"seed": seed}
         own = [type(initializer).from_config(config | {"seed": 100 * seed + i}) for i in range(40)]
         expected.append(np.reshape([np.ravel(one(shape)) for one in own], -1))
@@ -247,3 +247,19 @@ def test_stacks_are_networks_of_collegial_layers():
     model = stack_model(bottleneck(8, width=5).stack(5))
     kernels = [layer.fan_in for layer in model.layers if isinstance(layer, CollegialDense)]
     assert kernels == [8, 45, 5]
+
+
+def test_numbers_have_their_distributions_moments(rng):
+    density = math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    second = 1 - 4 * density  # The variance of a normal number between -2 and 2.
+    fourth = 3 * second - 16 * density
+    kurtoses = {"normal": 3.0, "uniform": 9 / 5, "truncated_normal": fourth / second**2}
+    for name, kurtosis in kurtoses.items():
+        table = _table(name)
+        assert (table**2).mean() == pytest.approx(1, rel=1e-5)
+        assert (table**4).mean() == pytest.approx(kurtosis, rel=1e-4)
+        numbers = Distribution(name, 3.0, 2.0).sample(rng, 100_001)
+        assert numbers.dtype == np.float32
+        assert np.isin(numbers, (3 * table + 2).astype(np.float32)).all()
+        assert numbers.mean() == pytest.approx(2.0, abs=5 * 3 / np.sqrt(len(numbers)))
+        assert numbers.std() == pytest.approx(3.0, rel=5 / np.sqrt(2 * len(numbers)))
