@@ -1,4 +1,4 @@
-"""What a search costs: a whole curve in a running process, and an answer in a new one.
+"""Time of a search: a whole curve in a running process, and one result in a new process.
 
 python benchmarks/search.py [--rounds 20] [--out docs/benchmarks]
 """
@@ -41,7 +41,7 @@ def main() -> None:
         "",
         f"{os.cpu_count()} cores, {platform.machine()}; {options.rounds} rounds, interleaved.",
         "",
-        "| what | median (quartiles) |",
+        "| search | median (quartiles) |",
         "|---|---:|",
         *(f"| {name} | {timing} |" for name, timing in timings.items()),
     ]

@@ -4,8 +4,7 @@
 >>> print(ce_keras.search("resnext29", mode="dual").design)
 10x10d
 
-What is imported here needs only NumPy. Everything that builds models loads Keras the first time it
-is used.
+Importing it needs only NumPy. The modules that build models load Keras when they are first used.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ce_keras import geometry
+from ce_keras import geometry, variance
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
 from ce_keras.registration import register_with_keras
@@ -21,7 +20,7 @@ from ce_keras.solution import Curve, Solution
 from ce_keras.variance import law
 
 if TYPE_CHECKING:
-    from ce_keras import layers, ntk, training, tuner, variance, zoo
+    from ce_keras import layers, ntk, training, tuner, zoo
     from ce_keras.rewrite import collegialize, inspect
 
 __version__ = "0.1.0"
@@ -45,17 +44,14 @@ __all__ = [
 
 register_with_keras()
 
-_LAZY = {"layers", "ntk", "training", "tuner", "variance", "zoo"}
-_REWRITING = {"collegialize", "inspect"}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _REWRITING:
+    if name in ("collegialize", "inspect"):
         return getattr(importlib.import_module(f"{__name__}.rewrite"), name)
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_REWRITING})
+    return sorted({*globals(), *__all__})

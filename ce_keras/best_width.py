@@ -1,8 +1,7 @@
-"""The real-valued best width where the variance is known exactly, for a module and for each stage.
+"""The real-valued best width under the exact variance, for a module and for each stage.
 
-With the variance sum_k c_k / n^k of one path and its cost a n + b n^2, primal and dual are solved
-by the width n that minimises their product. For two hidden layers that is
-n* = sqrt(a c_2 / (b c_1)).
+With the variance sum_k c_k / n^k of one path and its cost a n + b n^2, the width n that minimises
+their product solves primal and dual. For two hidden layers, n* = sqrt(a c_2 / (b c_1)).
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from ce_keras.variance.law import ClosedFormLaw
 
 
 class Stage(NamedTuple):
-    """A stage of a network, at a design whose width doubles with each.
+    """A stage of a network, of a design whose width doubles from stage to stage.
 
     Attributes:
-        width: of a path there.
-        best_width: the real-valued width that minimises variance times cost there.
-        loss: by what fraction the variance is larger, at equal cost, than at that width.
+        width: width of a path in this stage.
+        best_width: the real-valued width that minimises variance times cost in this stage.
+        loss: relative increase of the variance over that width's, at equal cost.
     """
 
     width: int
@@ -35,10 +34,10 @@ def best_width(coefficients: np.ndarray, cost: Callable[[float], float]) -> floa
 
     Args:
         coefficients: c_1, c_2, ... of the variance sum_k c_k / n^k.
-        cost: of one path, a function of its width.
+        cost: a function from the width of one path to its cost.
 
     Returns:
-        `None` where the cost is not of the form a n + b n^2, or no width is best.
+        The width; `None` if the cost is not of the form a n + b n^2, or there is no minimum.
 
     >>> round(best_width(np.array([58 / 9, 113 / 9]), lambda n: 512 * n + 9 * n**2), 2)
     10.53
@@ -48,8 +47,8 @@ def best_width(coefficients: np.ndarray, cost: Callable[[float], float]) -> floa
         return None
     a, b = polynomial
     degree = len(coefficients)
-    # n^(degree - 1) times the product, and of that the derivative's numerator, lowest power first:
-    # the product is sum_k c_k (a n^(1 - k) + b n^(2 - k)).
+    # The product is sum_k c_k (a n^(1 - k) + b n^(2 - k)). `product` has the coefficients of
+    # n^(degree - 1) times it, lowest power first; times `powers`, those of its derivative.
     product = np.zeros(degree + 1)
     for k, c in enumerate(coefficients, start=1):
         product[degree - k] += a * c
@@ -64,8 +63,8 @@ def best_width(coefficients: np.ndarray, cost: Callable[[float], float]) -> floa
 
 
 def _quadratic(cost: Callable[[float], float]) -> tuple[float, float] | None:
-    """Return a and b of a cost a n + b n^2, or `None` where it is of another form."""
-    # Wide enough that the rounding of scaled widths hardly shows.
+    """Return a and b of a cost a n + b n^2, or `None` if it has another form."""
+    # At wide paths, the rounding of scaled widths is negligible.
     n = np.array([256.0, 1024.0, 4096.0])
     values = np.array([float(cost(width)) for width in n])
     a, b = np.linalg.solve(np.stack([n[:2], n[:2] ** 2], axis=1), values[:2])
@@ -80,13 +79,13 @@ def stage_optima(
     budget: Literal["params", "flops"],
     width: int,
 ) -> tuple[Stage, ...]:
-    """Return each stage's best width beside the one that a design gives it.
+    """Return each stage's width in a design and its best width; nothing if one has none.
 
     Args:
-        stages: the module of each.
-        correlations: of its positions, as `ClosedFormLaw` takes it.
-        budget: what counts as cost.
-        width: of a path in the first stage; it doubles with each.
+        stages: the module of each stage.
+        correlations: of the positions of each stage's input, as `ClosedFormLaw` takes it.
+        budget: the cost.
+        width: of a path in the first stage; it doubles from stage to stage.
     """
     found = []
     for index, (module, gram) in enumerate(zip(stages, correlations, strict=True)):

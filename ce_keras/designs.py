@@ -1,8 +1,8 @@
-"""Which design a network has by default: the paper's published choices, and derived ones.
+"""The default designs of the zoo's networks: published in the paper, or derived.
 
 A *published* design is a row of the paper's Tables 1 and 2, with its error. A *derived* design is
-what `ce_keras.search` answers. They can differ: Table 2b publishes 4x16d as ResNet-50's dual,
-where the search, under the conventions that yield all the other designs, derives 6x10d.
+the result of `ce_keras.search`. They can differ: Table 2b publishes 4x16d as ResNet-50's dual, but
+the search, under the conventions that yield all the other designs, derives 6x10d.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from ce_keras.checks import one_of, positive_int
 from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.optimum import search
 
-Mode = Literal["primal", "dual", "baseline", "resnext"]
-MODES: tuple[Mode, ...] = ("primal", "dual", "baseline", "resnext")
+#: A problem that `ce_keras.search` solves, or one of the two designs the paper compares with.
+DesignMode = Literal["primal", "dual", "baseline", "resnext"]
+DESIGN_MODES: tuple[DesignMode, ...] = ("primal", "dual", "baseline", "resnext")
 
 
 class Published(NamedTuple):
@@ -26,13 +27,13 @@ class Published(NamedTuple):
             `"dual"`.
         design: cardinality and width.
         millions: parameters in millions, as printed.
-        table: where it is printed.
-        baseline: what it is an ensemble of, as `ce_keras.search` takes it.
-        rho: its parameter efficiency, as printed; `None` where none is.
+        table: the table that prints it.
+        baseline: the baseline, as `ce_keras.search` takes it.
+        rho: its parameter efficiency, as printed; `None` if none is.
     """
 
     network: str
-    mode: Mode
+    mode: DesignMode
     design: Design
     millions: float
     table: str
@@ -41,9 +42,9 @@ class Published(NamedTuple):
 
 
 def _rows(
-    baseline: str, mode: Mode, table: str, printed: dict[str, float | tuple[float, float]]
+    baseline: str, mode: DesignMode, table: str, printed: dict[str, float | tuple[float, float]]
 ) -> list[Published]:
-    """Rows of one baseline: for each design, its millions, or its millions and rho."""
+    """Return rows of one baseline, given the millions, or millions and rho, of each design."""
     network, rows = baseline.partition("-")[0], []
     for design, figures in printed.items():
         millions, rho = figures if isinstance(figures, tuple) else (figures, None)
@@ -73,23 +74,23 @@ PUBLISHED: list[Published] = [
 ]
 
 
-def published(network: str, mode: Mode) -> list[Published]:
-    """The paper's rows for a network and mode, the default first; empty if it has none."""
+def published(network: str, mode: DesignMode) -> list[Published]:
+    """Return the paper's rows for a network and mode, the default first; maybe none."""
     one_of("network", network, tuple(RESNEXTS))
-    one_of("mode", mode, MODES)
+    one_of("mode", mode, DESIGN_MODES)
     return [row for row in PUBLISHED if (row.network, row.mode) == (network, mode)]
 
 
 def choose_design(
     network: str,
-    mode: Mode | None = None,
+    mode: DesignMode | None = None,
     cardinality: int | None = None,
     width: int | None = None,
 ) -> Design:
-    """The design that the arguments of a zoo function ask for.
+    """Return the design that the arguments of a zoo function select.
 
-    Without `mode`, `cardinality` and `width` make any design, and neither means `"primal"`. With
-    `mode`, they can only choose among its published designs.
+    Without `mode`, `cardinality` and `width` give any design, and leaving out both means
+    `"primal"`. With `mode`, they select one of its published designs.
 
     Raises:
         ValueError: for arguments that are incomplete or contradict each other.
@@ -108,7 +109,7 @@ def choose_design(
         given, missing = sorted(asked, key=lambda name: asked[name] is None)
         raise ValueError(f"{missing}: needed too, since {given}={asked[given]} is given")
     mode = "primal" if mode is None else mode
-    one_of("mode", mode, MODES)
+    one_of("mode", mode, DESIGN_MODES)
     known = [row.design for row in published(network, mode)] or [_derived(network, mode)]
     for design in known:
         if all(value in (None, getattr(design, name)) for name, value in asked.items()):
@@ -119,7 +120,7 @@ def choose_design(
     )
 
 
-def _derived(network: str, mode: Mode) -> Design:
+def _derived(network: str, mode: DesignMode) -> Design:
     if mode == "baseline":
         return Design(1, RESNEXTS[network].width)
     if mode == "resnext":

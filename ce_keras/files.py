@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, then moved into place."""
+"""Files written atomically: under a temporary name, then moved into place."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there.
+except ImportError:  # Windows has no such locks.
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("ce_keras")
@@ -21,10 +22,10 @@ logger = logging.getLogger("ce_keras")
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; once the block ends well, the file takes `path`'s place.
+    """Yield a temporary path to write to; when the block ends, the file replaces `path`.
 
     The temporary file lies beside `path` and has its suffix. If the block raises, it is removed
-    and what was at `path` is left as it was.
+    and `path` is left as it was.
 
     >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
     >>> with replacing(path) as part:
@@ -39,14 +40,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        # A temporary file is its owner's alone; the finished one has the usual permissions.
+        # Temporary files can be read by their owner only; the finished one gets the usual mode.
         umask = os.umask(0)
         os.umask(umask)
         part.chmod(0o666 & ~umask)
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        # A full disk is often reported without saying which file did not fit.
+        # A full disk is often reported without the file's name.
         if isinstance(error, OSError) and error.filename is None:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
@@ -54,13 +55,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(argument: str, path: str | Path) -> Iterator[None]:
-    """Keep other processes from what is written at a path, for the time of the block.
+    """Hold an exclusive lock on a path, against other processes, during the block.
 
-    A file beside `path` is locked by the operating system, which lets go of it when a process
-    dies. On file systems that have no locks, and on Windows, nothing is locked.
+    A file beside `path` is locked by the operating system, which releases it when a process dies.
+    On file systems without locks, and on Windows, nothing is locked.
 
     Args:
-        argument: what the path is to the caller, for the message.
+        argument: the argument that names the path, for the message.
         path: of a file, or of a folder.
 
     Raises:
@@ -83,37 +84,33 @@ def exclusive(argument: str, path: str | Path) -> Iterator[None]:
                 break
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 stack.callback(os.close, handle)
-                stack.callback(lock.unlink, missing_ok=True)  # Before it is let go of.
+                stack.callback(lock.unlink, missing_ok=True)  # Runs before the handle is closed.
                 break
-            os.close(handle)  # Its last holder has removed it meanwhile.
+            os.close(handle)  # The previous holder has removed the file meanwhile: try again.
         yield
 
 
 def sweep(path: str | Path) -> None:
-    """Remove what killed calls of `replacing(path)` have left beside the path.
+    """Remove the temporary files that killed calls of `replacing(path)` have left.
 
     Args:
         path: of a file; its name may be a pattern, such as `step-*.npz`.
     """
     path = Path(path)
-    # As `tempfile.mkstemp` names them: eight characters before the suffix.
+    # `tempfile.mkstemp` puts eight random characters before the suffix.
     for part in path.parent.glob(f".{path.stem}-{'[a-z0-9_]' * 8}{path.suffix}"):
         part.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path, kind: type = object) -> Any:
-    """Return what `write_json` wrote.
-
-    Args:
-        path: of the file.
-        kind: of what it must hold: `dict` or `list`.
+    """Return the content of a JSON file, of the type `kind`.
 
     Raises:
-        ValueError: if the file is damaged, or holds something else; the message names it.
+        ValueError: if the file is damaged, or holds another type; the message names the file.
     """
     try:
         content = json.loads(Path(path).read_text())
-    except (ValueError, RecursionError) as error:  # Also of bytes that are no text.
+    except (ValueError, RecursionError) as error:  # Bytes that are no text raise ValueError too.
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(content, kind):
         raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}")
@@ -121,11 +118,64 @@ def read_json(path: str | Path, kind: type = object) -> Any:
 
 
 def plain(content: Any) -> Any:
-    """Return `content` as it comes back from JSON: tuples are lists there."""
+    """Return `content` as JSON would restore it: tuples become lists."""
     return json.loads(json.dumps(content))
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as readable JSON, whole or not at all."""
+    """Write `content` as indented JSON, atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+class ResumableResults:
+    """Results by name, written to a JSON file one by one, so that a stopped run can be resumed.
+
+    Args:
+        path: the file; `None` keeps the results in memory only.
+        key: everything that the results depend on; a file with another key is refused.
+        argument: the argument that names the file, for messages.
+
+    Attributes:
+        done: the results so far, by name.
+
+    Raises:
+        ValueError: if the file is damaged, or has results of another key.
+
+    >>> results = ResumableResults(None, key={"seed": 0})
+    >>> results.keep("first", (1, 2))
+    >>> results.done
+    {'first': [1, 2]}
+    """
+
+    def __init__(self, path: str | Path | None, key: Any, argument: str = "checkpoint") -> None:
+        self._path = None if path is None else Path(path)
+        self._key = plain(key)
+        self.done: dict[str, Any] = {}
+        self._start = time.perf_counter()
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            content = read_json(self._path, dict)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{argument}: {error}") from None
+        if content.get("of") != self._key:
+            raise ValueError(
+                f"{argument}: {path} is of another call, with other arguments; delete it, or give "
+                "another file"
+            )
+        self.done = content["points"]
+        self._start -= content.get("seconds", 0.0)
+        logger.info("%s: %d results are done", path, len(self.done))
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, in this process and in those that were stopped."""
+        return time.perf_counter() - self._start
+
+    def keep(self, name: str, result: Any) -> None:
+        """Add a result, and write the file."""
+        self.done[name] = plain(result)
+        if self._path is not None:
+            content = {"of": self._key, "seconds": self.seconds, "points": self.done}
+            write_json(self._path, content)

@@ -1,13 +1,13 @@
-"""Algorithm 2: the optimal collegial ensemble of a baseline, without training anything.
+"""Algorithm 2: the optimal collegial ensemble of a baseline, without any training.
 
 >>> solution = search("resnext29", mode="dual")
 >>> print(solution.design, f"{solution.rho:.2f} times fewer parameters")
 10x10d 3.26 times fewer parameters
 
-The *primal* problem (Eq. 10-12) asks which ensemble of the baseline's size has the smoothest
-kernel; the *dual* (Eq. 13-14) which ensemble as smooth as the baseline is smallest. With v(n) the
-variance of one path and beta(n) its cost, both are solved by the width that minimises
-v(n) * beta(n): strong duality. They differ in the cardinality they give it.
+The *primal* problem (Eq. 10-12) minimises the kernel's variance at the baseline's cost; the *dual*
+(Eq. 13-14) minimises the cost at the baseline's variance. With v(n) the variance of one path and
+beta(n) its cost, both are solved by the width that minimises v(n) * beta(n): strong duality. They
+differ in the cardinality.
 
 Only NumPy is needed here.
 """
@@ -21,11 +21,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ce_keras.best_width import best_width, stage_optima
-from ce_keras.budget import MOST_PATHS, Budget, Cost, costs
-from ce_keras.checks import boolean, brief, checked_tolerance, one_of, positive_int
+from ce_keras.checks import boolean, brief, checked_tolerance, instance, one_of, positive_int
+from ce_keras.cost import MOST_PATHS, Budget, Cost, costs
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
-from ce_keras.solution import Curve, Mode, Solution, badness_of, within
+from ce_keras.solution import MODES, Curve, Mode, Solution, badness_of, within
 from ce_keras.variance.correlation import MeasuredCorrelation
 from ce_keras.variance.law import (
     ClosedFormLaw,
@@ -54,35 +54,35 @@ def search(
     """Find the optimal collegial ensemble of a baseline (Algorithm 2, Eq. 8-14).
 
     The width is chosen by one module's law and cost, as in the paper. The cardinality is then
-    made an integer: the primal's matches the whole network's cost to the baseline's, nearest; the
-    dual's is the module's, rounded. The objective is flat at its optimum and alpha is not known
-    to a percent, so of all widths within `tolerance` of the best the widest is taken: wide paths
+    rounded: the primal's to the nearest cost of the whole network, the dual's to the nearest
+    variance of the module. The objective is flat at its optimum and alpha is not known to a
+    percent, so of all widths within `tolerance` of the best the widest is taken, since wide paths
     run faster.
 
     Args:
         baseline: a name (`"resnext29"`, `"resnext50-1x64d"`), or a module or network from
             `ce_keras.geometry`, with its width.
-        mode: `"primal"`: smoothest for the baseline's cost. `"dual"`: cheapest at the baseline's
-            smoothness.
+        mode: `"primal"`: least variance at the baseline's cost. `"dual"`: least cost at the
+            baseline's variance.
         alpha: the law's constant; the module's own if not given. A fit of it (Algorithm 1), with
             its standard error. Or `"closed_form"`: the exact variance instead of the exponential
-            law, for the modules that have one: stacks of ReLU layers, such as fully connected
-            networks and the bottleneck block.
+            law, for modules that are stacks of ReLU layers, such as fully connected networks and
+            the bottleneck block.
         correlation: with the closed form, of the input of a block at the positions that its k x k
-            convolution reads: a number for all pairs of positions, or a P x P matrix, such as
-            `ce_keras.variance.measure_correlation` gives. By default 1, the limit of smooth
+            convolution reads: a number for all pairs of positions, or a P x P matrix, or the
+            result of `ce_keras.variance.measure_correlation`. By default 1, the limit of smooth
             feature maps; real ones have 0.8 to 0.95.
         law: the variance of one path instead of any formula: a function from a width to
             Var(K) / E[K]^2, or to a pair of that and its standard error; or a table of either by
-            width, interpolated between its widths; or a fit of `ce_keras.ntk.fit_alpha`, of which
-            the polynomial is taken.
-        budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that gives
+            width, interpolated between its widths; or a fit of `ce_keras.variance.fit_alpha`,
+            whose polynomial is used.
+        budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that returns
             the cost of the whole network and does not fall as cardinality grows.
-        hard_budget: a primal's problem is solved among whole cardinalities of which the network
-            costs no more than the baseline. By default its cardinality is rounded to the nearest,
-            as in the paper, which may cost half a path more.
-        tolerance: how far from the optimum a design counts as equal; 0 is the bare optimum. Two
-            standard errors of a fitted or measured law are added to it.
+        hard_budget: solve the primal among whole cardinalities whose network costs no more than
+            the baseline. By default the cardinality is rounded to the nearest, as in the paper,
+            which may cost half a path more.
+        tolerance: relative distance from the optimum within which designs count as equal; 0 takes
+            the optimum itself. Two standard errors of a fitted or measured law are added to it.
         multiple_of: consider only widths that are multiples of this, such as 8.
         widths: consider only these widths; by default every width up to the baseline's.
 
@@ -98,7 +98,7 @@ def search(
     12x10d 15x8d
     """
     baseline = _checked_baseline(baseline)
-    one_of("mode", mode, ("primal", "dual"))
+    one_of("mode", mode, MODES)
     boolean("hard_budget", hard_budget)
     module = baseline.module
     measured = correlation if isinstance(correlation, MeasuredCorrelation) else None
@@ -110,17 +110,16 @@ def search(
     path_variance = path_law.path_variance(widths)
     baseline_variance = float(path_law.path_variance(np.array(baseline.width)))
     if not np.isfinite(baseline_variance):
-        raise ValueError(
-            f"alpha: too large: with {path_law.name}, already the baseline's Var(K) is beyond any "
-            "number"
-        )
-    if mode == "primal":
-        solve = _primal_in_whole_paths if hard_budget else _primal
-        optimum = solve(widths, path_variance, module_cost, network_cost)
-    else:
+        raise ValueError(f"alpha: too large: with {path_law.name}, the baseline's Var(K) overflows")
+    if mode == "dual":
         optimum = _dual(widths, path_variance, baseline_variance, module_cost)
+    else:
+        optimum = _primal(widths, path_variance, module_cost, network_cost, hard_budget)
 
-    badness = np.where(_buildable(mode, optimum), badness_of(mode, optimum.objective), np.inf)
+    # Rounding may put the baseline itself just below one path.
+    least = 0 if mode == "dual" else 1 - 1e-9
+    buildable = (optimum.multiplicity > least) & (optimum.multiplicity < MOST_PATHS)
+    badness = np.where(buildable, badness_of(mode, optimum.objective), np.inf)
     if not np.isfinite(badness).any():
         single = network_cost.of(np.ones(1), widths[:1])[0]
         raise ValueError(
@@ -128,7 +127,6 @@ def search(
             f"{network_cost.target:.6g}: one path of width {widths[0]} costs {single:.6g}, and "
             f"more than {MOST_PATHS} paths are not considered; allow other widths"
         )
-    # Among equals the widest.
     log_error = path_law.log_error(widths, int(widths[badness.argmin()]))
     best = int(np.flatnonzero(within(badness, tolerance, log_error))[-1])
     curve = _curve(baseline, widths, optimum, log_error)
@@ -161,7 +159,7 @@ def _exact_optimum(
     design: Design,
     measured: MeasuredCorrelation | None,
 ) -> dict[str, Any]:
-    """Return what is known beside the answer where the variance is a polynomial in 1 / width."""
+    """Return the fields of a solution that only a polynomial law in 1 / width has."""
     if not isinstance(path_law, ClosedFormLaw) or path_law.coefficients is None:
         return {}
     found: dict[str, Any] = {"coefficients": tuple(map(float, path_law.coefficients))}
@@ -176,12 +174,12 @@ def _exact_optimum(
     return found
 
 
-# Paths that no network has, yet whose cost is a finite number.
+# A cardinality far above any network's, whose cost is still a finite number.
 _MANY = 1e150
 
 
 class _Optimum(NamedTuple):
-    """A problem of the paper, solved at every width; `multiplicity` is what gets rounded."""
+    """A problem of the paper, solved at every width; `multiplicity` will be rounded."""
 
     m: np.ndarray
     objective: np.ndarray
@@ -190,29 +188,24 @@ class _Optimum(NamedTuple):
     multiplicity: np.ndarray
 
 
-def _primal(n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost) -> _Optimum:
-    """Eq. 10-12: least variance at the baseline's cost."""
-    m = module.affordable(n)
-    variance = path_variance / m
-    return _Optimum(m, variance, np.ones_like(m), variance, network.affordable(n))
-
-
-def _primal_in_whole_paths(
-    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost
+def _primal(
+    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost, hard_budget: bool
 ) -> _Optimum:
-    """The same among what can be built without costing more than the baseline."""
-    m = np.floor(network.affordable(n) + 1e-9)  # The baseline itself is one path, but for rounding.
-    with np.errstate(divide="ignore"):  # Where not even one path fits.
-        variance, rho = path_variance / m, module.target / module.of(m, n)
-    return _Optimum(m, variance, rho, variance, m)
+    """Solve Eq. 10-12, least variance at the baseline's cost, maybe for whole cardinalities."""
+    multiplicity = network.affordable(n)
+    if not hard_budget:
+        m = module.affordable(n)
+        return _Optimum(m, path_variance / m, np.ones_like(m), path_variance / m, multiplicity)
+    m = np.floor(multiplicity + 1e-9)  # Rounding may put the baseline just below one path.
+    with np.errstate(divide="ignore"):  # m is 0 where not even one path fits.
+        return _Optimum(m, path_variance / m, module.target / module.of(m, n), path_variance / m, m)
 
 
 def _dual(
     n: np.ndarray, path_variance: np.ndarray, baseline_variance: float, module: Cost
 ) -> _Optimum:
-    """Eq. 13-14: least cost at the baseline's variance."""
-    m = path_variance / baseline_variance
-    # Infinite where the variance is: no cost is asked for that.
+    """Solve Eq. 13-14: least cost at the baseline's variance."""
+    m = path_variance / baseline_variance  # May be infinite, which no cost function takes.
     rho = module.target / module.of(np.minimum(m, _MANY), n)
     return _Optimum(m, rho, rho, np.full_like(m, baseline_variance), m)
 
@@ -220,7 +213,7 @@ def _dual(
 def _curve(
     baseline: Module | Network, widths: np.ndarray, optimum: _Optimum, log_error: np.ndarray
 ) -> Curve:
-    """The theory's curve beside what can be built: whole cardinalities, whole networks."""
+    """Return the theory's curve with the rounded cardinalities and the networks' costs."""
     cardinality = np.clip(np.rint(optimum.multiplicity), 1, MOST_PATHS).astype(np.int64)
     return Curve(
         width=widths,
@@ -235,25 +228,14 @@ def _curve(
     )
 
 
-def _buildable(mode: Mode, optimum: _Optimum) -> np.ndarray:
-    """Where there is a design: within the budget (primal), of a cardinality one can build."""
-    fits = optimum.multiplicity < MOST_PATHS
-    # The baseline itself is one path, but for rounding.
-    return fits & (optimum.multiplicity > 1 - 1e-9) if mode == "primal" else fits
-
-
 # Checks ----------------------------------------------------------------------------------------
 
 
 def _checked_baseline(baseline: Any) -> Module | Network:
     if isinstance(baseline, str):
         return named_baseline(baseline)
-    if isinstance(baseline, Module | Network):
-        return baseline
-    raise ValueError(
-        f"baseline: got {brief(baseline)}; it must be a name, a geometry.Module or a "
-        "geometry.Network"
-    )
+    wanted = "a name, a geometry.Module or a geometry.Network"
+    return instance("baseline", baseline, Module | Network, wanted)
 
 
 def _candidate_widths(
@@ -266,19 +248,15 @@ def _candidate_widths(
             f"{baseline}"
         )
     try:
-        asked = (
-            range(int(low), baseline + 1)
-            if widths is None
-            else sorted({*map(operator.index, widths)})
-        )
+        every = range(int(low), baseline + 1)
+        asked = every if widths is None else sorted({*map(operator.index, widths)})
     except TypeError:
         raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None
     step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
     wrong = [n for n in asked if not low <= n <= baseline]
     if wrong:
         raise ValueError(
-            f"widths: got {brief(wrong[0])}; widths are {low:g} to {baseline}, which the baseline "
-            "has"
+            f"widths: got {brief(wrong[0])}; widths are {low:g} to {baseline}, the baseline's"
         )
     kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
     if not kept.size:

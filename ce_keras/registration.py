@@ -1,13 +1,15 @@
-"""A model saved with our layers loads after no more than `import ce_keras`.
+"""Registration of our layers with Keras after `import ce_keras`, so that saved models load.
 
-Keras finds a layer's class only if something has registered it, and importing the layers means
-importing Keras: seconds that a search does not need. So they are imported when Keras is, by
-whoever does that.
+Keras deserialises registered classes only (serialization_lib.py of Keras 3.15; it imports modules
+of its own packages, but of no others), and registering ours takes Keras itself: seconds of import
+that a search does not need. A hook that waits for Keras to be imported is the only way to have
+both a fast `import ce_keras` and saved models that load after it.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import sys
 from importlib.machinery import ModuleSpec
@@ -18,36 +20,34 @@ logger = logging.getLogger("ce_keras")
 
 
 def register_with_keras() -> None:
-    """Import `ce_keras.layers` now if Keras is loaded, and else as soon as it is."""
+    """Import `ce_keras.layers` now if Keras is loaded, and otherwise as soon as it is."""
     if "keras" in sys.modules:
         importlib.import_module("ce_keras.layers")
-    elif not any(isinstance(finder, _KerasFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _KerasFinder())
+    elif _KerasFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _KerasFinder)
 
 
 class _KerasFinder:
-    """Finds Keras where the other finders do, and has its loader import our layers after it."""
+    """A finder of Keras that makes its loader import our layers too."""
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+    @classmethod
+    def find_spec(cls, name: str, path: Any, target: Any = None) -> ModuleSpec | None:  # noqa: ARG003
         if name != "keras":
             return None
-        # Whoever asks may only want to know whether Keras is there, as TensorFlow does: the finder
-        # leaves when Keras is loaded, not when it is found.
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(name, path, target) for finder in others)
-        spec = next((spec for spec in specs if spec is not None), None)
+        sys.meta_path.remove(cls)
+        spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, cls)  # TensorFlow looks for Keras without importing it.
         if spec is None or spec.loader is None:
             return spec
-        execute = spec.loader.exec_module
+        load = spec.loader.exec_module
 
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            sys.meta_path.remove(self)
+        def load_and_register(module: ModuleType) -> None:
+            load(module)
+            sys.meta_path.remove(cls)
             try:
                 importlib.import_module("ce_keras.layers")
-            except ImportError as error:
-                # Whoever imports Keras may want nothing of ours: it must not fail for them.
+            except ImportError as error:  # Importing Keras must not fail because of us.
                 logger.warning("the layers of ce_keras are not registered with Keras: %s", error)
 
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

@@ -1,4 +1,4 @@
-"""Loading models that Keras saved, with errors that say what is wrong with the file."""
+"""Loading of `.keras` files, with an error that names the file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,5 @@ def load_model(path: str | Path) -> keras.Model:
         raise ValueError(f"model: {path} is not a .keras file, or is cut off")
     try:
         return keras.models.load_model(path)
-    # Whatever the file's content makes Keras raise.
-    except Exception as error:
+    except Exception as error:  # Keras raises many types, depending on the file's content.
         raise ValueError(f"model: {path} cannot be loaded: {shortened(str(error), 400)}") from error

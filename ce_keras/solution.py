@@ -1,4 +1,4 @@
-"""What a search answers: the optimal design, and the curve that it was read from."""
+"""The result of a search: the optimal design, and the curve over all widths."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ import numpy as np
 from ce_keras.best_width import Stage
 from ce_keras.checks import checked_tolerance
 from ce_keras.geometry import Design, Module, Network
+from ce_keras.plotting import COLOR, axes_for, mark
+from ce_keras.variance.law import polynomial_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Which problem: the smoothest of one cost, or the cheapest of one smoothness.
+#: The problem: the primal minimises the variance at the baseline's cost, the dual the cost at the
+#: baseline's variance.
 Mode = Literal["primal", "dual"]
+MODES: tuple[Mode, ...] = ("primal", "dual")
 
+_OBJECTIVES = {
+    "primal": "Var(K)/E[K]² at the baseline's size",
+    "dual": "efficiency ρ at the baseline's Var(K)",
+}
+_TICKS = [tens * n for tens in (1, 10, 100, 1000) for n in (1, 2, 5)]
 
-# Coefficients that a line has room for.
-_SHOWN = 3
+# A polynomial with more coefficients does not fit a line.
+_MOST_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +38,19 @@ class Curve:
     """Every candidate of a search: arrays of one length, one entry for each width.
 
     `m`, `objective`, `rho` and `variance` are the theory's, for one module and a real-valued
-    cardinality. `cardinality`, `parameters` and `flops` are what a built network would have.
+    cardinality. `cardinality`, `parameters` and `flops` are those of a built network.
 
     Attributes:
         width: width of a path in the first stage.
         m: real-valued cardinality, Eq. 12 (primal) or Eq. 14 (dual).
-        objective: what is optimised: the variance, minimised (primal), or rho, maximised (dual).
+        objective: the variance, which the primal minimises, or rho, which the dual maximises.
         rho: the baseline's cost over the ensemble's, Eq. 8.
         variance: Var(K) / E[K]^2, Eq. 11.
-        cardinality: the integer the design takes.
+        cardinality: `m` rounded to an integer, at the whole network's cost.
         parameters: trained parameters of the whole network.
         flops: FLOPs of the whole network for one example.
         log_error: standard error of the logarithm of the objective, relative to the best width's;
-            zero where the law is taken as known.
+            zero if the law is taken as known.
     """
 
     width: np.ndarray
@@ -60,32 +69,32 @@ class Curve:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
-    """An optimal design, what it costs, and the curve it was read from.
+    """An optimal design, its cost, and the curve over all widths.
 
     Attributes:
-        baseline: the module or network that was asked about.
+        baseline: the module or network that was searched.
         mode: `"primal"` or `"dual"`.
-        law: the variance law that was used, in words.
+        law: name of the variance law.
         alpha: its constant; `None` if it is not the exponential law.
         tolerance: designs this close to the optimum counted as equal, and the widest was taken.
-        design: the answer.
-        multiplicity: the cardinality before it was rounded.
+        design: the optimal design.
+        multiplicity: the cardinality before rounding.
         params: trained parameters of the whole network with this design.
         flops: FLOPs of the whole network for one example.
-        baseline_params: the same for the baseline.
-        baseline_flops: the same for the baseline.
-        rho: the baseline's cost over the design's, for the whole network as it would be built;
-            cost is what the search's `budget` counts.
-        unrounded_rho: rho of one module at the unrounded cardinality, as the paper's curves show
-            it (Eq. 8).
+        baseline_params: trained parameters of the baseline.
+        baseline_flops: FLOPs of the baseline.
+        rho: the baseline's cost over the design's, for the whole network as built; the cost is
+            the search's `budget`.
+        unrounded_rho: rho of one module at the unrounded cardinality, as in the paper's curves
+            (Eq. 8).
         variance: Var(K) / E[K]^2 of a module with this design.
-        baseline_variance: the same for the baseline.
+        baseline_variance: Var(K) / E[K]^2 of the baseline's module.
         curve: every candidate.
         coefficients: with the closed form, c_k of Var(K) / E[K]^2 = sum_k c_k / n^k for one path;
             `None` for another law.
         best_width: with the closed form, the real-valued width that is best for the module.
-        stages: with the closed form, the same for every stage of a network, and what the design,
-            whose width doubles with each, loses to it.
+        stages: with the closed form, the best width of every stage of a network, and the variance
+            that the design loses there, since its width doubles from stage to stage.
     """
 
     baseline: Module | Network
@@ -109,9 +118,9 @@ class Solution:
     stages: tuple[Stage, ...] = ()
 
     def near_optimal(self, tolerance: float | None = None) -> list[Design]:
-        """The designs whose objective is within `tolerance` of the best, narrowest first.
+        """Return the designs whose objective is within `tolerance` of the best, narrowest first.
 
-        Where the law was fitted or measured, also those within two standard errors of that.
+        Two standard errors of a fitted or measured law are added to the tolerance.
 
         Args:
             tolerance: relative distance; the search's own if not given.
@@ -140,12 +149,39 @@ class Solution:
         Returns:
             The axes drawn on; `.figure.savefig("curve.png")` keeps the picture.
         """
-        from ce_keras import plotting
+        ax = axes_for(ax)
+        width, objective = self.curve.width, self.curve.objective
+        ax.plot(width, objective, color=COLOR, marker="." if len(width) < 20 else "")
+        shaded = ""
+        if self.tolerance > 0:
+            near = [design.width for design in self.near_optimal()]
+            ax.axvspan(min(near) - 0.5, max(near) + 0.5, color=COLOR, alpha=0.15, lw=0)
+            shaded = f"  (shaded: within {self.tolerance:.2g} of the optimum)"
+        if self.best_width is not None:
+            label = f"best width {self.best_width:.1f}"
+            ax.axvline(self.best_width, color="gray", lw=1, ls="--", label=label)
+            ax.legend(frameon=False)
+        offset = 14 if self.mode == "dual" else -18
+        best = objective[np.searchsorted(width, self.design.width)]
+        mark(ax, self.design.width, best, str(self.design), offset)
+        if width[-1] == self.baseline.width:
+            mark(ax, width[-1], objective[-1], str(Design(1, self.baseline.width)), -offset)
 
-        return plotting.objective_curve(self, ax)
+        ax.set_xscale("log")
+        if self.mode == "primal" and objective.max() > 30 * objective.min() > 0:
+            ax.set_yscale("log")
+        ticks = [n for n in _TICKS if width[0] <= n <= width[-1]] or [int(n) for n in width]
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.minorticks_off()
+        ax.margins(x=0.08, y=0.2)
+        ax.set_xlabel(f"width n of a path{shaded}")
+        ax.set_ylabel(_OBJECTIVES[self.mode])
+        name = f"{self.baseline.name} 1x{self.baseline.width}d"
+        ax.set_title(f"{self.mode}, baseline {name}", fontsize=11)
+        return ax
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain numbers and strings, for JSON. The curve is left out."""
+        """Return the solution without its curve as plain numbers and strings, for JSON."""
         skipped = {"baseline", "curve", "design"}
         fields = {
             field.name: getattr(self, field.name)
@@ -162,35 +198,30 @@ class Solution:
             "near_optimal": [str(design) for design in self.near_optimal()],
         }
 
-    def _rows(self) -> list[tuple[str, str, str]]:
-        """What is worth reading, as (quantity, baseline, this design)."""
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Return rows of quantity, the baseline's value, this design's value, and a note."""
         ratio = self.baseline_variance / self.variance
         times = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
+        rho, unrounded = f"{self.rho:.2f}", f"{self.unrounded_rho:.2f} unrounded"
+        design = self.design
         return [
-            ("cardinality", "1", f"{self.design.cardinality} ({self.multiplicity:.2f} unrounded)"),
-            ("width of a path", f"{self.baseline.width}", f"{self.design.width}"),
-            ("parameters", f"{self.baseline_params:,}", f"{self.params:,}"),
-            ("FLOPs", f"{self.baseline_flops:,}", f"{self.flops:,}"),
-            ("Var(K)/E[K]^2", f"{self.baseline_variance:.5f}", f"{self.variance:.5f} ({times})"),
-            ("efficiency rho", "1", f"{self.rho:.2f} ({self.unrounded_rho:.2f} unrounded)"),
+            ("", "baseline", str(design), ""),
+            ("cardinality", "1", f"{design.cardinality}", f"{self.multiplicity:.2f} unrounded"),
+            ("width of a path", f"{self.baseline.width}", f"{design.width}", ""),
+            ("parameters", f"{self.baseline_params:,}", f"{self.params:,}", ""),
+            ("FLOPs", f"{self.baseline_flops:,}", f"{self.flops:,}", ""),
+            ("Var(K)/E[K]^2", f"{self.baseline_variance:.5f}", f"{self.variance:.5f}", times),
+            ("efficiency rho", "1", rho, unrounded),
         ]
 
     def _title(self) -> str:
         return f"{self.design}: {self.mode} optimum of {self.baseline.name} ({self.law})"
 
-    def _footnote(self) -> str:
-        near = [str(design) for design in self.near_optimal()]
-        if len(near) > 8:
-            near = [*near[:3], "...", *near[-3:]]
-        return f"within {self.tolerance:.3g} of the optimum: {', '.join(near)}"
-
-    def _exact(self) -> list[str]:
-        """Lines on the coefficients, the best width and the stages, where the law is exact."""
+    def _notes(self) -> list[str]:
+        """Return lines on the exact law, if the law is exact, and on the near-optimal designs."""
         lines = []
-        if self.coefficients is not None and len(self.coefficients) <= _SHOWN:
-            terms = (f"{c:.3g}/n^{k}" for k, c in enumerate(self.coefficients, start=1))
-            law = " + ".join(terms).replace("^1 ", " ").removesuffix("^1")
-            lines.append(f"of one path, Var(K)/E[K]^2 = {law}")
+        if self.coefficients is not None and len(self.coefficients) <= _MOST_SHOWN:
+            lines.append(f"of one path, Var(K)/E[K]^2 = {polynomial_text(self.coefficients)}")
         if self.best_width is not None:
             lines.append(f"best width, not rounded: {self.best_width:.2f}")
         if self.stages:
@@ -201,32 +232,42 @@ class Solution:
                 f"widths {widths} by stage; best in each {best}: at most {worst:.1%} of variance "
                 "is lost"
             )
-        return lines
+        near = [str(design) for design in self.near_optimal()]
+        near = near if len(near) <= 8 else [*near[:3], "...", *near[-3:]]
+        return [*lines, f"within {self.tolerance:.3g} of the optimum: {', '.join(near)}"]
 
     def __repr__(self) -> str:
-        rows = [("", "baseline", str(self.design)), *self._rows()]
+        rows = self._rows()
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        lines = [f"  {a:<{first}}  {b:>{second}}  {c}" for a, b, c in rows]
-        notes = ("  " + note for note in [*self._exact(), self._footnote()])
-        return "\n".join([self._title(), *lines, *notes])
+        lines = [
+            f"  {quantity:<{first}}  {baseline:>{second}}  {value}" + (f" ({note})" if note else "")
+            for quantity, baseline, value, note in rows
+        ]
+        return "\n".join([self._title(), *lines, *(f"  {note}" for note in self._notes())])
 
     def _repr_html_(self) -> str:
-        cells = [("", "baseline", str(self.design)), *self._rows()]
+        head, *body = [[html.escape(cell) for cell in row] for row in self._rows()]
+        aligned = '<td style="text-align: right">'
+        header = "".join(f'<th scope="col" style="text-align: right">{cell}</th>' for cell in head)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in cells
+            f'<tr><th scope="row" style="text-align: left">{quantity}</th>'
+            f"{aligned}{baseline}</td>{aligned}{value}</td>"
+            f'<td style="text-align: left">{note}</td></tr>'
+            for quantity, baseline, value, note in body
         )
-        title = html.escape(self._title())
-        note = "<br>".join(map(html.escape, [*self._exact(), self._footnote()]))
-        return f"<table><caption>{title}</caption>{rows}</table><p>{note}</p>"
+        return (
+            f"<table><caption>{html.escape(self._title())}</caption>"
+            f"<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<p>{'<br>'.join(map(html.escape, self._notes()))}</p>"
+        )
 
 
 def badness_of(mode: Mode, objective: np.ndarray) -> np.ndarray:
-    """The objective turned so that smaller is better, in the same proportions for both modes."""
+    """Return the objective, or its inverse for the dual, so that smaller is better."""
     with np.errstate(divide="ignore"):
         return objective if mode == "primal" else 1 / objective
 
 
 def within(badness: np.ndarray, tolerance: float, log_error: np.ndarray) -> np.ndarray:
-    """Where a design counts as equal to the best: two standard errors of a law are added."""
+    """Return True where a design is within the tolerance and two standard errors of the best."""
     return badness <= (1 + tolerance) * badness.min() * np.exp(2 * log_error)

@@ -74,4 +74,4 @@ def test_nobody_published_a_grid_search_for_the_small_network():
 def test_published_rows_by_network_and_mode():
     assert [str(row.design) for row in published("resnext50", "dual")] == ["4x16d", "3x23d"]
     assert published("resnext11", "dual") == []
-    assert {row.mode for row in PUBLISHED} == set(designs.MODES)
+    assert {row.mode for row in PUBLISHED} == set(designs.DESIGN_MODES)

@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ce_keras import geometry, law
@@ -105,6 +105,7 @@ modules = st.builds(
 alphas = st.floats(0.01, 20)
 
 
+@settings(deadline=None)  # A loaded machine is slow.
 @given(modules, alphas, st.sampled_from([0.0, 0.02, 0.3]), st.sampled_from(["params", "flops"]))
 def test_strong_duality(module, alpha, tolerance, budget):
     primal, dual = (
@@ -121,6 +122,7 @@ def test_strong_duality(module, alpha, tolerance, budget):
         assert product[wider - 1] == pytest.approx(bound, rel=1e-12)
 
 
+@settings(deadline=None)  # A loaded machine is slow.
 @given(modules, alphas)
 def test_the_constraints_hold_before_rounding(module, alpha):
     primal, dual = (search(module, mode, alpha=alpha) for mode in ("primal", "dual"))
@@ -133,6 +135,7 @@ def test_the_constraints_hold_before_rounding(module, alpha):
     )
 
 
+@settings(deadline=None)  # A loaded machine is slow.
 @given(modules, alphas)
 def test_the_baseline_itself_is_on_both_curves(module, alpha):
     for mode in ("primal", "dual"):

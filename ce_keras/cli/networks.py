@@ -10,7 +10,7 @@ from ce_keras import files
 from ce_keras.checks import brief, checked_seed, positive_int
 from ce_keras.cli.output import file_to_write, load_zoo, show, start_keras
 from ce_keras.cli.theory import parse_alpha
-from ce_keras.designs import MODES, choose_design
+from ce_keras.designs import DESIGN_MODES, choose_design
 from ce_keras.geometry import RESNEXTS, Design
 
 
@@ -31,7 +31,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "ce-keras build resnext50 --mode dual --save model.keras",
     ).add_argument
     add("name", metavar="NAME", help=f"one of {', '.join(RESNEXTS)}, or a name that info knows")
-    add("--mode", choices=MODES, help="a ready design of the zoo")
+    add("--mode", choices=DESIGN_MODES, help="a ready design of the zoo")
     add("--cardinality", type=int, metavar="M", help="number of paths, instead of --mode")
     add("--width", type=int, metavar="N", help="channels of a path, instead of --mode")
     add("--classes", type=int, help="outputs of the classifier")

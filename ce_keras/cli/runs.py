@@ -22,7 +22,7 @@ from ce_keras.cli.output import (
     start_keras,
     table,
 )
-from ce_keras.designs import MODES
+from ce_keras.designs import DESIGN_MODES
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -36,7 +36,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "ce-keras train fashion_mnist --mode dual --out run",
     ).add_argument
     add("recipe", help="a TOML file, or the name of one that comes with the package")
-    add("--mode", choices=MODES, help="the design, instead of the recipe's")
+    add("--mode", choices=DESIGN_MODES, help="the design, instead of the recipe's")
     add(
         "--set",
         action="append",

@@ -1,9 +1,8 @@
-"""What a network is to the theory: fan-ins, parameters and FLOPs as functions of one width.
+"""Fan-ins, parameters and FLOPs of modules and networks, as functions of one width.
 
-A *path* is a list of :class:`Layer`. A *module* is what the paper ensembles: the path of a given
-width, repeated `cardinality` times (Eq. 4). A *network* is modules stacked, with the parts that no
-design changes: stem, shortcuts, classifier. Everything accepts arrays of widths and answers for
-all of them at once.
+A *path* is a list of :class:`Layer`. A *module* is the path of a given width, repeated
+`cardinality` times (Eq. 4). A *network* is modules stacked, with the parts that no design changes:
+stem, shortcuts, classifier. Everything accepts arrays of widths and computes all of them at once.
 
 >>> block = bottleneck(channels=256, width=128)
 >>> block.params(1, 128), block.params(37, 10)
@@ -22,6 +21,7 @@ from ce_keras.geometry.networks import (
     ResNeXt,
     baseline,
     bottleneck,
+    first_order_alpha,
     fully_connected,
     resnext,
     scaled_widths,
@@ -42,6 +42,7 @@ __all__ = [
     "bottleneck",
     "conv",
     "dense",
+    "first_order_alpha",
     "fully_connected",
     "resnext",
     "scaled_widths",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ce_keras.checks import (
 #: The widest baseline: a search looks at every width below it.
 MOST_WIDTH = 2**20
 
-#: A width, or an array of widths that is answered element by element. Likewise a cardinality.
+#: A width or cardinality, or an array of them, for which results are arrays too.
 Width = Any
 
 
@@ -44,7 +44,7 @@ class Design(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Design:
-        """Read `"37x10d"`. Raises `ValueError` for anything else."""
+        """Return the design written like `"37x10d"`. Raise `ValueError` for anything else."""
         match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})d", str(text))
         if match is None or max(int(match[1]), int(match[2])) > MOST:
             raise ValueError(
@@ -56,13 +56,13 @@ class Design(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear map of a path, or of a network: dense or convolutional.
+    """One linear layer of a path, or of a network: dense or convolutional.
 
     Attributes:
         fan_in: inputs that one output unit sums: for a convolution,
             `kernel_h * kernel_w * input_channels` of one path.
         outputs: output units, or channels.
-        positions: places at which the map is applied (output pixels of a convolution).
+        positions: places at which the layer is applied (output pixels of a convolution).
         bias: whether each output has a trained shift.
         norm: whether a normalisation with trained scale and shift follows.
         in_law: whether `1 / fan_in` counts in the variance law (Eq. 9).
@@ -76,7 +76,8 @@ class Layer:
     in_law: bool = True
 
     def __post_init__(self) -> None:
-        real_values("fan_in", self.fan_in)  # Of the rest of a model it may be below 0.
+        # A rewritten model's difference from its counted layers may be negative.
+        real_values("fan_in", self.fan_in)
         real_values("outputs", self.outputs, least=0)
         finite_number("positions", self.positions, 0)
         for flag in ("bias", "norm", "in_law"):
@@ -89,50 +90,31 @@ class Layer:
 
     @property
     def flops(self) -> Width:
-        """Floating-point operations for one example: two for each multiply-add of the map."""
+        """Floating-point operations for one example, two for each multiply-add."""
         return 2 * self.fan_in * self.outputs * self.positions
 
 
 def dense(inputs: Width, outputs: Width, **options: Any) -> Layer:
-    """A fully connected layer; `options` are :class:`Layer`'s other attributes."""
+    """Return a fully connected layer; `options` are :class:`Layer`'s other attributes."""
     real_values("inputs", inputs, above=0)
     real_values("outputs", outputs, least=0)
     return Layer(inputs, outputs, **options)
 
 
 def conv(inputs: Width, outputs: Width, kernel: int = 1, **options: Any) -> Layer:
-    """A convolution with a square `kernel`; `options` are :class:`Layer`'s other attributes."""
+    """Return a convolution with a square `kernel`; `options` are :class:`Layer`'s attributes."""
     real_values("inputs", inputs, above=0)
     real_values("outputs", outputs, above=0)
     positive_int("kernel", kernel)
     return Layer(kernel * kernel * inputs, outputs, **options)
 
 
-def _check_design(cardinality: Any, width: Any) -> None:
-    real_values("cardinality", cardinality, least=0)  # Of none, what is fixed is left.
-    real_values("width", width, above=0)
-
-
-def _is_layer(argument: str, value: Any) -> Any:
-    return instance(argument, value, Layer, "a list of geometry.Layers")
-
-
-def _is_module(argument: str, value: Any) -> Any:
-    return instance(argument, value, Module, "a list of geometry.Modules")
-
-
-def _sum(terms: Iterable[Width], width: Width) -> Width:
-    """The sum, one for each width even where the terms do not depend on it."""
-    total = sum(terms)
-    return total if np.ndim(width) == 0 else total + np.zeros(np.shape(width), dtype=np.int64)
-
-
 class Stack(NamedTuple):
-    """Layers without biases, with ReLU between them, read at one output unit.
+    """Layers without biases, with ReLU between them, of which one output unit is read.
 
     Attributes:
         inputs: features of the input (channels of a pixel, for a convolution).
-        positions: at how many places the first layer is applied for the second to see: 1 for a
+        positions: places the first layer is applied at and the second reads together: 1 for a
             fully connected network, 9 below a 3x3 convolution.
         widths: units of the hidden layers, first to last.
         activation: between the layers: `"relu"`, or another that is linear on either side of zero,
@@ -147,7 +129,7 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True)
 class Module:
-    """What is ensembled: `cardinality` independent paths, each a function of one width.
+    """A module to ensemble: `cardinality` independent paths, each a function of one width.
 
     Describe your own by the layers of one path. The example is a basic residual block of two
     3x3 convolutions between 64 channels:
@@ -158,13 +140,13 @@ class Module:
     73728
 
     Attributes:
-        name: how it is called in reports.
-        width: the baseline's width, that of its single path.
+        name: its name in reports.
+        width: the width of the baseline's single path.
         path: the layers of one path of a given width. Must accept an array of widths.
         alpha: the constant of the variance law for this module, used where the search is given
             none; `None` if it is not known.
-        stack: one path as a plain stack of ReLU layers, a function of the width, where it is one:
-            what the exact theory and the samplers of `ce_keras.ntk` read.
+        stack: one path as a plain stack of ReLU layers, a function of the width, if it is one:
+            the closed form and the samplers of `ce_keras.variance` need it.
     """
 
     name: str
@@ -184,26 +166,24 @@ class Module:
 
     @property
     def module(self) -> Module:
-        """What the variance law is read from: the module itself."""
+        """The module itself, as `Network.module` is the one that the variance law is read from."""
         return self
 
     def inverse_fan_in(self, width: Width) -> Width:
-        """The sum of Eq. 9 for one path: 1 / fan_in over the layers that count in the law."""
+        """Return the sum of 1 / fan_in over the layers of one path that count in Eq. 9."""
         real_values("width", width, above=0)
         return _sum((1 / layer.fan_in for layer in self.layers(width) if layer.in_law), width)
 
     def params(self, cardinality: Width, width: Width) -> Width:
-        """Trained parameters of the ensemble: m * beta(n) in Eq. 8."""
-        _check_design(cardinality, width)
-        return cardinality * _sum((layer.params for layer in self.layers(width)), width)
+        """Return the trained parameters of the ensemble, m * beta(n) in Eq. 8."""
+        return _total("params", (), self.layers, cardinality, width)
 
     def flops(self, cardinality: Width, width: Width) -> Width:
-        """FLOPs of the ensemble for one example."""
-        _check_design(cardinality, width)
-        return cardinality * _sum((layer.flops for layer in self.layers(width)), width)
+        """Return the FLOPs of the ensemble for one example."""
+        return _total("flops", (), self.layers, cardinality, width)
 
     def layers(self, width: Width) -> Sequence[Layer]:
-        """The layers of one path.
+        """Return the layers of one path.
 
         Raises:
             ValueError: if there are none, or `path` cannot take an array of widths.
@@ -223,10 +203,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Network:
-    """Modules stacked, and everything around them that a design leaves alone.
+    """Modules stacked, with the layers around them that every design shares.
 
     Attributes:
-        name: how it is called in reports.
+        name: its name in reports.
         module: the module whose variance law decides (the first stage's block).
         paths: the layers of one path of every module in the network, given the first's width.
         fixed: the layers that no design changes.
@@ -243,24 +223,39 @@ class Network:
         text("name", self.name)
         instance("module", self.module, Module, "a geometry.Module")
         function("paths", self.paths, "a function from a width to a list of layers")
-        sequence_of("fixed", self.fixed, _is_layer)
-        sequence_of("stages", self.stages, _is_module)
+        for name, kind in {"fixed": Layer, "stages": Module}.items():
+            for each in sequence_of(name, getattr(self, name), lambda _, value: value):
+                instance(name, each, kind, f"a list of geometry.{kind.__name__}s")
 
     @property
     def width(self) -> int:
-        """The baseline's width, that of the first stage's single path."""
+        """The width of the baseline's single path in the first stage."""
         return self.module.width
 
     def params(self, cardinality: Width, width: Width) -> Width:
-        """Trained parameters of the whole network."""
-        _check_design(cardinality, width)
-        return _sum((layer.params for layer in self.fixed), width) + cardinality * _sum(
-            (layer.params for layer in self.paths(width)), width
-        )
+        """Return the trained parameters of the whole network."""
+        return _total("params", self.fixed, self.paths, cardinality, width)
 
     def flops(self, cardinality: Width, width: Width) -> Width:
-        """FLOPs of the whole network for one example."""
-        _check_design(cardinality, width)
-        return _sum((layer.flops for layer in self.fixed), width) + cardinality * _sum(
-            (layer.flops for layer in self.paths(width)), width
-        )
+        """Return the FLOPs of the whole network for one example."""
+        return _total("flops", self.fixed, self.paths, cardinality, width)
+
+
+def _total(
+    quantity: Literal["params", "flops"],
+    fixed: Sequence[Layer],
+    path: Callable[[Width], Sequence[Layer]],
+    cardinality: Width,
+    width: Width,
+) -> Width:
+    """Return the parameters or FLOPs of the fixed layers and of `cardinality` paths."""
+    real_values("cardinality", cardinality, least=0)  # 0 leaves the fixed layers alone.
+    real_values("width", width, above=0)
+    of_path = _sum((getattr(layer, quantity) for layer in path(width)), width)
+    return cardinality * of_path + sum(getattr(layer, quantity) for layer in fixed)
+
+
+def _sum(terms: Iterable[Width], width: Width) -> Width:
+    """Return the sum, as an array for an array of widths even if the terms do not depend on it."""
+    total = sum(terms)
+    return total if np.ndim(width) == 0 else total + np.zeros(np.shape(width), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The modules and networks that have names: fully connected, bottleneck block, ResNeXts."""
+"""Ready modules and networks: fully connected, bottleneck block, ResNeXts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ce_keras.checks import (
     brief,
     finite_number,
     instance,
+    layer_widths,
     positive_int,
     real_values,
     sequence_of,
     text,
 )
 from ce_keras.geometry.modules import Design, Layer, Module, Network, Stack, Width, conv, dense
-from ce_keras.variance import closed_form
 
 #: Algorithm 1's fit for the bottleneck block (Sec. 4.2).
 BOTTLENECK_ALPHA = 1.60
@@ -37,12 +37,12 @@ def fully_connected(
     alpha: float | None = None,
     name: str = "fully connected",
 ) -> Module:
-    """A fully connected ReLU network with hidden layers of the given `widths` (Eq. 3).
+    """Return a fully connected ReLU network with hidden layers of the given `widths` (Eq. 3).
 
     The paper scales a width vector by a ratio. The widest layer names the ratio here, so that
     width `n` of the module means hidden layers of `n / max(widths)` times `widths`, rounded.
 
-    The sum of Eq. 9 runs over the hidden widths only. The input's size drops out of the theory:
+    The sum of Eq. 9 runs over the hidden widths only, since the input's size has no influence:
     given the input, the first layer's units are independent normals however many pixels they sum.
 
     Args:
@@ -52,7 +52,7 @@ def fully_connected(
         bias: whether the layers have biases (parameters only; the law is for none).
         alpha: the law's constant. By default the theory's own, to first order in 1/width, for
             one output of a ReLU network in the NTK parameterisation.
-        name: how reports call it.
+        name: its name in reports.
 
     Raises:
         ValueError: for an empty or non-positive width, input or output size.
@@ -63,18 +63,31 @@ def fully_connected(
     boolean("bias", bias)
     positive_int("inputs", inputs)
     positive_int("outputs", outputs)
-    hidden = tuple(closed_form.checked_widths(widths))
+    hidden = tuple(layer_widths("widths", widths))
     text("name", name)
     if alpha is not None:
         finite_number("alpha", alpha, above=0)
     path = functools.partial(_dense_path, hidden=hidden, inputs=inputs, outputs=outputs, bias=bias)
-    return Module(
-        name,
-        max(hidden),
-        path,
-        closed_form.first_order_alpha(hidden) if alpha is None else alpha,
-        None if bias else functools.partial(_dense_stack, hidden=hidden, inputs=inputs),
-    )
+    stack = None if bias else functools.partial(_dense_stack, hidden=hidden, inputs=inputs)
+    alpha = first_order_alpha(hidden) if alpha is None else alpha
+    return Module(name, max(hidden), path, alpha, stack)
+
+
+def first_order_alpha(widths: Sequence[float]) -> float:
+    """Return the constant of the exponential law to first order in 1 / width.
+
+    For a fully connected ReLU network in the NTK parameterisation, the exponent of E[K^2] / E[K]^2
+    is the sum over the H hidden layers of alpha_k / n_k with
+    alpha_k = 5 - 8 k (H + 1 - k) / (H + 1)^2. The constant is the mean of alpha_k, weighted by
+    1 / n_k as in Eq. 9. For equal widths it is 5 - (4/3) (H + 2) / (H + 1).
+
+    >>> [round(first_order_alpha([100.0] * depth), 2) for depth in (2, 5, 6)]
+    [3.22, 3.44, 3.48]
+    """
+    depth = len(widths) + 1
+    k = np.arange(1, depth)
+    alphas = 5 - 8 * k * (depth - k) / depth**2
+    return float(np.average(alphas, weights=1 / np.asarray(widths, float)))
 
 
 def _dense_path(
@@ -94,9 +107,9 @@ def _dense_stack(width: Width, hidden: Sequence[int], inputs: int) -> Stack:
 def scaled_widths(
     width: Width, hidden: Sequence[int], reference: int | None = None
 ) -> list[np.ndarray]:
-    """The hidden widths scaled by the paper's width ratio, `width / reference`.
+    """Return the hidden widths scaled by the paper's width ratio, `width / reference`, rounded.
 
-    The reference is the widest of them unless given.
+    The reference is the widest hidden layer if not given.
     """
     real_values("width", width, above=0)
     hidden = sequence_of("hidden", hidden, positive_int)
@@ -111,7 +124,9 @@ def scaled_widths(
 def bottleneck(
     channels: int = 256, width: int = 64, *, positions: int = 1, alpha: float = BOTTLENECK_ALPHA
 ) -> Module:
-    """The residual bottleneck block of Fig. 5: channels -> n -> n -> channels by 1x1, 3x3, 1x1.
+    """Return the residual bottleneck block of Fig. 5.
+
+    Its 1x1, 3x3 and 1x1 convolutions lead from `channels` to n, n and `channels` again.
 
     Args:
         channels: input and output channels of the block.
@@ -123,17 +138,10 @@ def bottleneck(
     0.115017
     """
     finite_number("alpha", alpha, above=0)
-    sizes = {"channels": channels, "width": width, "positions": positions}
-    for argument, size in sizes.items():
-        positive_int(argument, size)
-    path = functools.partial(
-        _bottleneck_path,
-        inputs=channels,
-        outputs=channels,
-        positions_in=positions,
-        positions_out=positions,
-        norm=False,
-    )
+    for name, size in {"channels": channels, "width": width, "positions": positions}.items():
+        positive_int(name, size)
+    block = _Block(channels, channels, positions, positions)
+    path = functools.partial(_bottleneck_path, block=block, norm=False)
     stack = functools.partial(_bottleneck_stack, channels=channels)
     return Module(f"bottleneck block of {channels} channels", width, path, alpha, stack)
 
@@ -142,13 +150,21 @@ def _bottleneck_stack(n: Width, channels: int) -> Stack:
     return Stack(channels, 9, [n, n])
 
 
-def _bottleneck_path(
-    n: Width, inputs: int, outputs: int, positions_in: int, positions_out: int, norm: bool
-) -> list[Layer]:
+class _Block(NamedTuple):
+    """Channels and output pixels of a bottleneck block; its width is `factor` times the first's."""
+
+    inputs: int
+    outputs: int
+    positions_in: int
+    positions_out: int
+    factor: int = 1
+
+
+def _bottleneck_path(n: Width, block: _Block, norm: bool) -> list[Layer]:
     return [
-        conv(inputs, n, positions=positions_in, norm=norm),
-        conv(n, n, kernel=3, positions=positions_out, norm=norm),
-        conv(n, outputs, positions=positions_out),
+        conv(block.inputs, n, positions=block.positions_in, norm=norm),
+        conv(n, n, kernel=3, positions=block.positions_out, norm=norm),
+        conv(n, block.outputs, positions=block.positions_out),
     ]
 
 
@@ -164,7 +180,7 @@ class ResNeXt(NamedTuple):
         stem_kernel: its kernel's side.
         stem_strides: its strides.
         pool: whether a 3x3 max pool of stride 2 follows it.
-        input_shape: height, width, channels of the images the counts are for.
+        input_shape: height, width and channels of the images that FLOPs are counted for.
         classes: outputs of the classifier.
     """
 
@@ -192,7 +208,7 @@ RESNEXTS = {
 
 
 def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
-    """A whole ResNeXt, layer by layer, as built by `ce_keras.zoo`.
+    """Return a whole ResNeXt, layer by layer, as `ce_keras.zoo` builds it.
 
     Args:
         shape: a name in `RESNEXTS`, or a :class:`ResNeXt`.
@@ -204,25 +220,18 @@ def resnext(shape: str | ResNeXt, width: int | None = None) -> Network:
     >>> resnext("resnext50").params(32, 4)
     25028904
     """
-    if isinstance(shape, str):
-        name, whole = shape, _lookup(shape, RESNEXTS, "shape")
-    else:
-        name, whole = "resnext", _checked_shape(shape)
+    name = shape if isinstance(shape, str) else "resnext"
+    whole = _lookup(shape, RESNEXTS, "shape") if isinstance(shape, str) else _checked_shape(shape)
     fixed, blocks = _resnext_layers(whole)
     paths = functools.partial(_block_paths, blocks=blocks)
     first = whole.width if width is None else positive_int("width", width)
-    stages = [
-        bottleneck(whole.filters * 2**stage, first * 2**stage) for stage in range(len(whole.blocks))
-    ]
+    factors = [2**stage for stage in range(len(whole.blocks))]
+    stages = [bottleneck(whole.filters * factor, first * factor) for factor in factors]
     return Network(name, stages[0], paths, fixed, stages)
 
 
 def _checked_shape(shape: Any) -> ResNeXt:
-    """Return the shape of a ResNeXt.
-
-    Raises:
-        ValueError: if it is none, or has a size that is not a whole number of 1 or more.
-    """
+    """Return the shape of a ResNeXt, whose sizes are whole numbers of 1 or more."""
     instance("shape", shape, ResNeXt, f"a ResNeXt, or one of {', '.join(RESNEXTS)}")
     for field, sizes in {"blocks": shape.blocks, "input_shape": shape.input_shape}.items():
         found = sequence_of(f"shape.{field}", sizes, positive_int)
@@ -234,9 +243,8 @@ def _checked_shape(shape: Any) -> ResNeXt:
     return shape
 
 
-def _resnext_layers(
-    shape: ResNeXt,
-) -> tuple[list[Layer], list[tuple[int, dict[str, int]]]]:
+def _resnext_layers(shape: ResNeXt) -> tuple[list[Layer], list[_Block]]:
+    """Return the layers that no design changes, and the bottleneck blocks."""
     *size, channels = shape.input_shape
 
     def stride(step: int) -> int:
@@ -247,39 +255,31 @@ def _resnext_layers(
     fixed = [conv(channels, shape.stem, shape.stem_kernel, positions=positions, norm=True)]
     if shape.pool:
         positions = stride(2)
-
-    block_shapes = []
+    blocks = []
     channels = shape.stem
-    for stage, blocks in enumerate(shape.blocks):
+    for stage, count in enumerate(shape.blocks):
         outputs = shape.filters * 2**stage
-        for block in range(blocks):
+        for index in range(count):
             before = positions
-            if stage > 0 and block == 0:
+            if stage > 0 and index == 0:
                 positions = stride(2)
-            # The last 1x1 convolution sums the paths: its normalisation is of the sum.
+            # The normalisation after the last 1x1 convolution is of the sum of all paths.
             fixed.append(Layer(0, outputs, norm=True))
             if channels != outputs:
                 fixed.append(conv(channels, outputs, positions=positions, norm=True))
-            sizes = {"inputs": channels, "outputs": outputs}
-            block_shapes.append(
-                (2**stage, {**sizes, "positions_in": before, "positions_out": positions})
-            )
+            blocks.append(_Block(channels, outputs, before, positions, 2**stage))
             channels = outputs
     fixed.append(dense(channels, shape.classes, bias=True))
-    return fixed, block_shapes
+    return fixed, blocks
 
 
-def _block_paths(n: Width, blocks: Sequence[tuple[int, dict[str, int]]]) -> list[Layer]:
-    """One path of every block; each block's width is a multiple of the first's."""
-    return [
-        layer
-        for factor, sizes in blocks
-        for layer in _bottleneck_path(factor * n, **sizes, norm=True)
-    ]
+def _block_paths(n: Width, blocks: Sequence[_Block]) -> list[Layer]:
+    """Return one path of every block."""
+    return [layer for each in blocks for layer in _bottleneck_path(each.factor * n, each, True)]
 
 
 def _figure_3(width: int | None = None) -> Module:
-    """Fig. 3's network as its published figures decode: L = 6 weight matrices, alpha = 3.07."""
+    """Return Fig. 3's network: the printed curve has L = 6 weight matrices and alpha = 3.07."""
     size = 500 if width is None else width
     stack = functools.partial(_dense_stack, hidden=[1] * 5, inputs=748)
     return Module("figure3", size, _figure_3_path, alpha=3.07, stack=stack)
@@ -287,12 +287,12 @@ def _figure_3(width: int | None = None) -> Module:
 
 def _figure_3_path(n: Width) -> list[Layer]:
     path = _dense_path(n, hidden=[1] * 5, inputs=748, outputs=1, bias=False)
-    # The figure's law has a term 1/n for each of the six matrices, where five of them have n
-    # inputs: a sixth, that has no outputs and so no parameters, stands for the first.
+    # The figure's law has a term 1/n for each of the six matrices, but only five have n inputs.
+    # A layer without outputs, and so without parameters, adds the sixth term.
     return [*path, dense(n, 0)]
 
 
-#: Baselines that can be asked for by name, each a function of an optional width.
+#: Baselines by name, each a function of an optional width.
 BASELINES: dict[str, Callable[[int | None], Module | Network]] = {
     **{name: functools.partial(resnext, name) for name in RESNEXTS},
     "figure3": _figure_3,
@@ -302,7 +302,7 @@ BASELINES: dict[str, Callable[[int | None], Module | Network]] = {
 def baseline(name: str) -> Module | Network:
     """Return a baseline by name: `"resnext29"`, or with its width, `"resnext29-1x226d"`.
 
-    The zoo's names, with an underscore, do as well.
+    The zoo's names, which have an underscore, are accepted too.
 
     Raises:
         ValueError: for an unknown name, or a design that is not a single path.
@@ -327,12 +327,10 @@ def baseline(name: str) -> Module | Network:
 
 
 def _lookup(name: str, known: dict[str, Any], argument: str) -> Any:
-    if not isinstance(name, str):
-        raise ValueError(f"{argument}: got {brief(name)}; it must be a name")
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(
         f"{argument}: unknown name {brief(name)}{hint} Known names: {', '.join(known)}"
     )

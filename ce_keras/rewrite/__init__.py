@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 
-from ce_keras.budget import Budget
 from ce_keras.checks import brief, one_of, positive_int
+from ce_keras.cost import Budget
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops as flops_of
 from ce_keras.layers.flops import parameters

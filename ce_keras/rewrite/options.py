@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from ce_keras.budget import Budget
 from ce_keras.checks import (
     brief,
     checked_seed,
@@ -14,6 +13,7 @@ from ce_keras.checks import (
     one_of,
     positive_int,
 )
+from ce_keras.cost import Budget
 from ce_keras.geometry import Design
 from ce_keras.solution import Mode
 

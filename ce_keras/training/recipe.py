@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ce_keras.checks import brief, finite_number, shortened, value_of
-from ce_keras.designs import MODES
+from ce_keras.designs import DESIGN_MODES
 from ce_keras.geometry import RESNEXTS
 
 #: Where recipes are found by name: beside the package in a clone, inside it when installed.
@@ -321,7 +321,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
 
     return [
         ("model.name", model.name in _NETWORKS, f"one of {', '.join(_NETWORKS)}"),
-        ("model.mode", model.mode in MODES, f"one of {', '.join(MODES)}"),
+        ("model.mode", model.mode in DESIGN_MODES, f"one of {', '.join(DESIGN_MODES)}"),
         ("model.stem", has_stem(model.stem), f"{_SIZE}, of a ResNeXt"),
         ("model.stem_strides", has_stem(model.stem_strides), f"{_SIZE}, of a ResNeXt"),
         ("model.depth", 2 <= model.depth <= _MOST_LAYERS, f"from 2 to {_MOST_LAYERS:,}"),

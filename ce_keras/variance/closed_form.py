@@ -1,61 +1,58 @@
-"""The tangent kernel of a ReLU stack at initialisation: exact moments, at any width.
+"""Exact moments of the tangent kernel of a ReLU stack at initialisation, at any width.
 
 The stack is Eq. 3's: weights of variance 2 / fan_in before a ReLU and 1 / fan_in before the output,
-no biases, one output unit. Its first hidden layer is applied at P positions of the input, whose
-activations the second layer reads together: the 1x1 convolution below a 3x3 one, read at one pixel,
-has nine positions; a fully connected network has one. Any number of hidden layers follows. The
-kernel at one input is a sum over the H + 1 weight matrices, K = K_1 + ... + K_{H+1}.
+no biases, one output unit. Its first hidden layer is applied at P positions of the input, and the
+second layer reads the activations of all P together. A fully connected network has one position.
+In the bottleneck block, read at one pixel, the 1x1 convolution has the nine positions of the 3x3
+one. Any number of hidden layers follows. The kernel at one input is a sum of contributions of the
+H + 1 weight matrices, K = K_1 + ... + K_{H+1}.
 
-Given a layer's activations, the next weight matrix has a part along them, which fixes the forward
-pass, and an independent rest, which only the backward pass sees. Because ReLU is homogeneous, the
-first two moments of the gradient that comes back are those of an isotropic vector, and all second
-moments close. With n_k the widths, q = E[g^4] / E[g^2]^2 of the slope g (2 for ReLU: it is 0 or 1),
+Given a layer's activations, split the next weight matrix into its component along them, which
+determines the forward pass, and the independent rest, which only the backward pass depends on.
+Because ReLU is homogeneous, the first two moments of the output gradients are those of an isotropic
+vector, and the second moments obey a closed recursion. With n_k the widths and
+q = E[g^4] / E[g^2]^2 of the slope g (2 for ReLU, whose slope is 0 or 1),
 
     Q_k = prod_{j >= k} (1 + (3 q - 1) / n_j)
     C_{mm} = Q_m,    C_{lm} = (1 - 1/n_l) C_{l+1,m} + (q / n_l) Q_{l+1}    for 2 <= l < m
 
-are the moments E[K_l K_m] / (E[K_l] E[K_m]) behind the first hidden layer, given a fixed input. The
-first hidden layer multiplies them by 1 + sigma / n_1, and has for its own matrix
+are the moments E[K_l K_m] / (E[K_l] E[K_m]) of the matrices above the first hidden layer, given its
+activations. The first hidden layer multiplies them by 1 + sigma / n_1, and its own matrix has
 
     E_{11} = Q_2 (1 + omega / n_1),    E_{1m} = C_{2m} (1 + tau / n_1) + (Q_2 - C_{2m}) r / n_1,
 
-with sigma, tau, omega and r sums over pairs of positions of expectations of two correlated normal
-numbers (`_first_layer`). So every moment is a polynomial in the 1 / n_k. With one position it is
+where sigma, tau, omega and r are sums over pairs of positions of expectations of two correlated
+normal numbers (`_first_layer`). So every moment is a polynomial in the 1 / n_k. With one position,
 
     E[K_l K_m] / (E[K_l] E[K_m])
         = prod_k (1 + 5 / n_k) * (1/3 + 2/3 prod_{l <= k < m} (n_k - 1) / (n_k + 5)).
 
-The same holds for every activation that is linear on either side of zero. Not exact, and so not
-here: off-diagonal entries, outputs pooled over positions, biases, other activations. Their kernels
-are drawn (`ce_keras.variance.fit_alpha`).
+The same holds for every activation that is linear on either side of zero. There is no closed form
+for off-diagonal entries, outputs pooled over positions, biases or other activations; use
+`ce_keras.variance.fit_alpha` for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ce_keras.checks import (
+    MOST_LAYERS,
     Parameterization,
     brief,
     checked_parameterization,
     finite_number,
+    layer_widths,
     positive_int,
     real_array,
 )
 
-# Deeper networks are a slip.
-_MOST_LAYERS = 10_000
-
-#: Homogeneous activations by Keras' names: their slopes for positive and for negative numbers.
-ACTIVATIONS = {
-    "relu": (1.0, 0.0),
-    "leaky_relu": (1.0, 0.2),
-    "linear": (1.0, 1.0),
-}
+#: Slopes of homogeneous activations for positive and for negative numbers, by Keras' names.
+ACTIVATIONS = {"relu": (1.0, 0.0), "leaky_relu": (1.0, 0.2), "linear": (1.0, 1.0)}
 
 #: Name of a homogeneous activation, or its slopes for positive and for negative numbers.
 Activation = str | tuple[float, float]
@@ -120,7 +117,7 @@ def kernel_moments(
 
     Raises:
         ValueError: for widths that are not whole numbers of 1 or more, an unknown
-            parameterisation, a missing input size, a matrix that is no Gram matrix, or an
+            parameterisation, a missing input size, a matrix that is not a Gram matrix, or an
             activation that is not linear on either side of zero.
 
     >>> moments = kernel_moments([3, 5])
@@ -132,7 +129,7 @@ def kernel_moments(
     """
     if inputs is not None:
         positive_int("inputs", inputs)
-    n = np.array(checked_widths(widths), dtype=float)
+    n = np.array(layer_widths("widths", widths), dtype=float)
     gram = _checked_gram(gram)
     slopes = slopes_of(activation)
     size = float(np.diag(gram).mean())
@@ -157,8 +154,8 @@ def relative_variance(widths: Any, gram: Any = None, activation: Activation = "r
     """
     n = np.asarray(widths, dtype=float)
     growth, ratios = _second_moments(n, _checked_gram(gram), slopes_of(activation))
-    # exp(growth) * mean - 1, without losing the small difference of wide networks. Deep, narrow
-    # ones can exceed the range of floats: infinite variance is the right answer.
+    # exp(growth) * mean - 1 without cancellation where networks are wide. Deep, narrow networks
+    # may exceed the range of floats: their variance is returned as infinite.
     with np.errstate(over="ignore"):
         return np.expm1(growth + np.log(ratios.mean(axis=(-2, -1))))
 
@@ -168,16 +165,16 @@ def variance_coefficients(
 ) -> np.ndarray:
     """Return c_1, ..., c_H of Var(K) / E[K]^2 = sum_k c_k / n^k, for hidden widths `ratios * n`.
 
-    The variance is a polynomial in 1 / n without a constant, of as many terms as there are hidden
-    layers.
+    The variance is a polynomial in 1 / n without a constant term; its degree is the number of
+    hidden layers.
 
     Args:
-        ratios: of the hidden widths to n, first to last; at most eight.
+        ratios: hidden widths over n, first to last; at most eight.
         gram: as in `kernel_moments`.
         activation: as in `kernel_moments`.
 
     Raises:
-        ValueError: for more hidden layers: their polynomial is not well told by its values.
+        ValueError: for more than eight layers, where interpolation is inaccurate.
 
     >>> variance_coefficients([1, 1], gram_of(9, 1.0)).round(3).tolist()  # 58/9 and 113/9.
     [6.444, 12.556]
@@ -186,15 +183,15 @@ def variance_coefficients(
     degree = scale.size if scale.ndim == 1 and (scale > 0).all() else 0
     if not 1 <= degree <= MOST_COEFFICIENTS:
         raise ValueError(
-            f"ratios: got {degree}; coefficients are told for 1 to {MOST_COEFFICIENTS} layers"
+            f"ratios: got {degree}; coefficients are known for 1 to {MOST_COEFFICIENTS} layers"
         )
-    # Chebyshev's nodes in (0, 1) tell a polynomial of low degree to all but a few digits.
+    # Interpolation at Chebyshev nodes in (0, 1) is well conditioned for low degrees.
     x = (1 + np.cos(np.pi * (2 * np.arange(degree) + 1) / (2 * degree))) / 2
     values = relative_variance(scale / x[:, None], gram, activation)
     return np.linalg.solve(x[:, None] ** np.arange(1, degree + 1), values)
 
 
-#: Hidden layers whose polynomial is well told by its values.
+#: The largest number of hidden layers whose polynomial is interpolated accurately.
 MOST_COEFFICIENTS = 8
 
 
@@ -202,13 +199,13 @@ def gram_of(positions: int, correlation: Any = 1.0) -> np.ndarray:
     """Return the Gram matrix of positions of mean square 1, `(positions, positions)`.
 
     Args:
-        positions: how many.
-        correlation: of every pair of them, at most 1 and such that there are such vectors: not
-            below -1 / (positions - 1). Or the matrix of all correlations, or of products.
+        positions: the number of positions.
+        correlation: of every pair of them, from -1 / (positions - 1) to 1; or the matrix of all
+            correlations, or of products.
 
     Raises:
-        ValueError: for a number out of its range, or a matrix of another size or that is no Gram
-            matrix.
+        ValueError: for a number out of its range, or a matrix of another size or that is not a
+            Gram matrix.
 
     >>> gram_of(2, 0.5).tolist()
     [[1.0, 0.5], [0.5, 1.0]]
@@ -244,11 +241,7 @@ class Slopes(NamedTuple):
 
 
 def slopes_of(activation: Any) -> Slopes:
-    """Return the slopes of an activation, by its name or as they are.
-
-    Raises:
-        ValueError: for an activation that is not linear on either side of zero.
-    """
+    """Return the slopes of an activation that is linear on either side of zero."""
     if isinstance(activation, str) and activation in ACTIVATIONS:
         return Slopes(*ACTIVATIONS[activation])
     if isinstance(activation, tuple | list) and len(activation) == 2:
@@ -257,23 +250,22 @@ def slopes_of(activation: Any) -> Slopes:
             return slopes
     raise ValueError(
         f"activation: got {brief(activation)}; the closed form is for {', '.join(ACTIVATIONS)}, or "
-        "two slopes such as (1, 0.1). Kernels of others are drawn: "
-        "ce_keras.variance.fit_alpha(build, width=...)"
+        "two slopes such as (1, 0.1). For others use ce_keras.variance.fit_alpha(build, width=...)"
     )
 
 
 def _second_moments(
     n: np.ndarray, gram: np.ndarray, slopes: Slopes
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logarithm of a common factor, and E[K_l K_m] / (E[K_l] E[K_m]) over it.
+    """Return log(Q_2) and E[K_l K_m] / (E[K_l] E[K_m]) / Q_2.
 
-    The factor is Q_2, the growth of all layers behind the first; it overflows before its
-    logarithm does. For widths of shape `(..., H)`: shapes `(...)` and `(..., H + 1, H + 1)`.
+    Q_2, a factor of all moments, would overflow for deep, narrow networks. For widths of shape
+    `(..., H)` the results have shapes `(...)` and `(..., H + 1, H + 1)`.
     """
     layers = n.shape[-1]
     q = slopes.kurtosis
     growth = 1 + (3 * q - 1) / n
-    # C_{lm} / Q_l of the matrices behind the first hidden layer, counted from 0: 1 if l = m.
+    # C_{lm} / Q_l of the matrices above the first hidden layer, counted from 0; 1 for l = m.
     behind = np.ones((*n.shape[:-1], layers, layers))
     for m in range(1, layers):
         for l in reversed(range(m)):  # noqa: E741 - The formula's letter.
@@ -294,9 +286,9 @@ def _second_moments(
 def _first_layer(gram: np.ndarray, slopes: Slopes) -> tuple[float, float, float, float]:
     """Return omega, sigma, tau and r of the first hidden layer.
 
-    Two positions' preactivations u, v are normal, at an angle theta. With g the slope at each,
-    h = g u the activations: omega needs E[g_p^2 g_q^2], tau E[h_p^2 g_q^2], sigma E[h_p^2 h_q^2]
-    and r E[h_p h_q g_p g_q], each a sum over the four quadrants of (u, v).
+    The preactivations u, v of two positions p, q are normal, at an angle theta. With g the slope
+    and h = g u the activation at each, omega needs E[g_p^2 g_q^2], tau E[h_p^2 g_q^2], sigma
+    E[h_p^2 h_q^2] and r E[h_p h_q g_p g_q], each a sum over the four quadrants of (u, v).
     """
     squares = np.diag(gram)
     size = np.sqrt(np.outer(squares, squares))
@@ -304,14 +296,13 @@ def _first_layer(gram: np.ndarray, slopes: Slopes) -> tuple[float, float, float,
     angle = np.arccos(cosine)
 
     def quadrants(moment: Callable[..., Any], opposite: int = 1) -> Any:
-        """Sum a moment of the quadrant u, v > 0 over all: where signs differ, at pi - theta."""
+        """Sum a moment of the quadrant u, v > 0 over all four; other signs mean pi - theta."""
         same = slopes.positive**4 + slopes.negative**4
         other = 2 * (slopes.positive * slopes.negative) ** 2
         beside = moment(np.pi - angle, -cosine)
         return same * moment(angle, cosine) + opposite * other * beside
 
-    def active(theta: Any, cos: Any) -> Any:  # E[1_u 1_v]
-        del cos
+    def active(theta: Any, _: Any) -> Any:  # E[1_u 1_v]
         return (np.pi - theta) / (2 * np.pi)
 
     def square(theta: Any, cos: Any) -> Any:  # E[u^2 1_u 1_v] over its variance
@@ -338,7 +329,7 @@ def layer_means(
     positions: int = 1,
     slopes: Slopes | None = None,
 ) -> np.ndarray:
-    """Return E[K_l] of every weight matrix, at an input of mean square 1. Arguments as above."""
+    """Return E[K_l] of every weight matrix, at an input of mean square 1."""
     if checked_parameterization(parameterization) == "ntk":
         return np.ones(len(n) + 1)
     if inputs is None:
@@ -353,43 +344,25 @@ def layer_means(
     return fan_in / gain
 
 
-def checked_widths(widths: Any) -> list[int]:
-    """Return hidden widths as plain `int`s.
-
-    Raises:
-        ValueError: unless they are whole numbers of 1 or more, and at least one.
-    """
-    if isinstance(widths, str | bytes | Mapping) or not isinstance(widths, Iterable):
-        raise ValueError(f"widths: got {brief(widths)}; it must be a list of whole numbers")
-    found = [positive_int("widths", width) for width in widths]
-    if not 1 <= len(found) <= _MOST_LAYERS:
-        raise ValueError(f"widths: got {brief(found)}; there must be 1 to {_MOST_LAYERS:,} layers")
-    return found
-
-
 def _checked_gram(gram: Any, argument: str = "gram") -> np.ndarray:
-    """Return a Gram matrix, that of one position of mean square 1 if none is given.
-
-    Raises:
-        ValueError: for a matrix that is not square, symmetric and positive semidefinite.
-    """
+    """Return a symmetric, positive semidefinite matrix; by default of one position of square 1."""
     if gram is None:
         return np.ones((1, 1))
     matrix = real_array(argument, gram)
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and matrix.size > 0
     if not square or not np.allclose(matrix, matrix.T, atol=1e-8 * abs(matrix).max()):
         raise ValueError(f"{argument}: got shape {matrix.shape}; it must be square and symmetric")
-    # Rounding leaves eigenvalues a little below zero.
+    # Rounding may leave eigenvalues slightly below zero.
     if np.linalg.eigvalsh(matrix)[0] < -1e-6 * np.trace(matrix) or not np.trace(matrix) > 0:
         raise ValueError(f"{argument}: no vectors have these products: it has eigenvalues below 0")
     return matrix
 
 
 def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndarray:
-    """The kernel that the network's tends to as its layers widen (NTK parameterisation).
+    """Return the limit of a fully connected ReLU network's kernel at infinite width.
 
-    Layer by layer, by the arc-cosine kernels: with t the angle between two inputs' activations, the
-    units active for both are the fraction (1 - t / pi) / 2.
+    In the NTK parameterisation, layer by layer by the arc-cosine kernels: with t the angle between
+    two inputs' activations, a fraction (1 - t / pi) / 2 of the units is active for both.
 
     Args:
         x1: inputs, `(p, features)`.
@@ -400,13 +373,13 @@ def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndar
         An array of shape `(p, q)`.
 
     Raises:
-        ValueError: for a depth below 1, or inputs that are not two tables of one number of columns.
+        ValueError: for a depth below 1, or inputs that are not two matrices of as many columns.
 
     >>> x = np.array([[1.0, 0.0], [-1.0, 0.0]])
-    >>> infinite_width_kernel(x, x, depth=4).round(2).tolist()  # Its diagonal: depth * |x|^2 / 2.
+    >>> infinite_width_kernel(x, x, depth=4).round(2).tolist()  # The diagonal is depth |x|^2 / 2.
     [[2.0, 0.34], [0.34, 2.0]]
     """
-    positive_int("depth", depth, _MOST_LAYERS)
+    positive_int("depth", depth, MOST_LAYERS)
     x1, x2 = real_array("x1", x1), real_array("x2", x2)
     if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
         raise ValueError(
@@ -415,28 +388,11 @@ def infinite_width_kernel(x1: np.ndarray, x2: np.ndarray, depth: int) -> np.ndar
         )
     scale = 2 / x1.shape[1]
     covariance, kernel = scale * x1 @ x2.T, scale * x1 @ x2.T
-    # Weights of variance 2 / fan_in keep every input's own mean square as it is.
+    # Weights of variance 2 / fan_in preserve every input's mean square.
     size = scale * np.sqrt((x1**2).sum(1)[:, None] * (x2**2).sum(1))
     for _ in range(depth - 1):
         cosine = np.divide(covariance, size, out=np.zeros_like(size), where=size > 0).clip(-1, 1)
         both_active = 1 - np.arccos(cosine) / np.pi
         covariance = size * np.sqrt(1 - cosine**2) / np.pi + covariance * both_active
         kernel = covariance + kernel * both_active
-    return kernel / 2  # The output's weights have half the others' variance.
-
-
-def first_order_alpha(widths: Sequence[float]) -> float:
-    """The constant of the exponential law to first order in 1 / width (NTK parameterisation).
-
-    The exponent of E[K^2] / E[K]^2 is the sum over hidden layers of alpha_k / n_k with
-    alpha_k = 5 - 8 k (H + 1 - k) / (H + 1)^2; this is their mean, weighed as Eq. 9 weighs layers.
-    For equal widths it is 5 - (4/3) (H + 2) / (H + 1).
-
-    >>> [round(first_order_alpha([100.0] * depth), 2) for depth in (2, 5, 6)]
-    [3.22, 3.44, 3.48]
-    """
-    depth = len(widths) + 1
-    k = np.arange(1, depth)
-    return float(
-        np.average(5 - 8 * k * (depth - k) / depth**2, weights=1 / np.asarray(widths, float))
-    )
+    return kernel / 2  # The output layer's weights have half the variance of the others.

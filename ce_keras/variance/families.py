@@ -1,4 +1,4 @@
-"""What Algorithm 1 is run on: networks of one kind, by width."""
+"""The networks that Algorithm 1 draws: a family of Keras models, one for each width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ce_keras.checks import brief, called, positive_int, real_array
+from ce_keras.checks import brief, called, function, positive_int, real_array
 from ce_keras.geometry import Module, Stack
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkFamily:
-    """Networks by width, whatever describes them.
+    """Networks of one architecture, by width.
 
     Attributes:
-        name: how reports call it.
-        width: the baseline's.
+        name: its name in reports.
+        width: the baseline's width.
         inverse_fan_in: S of Eq. 9 for an array of widths.
-        input_shape: of one example.
-        build: a Keras network of a width.
-        stack: the same as a stack of ReLU layers, where it is one.
+        input_shape: shape of one example.
+        build: a function from a width to a Keras network.
+        stack: a function from a width to a stack of ReLU layers, if the network is one.
     """
 
     name: str
@@ -37,7 +37,7 @@ class NetworkFamily:
 
 
 def family_of(module: Module | Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
-    """The argument of `fit_alpha` as a family of networks.
+    """Return the network family of `fit_alpha`'s arguments.
 
     Raises:
         ValueError: for anything that is neither a module nor a function that builds Keras models
@@ -46,12 +46,8 @@ def family_of(module: Module | Callable[[int], keras.Model], width: int | None) 
     """
     if isinstance(module, Module):
         return _of_module(module, width)
-    if not callable(module):
-        raise ValueError(
-            f"module: got {brief(module)}; it must be a ce_keras.geometry.Module, or a function "
-            "from a width to a Keras model"
-        )
-    return _of_function(module, width)
+    wanted = "a ce_keras.geometry.Module, or a function from a width to a Keras model"
+    return _of_function(function("module", module, wanted), width)
 
 
 def _of_module(module: Module, width: int | None) -> NetworkFamily:
@@ -74,15 +70,15 @@ def _of_module(module: Module, width: int | None) -> NetworkFamily:
     return NetworkFamily(module.name, module.width, module.inverse_fan_in, shape, build, stack)
 
 
-def _of_function(function: Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
+def _of_function(build_one: Callable[[int], keras.Model], width: int | None) -> NetworkFamily:
     if width is None:
         raise ValueError("width: needed with a function: the width of the baseline")
-    name = getattr(function, "__name__", type(function).__name__)
+    name = getattr(build_one, "__name__", type(build_one).__name__)
 
     def build(n: int) -> keras.Model:
         import keras
 
-        model = called("module", function, n)
+        model = called("module", build_one, n)
         if not isinstance(model, keras.Model):
             raise ValueError(f"module: {name}({n}) gave {brief(model)}; it must be a Keras model")
         if len(model.inputs or ()) != 1 or len(model.outputs or ()) != 1:
@@ -103,7 +99,7 @@ def _of_function(function: Callable[[int], keras.Model], width: int | None) -> N
 
 
 def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator) -> np.ndarray:
-    """The one or two inputs, shape `(p, ...)`: those given, or a Gaussian one.
+    """Return the one or two given inputs, shape `(p, ...)`, or a Gaussian one.
 
     Raises:
         ValueError: for inputs of another shape, or a shape that is not known.
@@ -118,7 +114,7 @@ def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator)
     pairs = zip(("x1", "x2"), (x1, x2), strict=True)
     given = [real_array(name, x) for name, x in pairs if x is not None]
     for name, x in zip(("x1", "x2"), given, strict=False):
-        # A fully connected stack has one position, which need not be said.
+        # The one position of a fully connected stack may be left out.
         allowed = (shape, shape[1:]) if family.stack and shape[0] == 1 else (shape,)
         if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:
             raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")

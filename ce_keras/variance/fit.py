@@ -8,31 +8,31 @@ True
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ce_keras import files
 from ce_keras.checks import (
     Parameterization,
     brief,
     checked_parameterization,
     checked_seed,
     file_path,
+    function,
     one_of,
     positive_int,
     real_array,
 )
+from ce_keras.files import ResumableResults
 from ce_keras.geometry import Module
+from ce_keras.plotting import COLOR, axes_for
 from ce_keras.progress import progress
-from ce_keras.variance import closed_form
+from ce_keras.variance.closed_form import kernel_moments
 from ce_keras.variance.families import NetworkFamily, family_of, inputs_of
 from ce_keras.variance.law import PolynomialLaw
 from ce_keras.variance.samplers import chain_kernels, generator, stack_kernels
@@ -41,32 +41,30 @@ if TYPE_CHECKING:
     import keras
     from matplotlib.axes import Axes
 
-#: From widths, each with its random numbers, to as many kernels of each.
-Kernels = Callable[[Iterable[tuple[int, np.random.Generator]]], Generator[np.ndarray]]
 Method = Literal["closed_form", "sampler", "ensemble", "tape"]
+#: A function from a width and a generator to independent draws of one entry of the kernel.
+Draw = Callable[[int, np.random.Generator], np.ndarray]
 
-logger = logging.getLogger("ce_keras")
-
-# A second moment that rests on fewer draws than this hides its own tail.
+# With fewer draws than this carrying the second moment, their scatter understates its error.
 _FEW = 30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AlphaFit:
-    """A fitted variance law, and what it was fitted to.
+    """A fitted variance law, and the points it was fitted to.
 
     Attributes:
-        module: name of what was fitted.
-        method: how its kernels were had, as in `fit_alpha`.
+        module: name of the module.
+        method: how its kernels were obtained, as in `fit_alpha`.
         draws: kernels drawn for each width; 0 for the closed form.
-        alpha: the slope of log(E[K^2] / E[K]^2) against S: what `ce_keras.search` takes.
+        alpha: the slope of log(E[K^2] / E[K]^2) against S, which `ce_keras.search` takes.
         alpha_error: its standard error.
-        intercept: where the line meets S = 0; the law has 0.
-        width: the widths that were looked at.
+        intercept: the line's value at S = 0; the law has 0.
+        width: the widths of the points.
         inverse_fan_in: S of Eq. 9 at each width.
         log_ratio: log(E[K^2] / E[K]^2) at each width.
         log_ratio_error: its standard errors.
-        parameterization: whose kernel it is: `"ntk"` or `"standard"`.
+        parameterization: of the kernel: `"ntk"` or `"standard"`.
     """
 
     module: str
@@ -83,7 +81,7 @@ class AlphaFit:
 
     @property
     def residuals(self) -> np.ndarray:
-        """What the line leaves of `log_ratio`."""
+        """`log_ratio` minus the line."""
         return self.log_ratio - self.intercept - self.alpha * self.inverse_fan_in
 
     @property
@@ -92,34 +90,38 @@ class AlphaFit:
         return np.expm1(self.log_ratio)
 
     @property
+    def variance_error(self) -> np.ndarray:
+        """The standard error of the variance at each width."""
+        return np.exp(self.log_ratio) * self.log_ratio_error
+
+    @property
     def misfit(self) -> np.ndarray:
         """The law's variance over the measured one, at each width."""
         return np.expm1(self.alpha * self.inverse_fan_in) / self.variance
 
     @property
     def holds(self) -> bool:
-        """Whether the law's variance is within a tenth of the measured one, at every width.
+        """True if the law's variance is within a tenth of the measured one, at every width.
 
-        Two standard errors are added to the tenth. Where it does not hold, a search is better
-        given the measured curve: `search(..., law=fit.table())`.
+        Two standard errors are added to the tenth. If it is false, a search is more accurate with
+        the measured curve: `search(..., law=fit.table())`.
         """
-        error = 2 * self.log_ratio_error * np.exp(self.log_ratio) / self.variance
+        error = 2 * self.variance_error / self.variance
         return bool((abs(np.log(self.misfit)) <= np.log(1.1) + error).all())
 
     @property
     def polynomial(self) -> PolynomialLaw:
-        """The same points fitted by a polynomial in 1 / width: what `search(..., law=fit)` uses.
+        """A polynomial in 1 / width fitted to the same points, which `search(..., law=fit)` uses.
 
-        It holds beyond the widths that were drawn, where the exponential law bends away.
+        Unlike the exponential law, it can be extrapolated beyond the widths that were drawn.
 
         Raises:
             ValueError: for a variance that is not positive: draw more.
         """
-        errors = np.exp(self.log_ratio) * self.log_ratio_error
-        return PolynomialLaw(self.width, self.variance, errors)
+        return PolynomialLaw(self.width, self.variance, self.variance_error)
 
     def from_width(self, width: int) -> AlphaFit:
-        """The line through the points of this width and wider ones: where the law does not bend.
+        """Return the fit of the points of this width and above only.
 
         Raises:
             ValueError: if fewer than two points are left.
@@ -130,32 +132,32 @@ class AlphaFit:
             raise ValueError(
                 f"width: got {width}; a line needs two widths or more, of {self.width.tolist()}"
             )
-        arrays = {
-            name: getattr(self, name)[kept]
-            for name in ("width", "inverse_fan_in", "log_ratio", "log_ratio_error")
-        }
-        alpha, error, intercept = _line(
-            arrays["inverse_fan_in"], arrays["log_ratio"], arrays["log_ratio_error"]
-        )
-        return dataclasses.replace(
-            self, alpha=alpha, alpha_error=error, intercept=intercept, **arrays
-        )
+        names = ("width", "inverse_fan_in", "log_ratio", "log_ratio_error")
+        arrays = {name: getattr(self, name)[kept] for name in names}
+        return dataclasses.replace(self, **_line(*list(arrays.values())[1:]), **arrays)
 
     def table(self) -> dict[int, tuple[float, float]]:
-        """The measured variance and its standard error by width, as `search` takes for `law`."""
-        errors = np.exp(self.log_ratio) * self.log_ratio_error
-        rows = zip(self.width, self.variance, errors, strict=True)
+        """Return the measured variance and its standard error by width, for `search(law=...)`."""
+        rows = zip(self.width, self.variance, self.variance_error, strict=True)
         return {int(n): (float(v), float(e)) for n, v, e in rows}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the points with their errors, and the line.
+        """Draw the points with two standard errors, and the line, and return the axes.
 
         Args:
             ax: where to draw; a new figure if not given.
         """
-        from ce_keras import plotting
-
-        return plotting.alpha_fit(self, ax)
+        ax = axes_for(ax)
+        s, errors = self.inverse_fan_in, 2 * self.log_ratio_error
+        ax.errorbar(s, self.log_ratio, errors, fmt="o", ms=4, color="black", capsize=3)
+        ends = np.array([0, s.max()])
+        label = f"alpha = {self.alpha:.3f} ± {self.alpha_error:.3f}"
+        ax.plot(ends, self.intercept + self.alpha * ends, color=COLOR, label=label)
+        ax.legend(loc="upper left", frameon=False)
+        ax.set_xlabel("S, the sum of 1/fan-in")
+        ax.set_ylabel("log(E[K²]/E[K]²)")
+        ax.set_title(f"{self.module}, widths {self.width[0]} to {self.width[-1]}", fontsize=11)
+        return ax
 
     def __repr__(self) -> str:
         how = "" if self.method == "closed_form" else f", {self.draws} draws for each width"
@@ -185,41 +187,40 @@ def fit_alpha(
 ) -> AlphaFit:
     """Fit the constant of the variance law to a module's kernel at initialisation (Algorithm 1).
 
-    As in the paper, log(E[K^2] / E[K]^2) is fitted by a straight line in S, with an intercept,
-    every width counting alike. A narrow, deep network's kernel has heavy tails: its second moment
-    rests on few draws, and the standard error says so.
+    As in the paper, log(E[K^2] / E[K]^2) is fitted by a straight line in S with an intercept, and
+    every width has the same weight. The kernel of a narrow, deep network has heavy tails: few
+    draws carry its second moment, and the standard error is larger accordingly.
 
     Args:
         module: from `ce_keras.geometry`; or a function from a width to a Keras model of one
-            input and one output, whose `width` has to be said. S is then read from the model's
-            layers.
-        ratios: widths to look at, as fractions of the module's; by default twelve widths, evenly
+            input and one output, which needs `width`. S is then read from the model's layers.
+        ratios: widths to fit, as fractions of the module's; by default twelve widths, evenly
             spaced from 1 to the module's.
         draws: networks drawn for each width (T of Algorithm 1).
         x1: the input, of the model's input shape; `(inputs,)`, or `(positions, inputs)`, for a
             module whose first layer is applied at several positions. Gaussian by default.
         x2: the other input, of an off-diagonal entry; the same as `x1` by default.
-        readout: of Keras models: the scalar output whose kernel it is. From the outputs of
-            several networks, `(networks, ...)`, to one number of each, `(networks,)`. By default
-            the first unit at the middle position.
+        readout: for Keras models, the scalar output whose kernel is fitted: a function from the
+            outputs of several networks, `(networks, ...)`, to one number of each, `(networks,)`.
+            By default the first unit at the middle position.
         method: `"closed_form"`: exact, for a diagonal entry of fully connected ReLU modules.
             `"sampler"`: kernels drawn without the networks, for ReLU stacks such as the
             bottleneck block. `"ensemble"`: Keras networks, the draws being the paths of one
-            collegial ensemble; only where every layer has a grouped form, and an initialiser of
-            Keras' own. `"tape"`: Algorithm 1 as printed, a Keras network built for every draw.
-            `"auto"`: the first of these that can.
-        seed: for reproducible draws; a checkpoint needs one. By tape, a model that Keras cannot
-            rebuild from its configuration is drawn by its own function, which no seed reaches.
-        width: the baseline's width, where `module` is a function.
+            collegial ensemble; every layer needs a grouped form and an initialiser of Keras' own.
+            `"tape"`: Algorithm 1 as printed, a Keras network built for every draw. `"auto"`: the
+            first of these that applies.
+        seed: for reproducible draws; a checkpoint needs one. With `"tape"`, a model that Keras
+            cannot rebuild from its configuration is drawn by its own function, without the seed.
+        width: the baseline's width, if `module` is a function.
         parameterization: `"ntk"`: every weight's gradient is multiplied by the standard deviation
-            that the weight starts with, which makes it the kernel of the NTK parameterisation
-            (Eq. 3); what starts at a constant, as biases do, drops out. `"standard"`: all
-            trainable variables as they are.
-        checkpoint: a file that keeps the widths that are done; a later call with the same
-            arguments goes on from there.
+            of the weight's initial distribution, which gives the kernel of the NTK parameterisation
+            (Eq. 3); weights that start at a constant, such as biases, contribute nothing.
+            `"standard"`: all trainable variables as they are.
+        checkpoint: a file that keeps the finished widths; a later call with the same arguments
+            goes on from there.
 
     Returns:
-        The fit, which says what method it used.
+        The fit, with the method it used.
 
     Raises:
         ValueError: for a method that does not apply, ratios that are not in (0, 1] or give fewer
@@ -231,8 +232,8 @@ def fit_alpha(
     if positive_int("draws", draws) < 2:
         raise ValueError(f"draws: got {draws!r}; a variance needs 2 or more")
     checked_parameterization(parameterization)
-    if readout is not None and not callable(readout):
-        raise ValueError(f"readout: got {brief(readout)}; it must be a function of the outputs")
+    if readout is not None:
+        function("readout", readout, "a function of the outputs")
     seed = checked_seed(seed)
     if checkpoint is not None and file_path("checkpoint", checkpoint).is_dir():
         raise ValueError(f"checkpoint: {checkpoint} is a folder; name a file")
@@ -250,7 +251,7 @@ def fit_alpha(
     if method == "closed_form":
         points, errors, draws = _exact(family, widths, parameterization), np.zeros(len(s)), 0
     else:
-        key: dict[str, Any] = {
+        key = {
             "module": family.name,
             "method": method,
             "widths": widths.tolist(),
@@ -258,19 +259,15 @@ def fit_alpha(
             "seed": seed,
             "parameterization": parameterization,
             "x": x.tolist(),
-            "networks": _probe(family, x, readout) if checkpoint is not None else None,
+            "networks": _network_key(family, x, readout) if checkpoint is not None else None,
         }
-        key = files.plain(key)  # As it comes back from the file.
-        kernels = _kernels(family, x, draws, method, readout, parameterization)
-        points, errors = _measure(kernels, widths, rngs, key, checkpoint)
-    alpha, alpha_error, intercept = _line(s, points, errors)
+        draw = _draw_function(family, x, draws, method, readout, parameterization)
+        points, errors = _measure(draw, widths, rngs, ResumableResults(checkpoint, key))
     return AlphaFit(
         module=family.name,
         method=method,
         draws=draws,
-        alpha=alpha,
-        alpha_error=alpha_error,
-        intercept=intercept,
+        **_line(s, points, errors),
         width=widths,
         inverse_fan_in=s,
         log_ratio=points,
@@ -279,13 +276,13 @@ def fit_alpha(
     )
 
 
-def _probe(family: NetworkFamily, x: np.ndarray, readout: Callable[[Any], Any] | None) -> Any:
-    """What tells one function of networks from another, whatever both are called."""
+def _network_key(family: NetworkFamily, x: np.ndarray, readout: Any) -> Any:
+    """Return values that differ for two functions that build different networks."""
     if family.stack is not None:
         return None
-    from ce_keras.variance.networks import middle_unit, probe
+    from ce_keras.variance.networks import middle_unit, network_key
 
-    return probe(family.build(family.width), x, readout or middle_unit)
+    return network_key(family.build(family.width), x, readout or middle_unit)
 
 
 def _exact(
@@ -293,44 +290,42 @@ def _exact(
 ) -> np.ndarray:
     assert family.stack is not None
     moments = [
-        closed_form.kernel_moments(stack.widths, parameterization, stack.inputs)
+        kernel_moments(stack.widths, parameterization, stack.inputs)
         for stack in map(family.stack, widths)
     ]
     return np.log1p([moment.relative_variance for moment in moments])
 
 
-def _line(s: np.ndarray, points: np.ndarray, errors: np.ndarray) -> tuple[float, float, float]:
-    """Slope, its error and intercept by least squares.
+def _line(s: np.ndarray, points: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
+    """Return slope, its standard error and intercept of the least-squares line."""
+    # The slope is linear in the points, so their errors propagate exactly.
+    weights = (s - s.mean()) / ((s - s.mean()) ** 2).sum()
+    alpha = float(weights @ points)
+    return {
+        "alpha": alpha,
+        "alpha_error": float(np.sqrt(weights**2 @ errors**2)),
+        "intercept": float(points.mean() - alpha * s.mean()),
+    }
 
-    The slope is linear in the points, so their errors carry over exactly.
-    """
-    slope = (s - s.mean()) / ((s - s.mean()) ** 2).sum()
-    alpha = float(slope @ points)
-    return alpha, float(np.sqrt(slope**2 @ errors**2)), float(points.mean() - alpha * s.mean())
 
-
-def _kernels(
+def _draw_function(
     family: NetworkFamily,
     x: np.ndarray,
     draws: int,
     method: Method,
     readout: Callable[[Any], Any] | None,
     parameterization: Parameterization,
-) -> Kernels:
-    """What draws one entry of the kernel, width by width."""
+) -> Draw:
+    """Return a function from a width and a generator to draws of K(x[0], x[-1])."""
     if method == "sampler":
-        sampled = functools.partial(_sampled, family, x, draws, parameterization)
-        return lambda widths: (sampled(width, rng) for width, rng in widths)
+        return functools.partial(_sampled, family, x, draws, parameterization)
     from ce_keras.variance import networks
 
-    by_networks = {"ensemble": networks.ensemble_kernels, "tape": networks.tape_kernels}
+    kernels = {"ensemble": networks.ensemble_kernels, "tape": networks.tape_kernels}[method]
     readout = readout or networks.middle_unit
-
-    def drawn(widths: Iterable[tuple[int, np.random.Generator]]) -> Generator[np.ndarray]:
-        kinds = ((functools.partial(family.build, width), rng) for width, rng in widths)
-        return by_networks[method](kinds, x, draws, readout, parameterization == "ntk")
-
-    return drawn
+    return lambda width, rng: kernels(
+        functools.partial(family.build, width), x, draws, rng, readout, parameterization == "ntk"
+    )
 
 
 def _sampled(
@@ -350,34 +345,29 @@ def _sampled(
 
 
 def _measure(
-    kernels: Kernels,
-    widths: np.ndarray,
-    rngs: list[np.random.Generator],
-    key: dict[str, Any],
-    checkpoint: str | Path | None,
+    draw: Draw, widths: np.ndarray, rngs: list[np.random.Generator], results: ResumableResults
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log(E[K^2] / E[K]^2) and its standard error for each width, by draws."""
-    done = _resumed(checkpoint, key)
-    left = [(int(n), rng) for n, rng in zip(widths, rngs, strict=False) if str(n) not in done]
-    # Quick by sampler: no bar then, unless it takes a second after all.
-    with contextlib.closing(kernels(left)) as coming:
-        bar = progress(coming, "fit alpha", len(widths), unit="width", initial=len(done), delay=1)
-        for (n, _), drawn in zip(left, bar, strict=True):
-            if not drawn.any():  # As behind a layer normalisation of one unit.
-                raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")
-            done[str(n)] = log_moment_ratio(drawn)
-            if checkpoint is not None:
-                files.write_json(checkpoint, {"of": key, "points": done})
-    points, errors = np.array([done[str(n)] for n in widths]).T
+    """Return log(E[K^2] / E[K]^2) and its standard error for each width, by draws."""
+    # The delay hides the bar of the sampler, which takes a second.
+    for n, rng in progress(
+        zip(map(int, widths), rngs, strict=False), "fit alpha", len(widths), unit="width", delay=1
+    ):
+        if str(n) in results.done:
+            continue
+        kernels = draw(n, rng)
+        if not kernels.any():  # A layer normalisation of one unit gives zeros.
+            raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")
+        results.keep(str(n), log_moment_ratio(kernels))
+    points, errors = np.array([results.done[str(n)] for n in widths]).T
     return points, errors
 
 
 def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
-    """log(E[K^2] / E[K]^2) from independent draws of K, and its standard error.
+    """Return log(E[K^2] / E[K]^2) from independent draws of K, and its standard error.
 
-    The error is the delta method's. Where fewer than thirty draws carry the second moment, the
-    sample hides its own tail; the error is then at least that of a log-normal with this ratio,
-    which is what products of many layers tend to.
+    The error is the delta method's. If fewer than thirty draws carry the second moment, the sample
+    misses the tail of the distribution; the error is then at least that of a log-normal with this
+    ratio, the distribution that products of many layers tend to.
 
     Args:
         kernels: draws of one entry of the kernel, shape `(draws,)`.
@@ -402,36 +392,17 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
     return ratio, error
 
 
-def _resumed(checkpoint: str | Path | None, key: dict[str, Any]) -> dict[str, Any]:
-    if checkpoint is None or not file_path("checkpoint", checkpoint).exists():
-        return {}
-    try:
-        content = files.read_json(checkpoint, dict)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"checkpoint: {error}") from None
-    if content.get("of") != key:
-        raise ValueError(
-            f"checkpoint: {checkpoint} is of another fit; delete it, or give another file"
-        )
-    logger.info("%s: %d widths are done", checkpoint, len(content["points"]))
-    return content["points"]
-
-
-# Checks ------------------------------------------------------------------------------------------
-
-
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     if ratios is None:
-        widths = np.unique(np.rint(np.linspace(1, width, 12)).astype(int))
+        given = np.linspace(1, width, 12) / width
     else:
         given = np.atleast_1d(real_array("ratios", ratios))
         if given.ndim > 1:
             raise ValueError(f"ratios: got shape {given.shape}; it must be a list of numbers")
-        ratios = given.tolist()
-        wrong = [ratio for ratio in ratios if not 0 < ratio <= 1]
-        if wrong:
+        wrong = given[(given <= 0) | (given > 1)]
+        if wrong.size:
             raise ValueError(f"ratios: got {wrong[0]}; they are above 0, and at most 1")
-        widths = np.unique(np.maximum(1, np.rint(np.array(ratios) * width)).astype(int))
+    widths = np.unique(np.maximum(1, np.rint(given * width)).astype(int))
     if len(widths) < 2:
         raise ValueError(
             f"ratios: got {brief(ratios)} for a module {width} wide; a line needs two widths or "
@@ -442,26 +413,31 @@ def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
 
 def _chosen_method(method: str, family: NetworkFamily, x1: Any, x2: Any, readout: Any) -> Method:
     one_of("method", method, ("auto", *get_args(Method)))
-    stack = None if family.stack is None else family.stack(family.width)
-    if stack is not None and readout is not None:
+    if family.stack is None:
+        return _chosen_for_networks(method, family)
+    if readout is not None:
         raise ValueError("readout: is for Keras models; a module of geometry has one output")
-    diagonal = x2 is None or np.array_equal(x1, x2)
-    exact = stack is not None and stack.positions == 1 and diagonal
-    why_not = None
-    if stack is None and method in ("auto", "ensemble"):
-        from ce_keras.variance.networks import why_not_grouped
-
-        why_not = why_not_grouped(functools.partial(family.build, family.width))
-    if method == "auto":
-        by_networks: Method = "ensemble" if why_not is None else "tape"
-        return "closed_form" if exact else by_networks if stack is None else "sampler"
-    if why_not is not None:
-        raise ValueError(f"method: 'ensemble' cannot be, since {why_not}; use 'tape'")
+    one_position = family.stack(family.width).positions == 1
+    exact = one_position and (x2 is None or np.array_equal(x1, x2))
     if method == "closed_form" and not exact:
         raise ValueError(
             "method: the closed form is for a diagonal entry (x2=None) of fully connected "
-            "modules; use 'sampler', or 'ensemble' for Keras models"
+            "modules; use 'sampler'"
         )
-    if method == "sampler" and stack is None:
-        raise ValueError("method: the sampler is for the modules of geometry; use 'ensemble'")
+    if method == "auto":
+        return "closed_form" if exact else "sampler"
     return method  # type: ignore[return-value]
+
+
+def _chosen_for_networks(method: str, family: NetworkFamily) -> Method:
+    """Return the method for a function that builds Keras models."""
+    if method == "tape":
+        return "tape"
+    if method in ("closed_form", "sampler"):
+        raise ValueError(f"method: {method!r} is for the modules of geometry; use 'ensemble'")
+    from ce_keras.variance.networks import why_not_grouped
+
+    reason = why_not_grouped(functools.partial(family.build, family.width))
+    if reason is not None and method == "ensemble":
+        raise ValueError(f"method: 'ensemble' cannot be, since {reason}; use 'tape'")
+    return "ensemble" if reason is None else "tape"

@@ -1,4 +1,4 @@
-"""The variance law: how the tangent kernel of a finite network fluctuates at initialisation.
+"""Variance laws: Var(K) / E[K]^2 of one path's tangent kernel as a function of its width.
 
 For one path, E[K^2] / E[K]^2 = exp(alpha * S) for every entry K of the kernel, with S the sum
 of 1 / fan_in over its layers (Assumption 1; Eq. 9). The m paths of a collegial ensemble are
@@ -7,7 +7,7 @@ independent, and the ensemble's kernel is their mean: its variance is m times sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,17 @@ import numpy as np
 
 from ce_keras.checks import brief, called, finite_number, instance, real_array, real_values
 from ce_keras.geometry import Module
-from ce_keras.variance import closed_form
+from ce_keras.variance.closed_form import (
+    MOST_COEFFICIENTS,
+    gram_of,
+    relative_variance,
+    variance_coefficients,
+)
+from ce_keras.variance.correlation import mean_correlation
 
 
 def second_moment(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:
-    """E[K^2] / E[K]^2 of an ensemble of `cardinality` paths.
+    """Return E[K^2] / E[K]^2 of an ensemble of `cardinality` paths.
 
     Args:
         alpha: the law's constant for the module.
@@ -29,44 +35,35 @@ def second_moment(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> An
     >>> round(float(second_moment(1.6, 0.115)), 4)
     1.202
     """
-    _check_moment(alpha, inverse_fan_in, cardinality)
     return 1 + variance(alpha, inverse_fan_in, cardinality)
 
 
 def variance(alpha: float, inverse_fan_in: Any, cardinality: Any = 1) -> Any:
-    """Var(K) / E[K]^2 of an ensemble of `cardinality` paths (Eq. 11). Arguments as above.
+    """Return Var(K) / E[K]^2 of an ensemble (Eq. 11); arguments as in `second_moment`.
 
     >>> round(float(variance(1.6, 0.115, cardinality=10)), 4)
     0.0202
     """
-    _check_moment(alpha, inverse_fan_in, cardinality)
-    # Deep, narrow paths can exceed the range of floats: infinite variance is the right answer.
+    finite_number("alpha", alpha, above=0)
+    real_values("inverse_fan_in", inverse_fan_in, least=0)
+    real_values("cardinality", cardinality, above=0)
+    # Deep, narrow paths may exceed the range of floats: their variance is returned as infinite.
     with np.errstate(over="ignore"):
         return np.expm1(alpha * inverse_fan_in) / cardinality
 
 
-def _check_moment(alpha: Any, inverse_fan_in: Any, cardinality: Any) -> None:
-    finite_number("alpha", alpha, above=0)
-    real_values("inverse_fan_in", inverse_fan_in, least=0)
-    real_values("cardinality", cardinality, above=0)
-
-
 class Law(Protocol):
-    """How the variance of one path depends on its width: what a search reads.
-
-    Attributes:
-        name: how reports call it.
-    """
+    """The variance of one path as a function of its width, as a search needs it."""
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """The law's name in reports."""
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """Var(K) / E[K]^2 of one path of each width."""
+        """Return Var(K) / E[K]^2 of one path of each width."""
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
-        """Standard error of log(path_variance(width) / path_variance(reference))."""
+        """Return the standard error of log(path_variance(width) / path_variance(reference))."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class ExponentialLaw:
     """Assumption 1 with a known or fitted alpha.
 
     Attributes:
-        module: whose fan-ins count.
+        module: the module, whose fan-ins enter S.
         alpha: the law's constant.
         alpha_error: its standard error; 0 if it is taken as known.
     """
@@ -90,37 +87,40 @@ class ExponentialLaw:
 
     @property
     def name(self) -> str:
-        """The constant, and how well it is known."""
-        return f"alpha = {self.alpha:.4g}" + (
-            f" ± {self.alpha_error:.2g}" if self.alpha_error else ""
-        )
+        """The constant and its standard error."""
+        error = f" ± {self.alpha_error:.2g}" if self.alpha_error else ""
+        return f"alpha = {self.alpha:.4g}{error}"
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """Eq. 11 with one path."""
+        """Return Eq. 11 with one path."""
         return variance(self.alpha, self.module.inverse_fan_in(width))
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
-        """An error of alpha moves all widths together: only the difference of slopes counts."""
+        """Return the standard error of the log-ratio of the variances at two widths.
+
+        The error of alpha is perfectly correlated across widths: it enters times the difference of
+        d log(variance) / d alpha.
+        """
         slopes = [self._log_slope(np.asarray(n)) for n in (width, reference)]
         return self.alpha_error * abs(slopes[0] - slopes[1])
 
     def _log_slope(self, width: np.ndarray) -> np.ndarray:
-        """How log(path_variance) changes with alpha."""
+        """Return the derivative of log(path_variance) with respect to alpha."""
         s = self.module.inverse_fan_in(width)
         return -s / np.expm1(-self.alpha * s)
 
 
 class ClosedFormLaw:
-    """The exact variance, for the modules where theory knows it: nothing is fitted.
+    """The exact variance of modules that are stacks of ReLU layers: nothing is fitted.
 
     Args:
-        module: described as a stack of layers with a homogeneous activation.
+        module: a module that is described as a stack (`Module.stack`).
         correlation: of the input at the positions that the first layer is applied at, as
             `ce_keras.variance.closed_form.gram_of` takes it; 1 by default, the limit of smooth
-            feature maps. Fully connected networks have one position, and none.
+            feature maps. Fully connected networks have one position, and so no correlation.
 
     Raises:
-        ValueError: for any other module, or a correlation that cannot be.
+        ValueError: for a module without `stack`, or a correlation that no input can have.
 
     >>> from ce_keras.geometry import bottleneck
     >>> law = ClosedFormLaw(bottleneck(width=128))
@@ -142,45 +142,39 @@ class ClosedFormLaw:
             raise ValueError(
                 f"correlation: {module.name!r} has one position; there is nothing to correlate"
             )
-        self.gram = closed_form.gram_of(
-            baseline.positions, 1.0 if correlation is None else correlation
-        )
+        self.gram = gram_of(baseline.positions, 1.0 if correlation is None else correlation)
         self._activation = baseline.activation
 
     @property
     def name(self) -> str:
-        """How reports call it: with the mean correlation of the positions."""
-        count = len(self.gram)
-        if count == 1:
+        """The law's name, with the mean correlation of the positions."""
+        if len(self.gram) == 1:
             return "closed form"
-        between = (self.gram.sum() - np.trace(self.gram)) / (count - 1) / np.trace(self.gram)
-        return f"closed form, correlation {between:.3g}"
+        return f"closed form, correlation {mean_correlation(self.gram):.3g}"
 
     @property
     def coefficients(self) -> np.ndarray | None:
-        """c_k of Var(K) / E[K]^2 = sum_k c_k / n^k; `None` for more than eight hidden layers."""
+        """The c_k of Var(K) / E[K]^2 = sum_k c_k / n^k; `None` above eight hidden layers."""
         widths = np.array([float(n) for n in self._stack(self.module.width).widths])
-        if len(widths) > closed_form.MOST_COEFFICIENTS:
+        if len(widths) > MOST_COEFFICIENTS:
             return None
         ratios = widths / self.module.width
-        return closed_form.variance_coefficients(ratios, self.gram, self._activation)
+        return variance_coefficients(ratios, self.gram, self._activation)
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """The formula for a stack of these widths."""
+        """Return the exact variance of a stack of these widths."""
         widths = np.stack(np.broadcast_arrays(*self._stack(width).widths), axis=-1)
-        return closed_form.relative_variance(widths, self.gram, self._activation)
+        return relative_variance(widths, self.gram, self._activation)
 
-    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
-        """A formula has no error."""
-        del reference
+    def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:  # noqa: ARG002
+        """Return zeros: the formula is exact."""
         return np.zeros(np.shape(width))
 
 
 class MeasuredLaw:
-    """A variance curve that was measured, for modules that do not follow the exponential law.
+    """A measured variance curve, for modules that do not follow the exponential law.
 
-    Between the widths of a table, the logarithm of the variance is taken as linear in the
-    logarithm of the width.
+    A table is interpolated linearly in the logarithms of width and variance.
 
     Args:
         curve: a function from a width to the relative variance of one path, or to a pair of
@@ -199,29 +193,30 @@ class MeasuredLaw:
     def __init__(self, curve: Callable[[int], Any] | Mapping[int, Any]) -> None:
         if not callable(curve) and not isinstance(curve, Mapping):
             raise ValueError(
-                f"curve: got {brief(curve)}; the law must be a function of a width, or a table"
+                f"law: got {brief(curve)}; it must be a function of a width, a table, or a fit of "
+                "ce_keras.variance.fit_alpha"
             )
         self._curve = curve
         self.range: tuple[float, float] = (1, np.inf)
         if isinstance(curve, Mapping):
             if not curve:
                 raise ValueError("law: the table is empty")
-            known = np.array(sorted(finite_number("law: curve: width", n, above=0) for n in curve))
+            known = np.array(sorted(finite_number("law: width", n, above=0) for n in curve))
             self.range = (known[0], known[-1])
             values = np.array([_variance_and_error(n, curve[n]) for n in known])
             self._table = np.log(known), np.log(values[:, 0]), values[:, 1] / values[:, 0]
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """The measured variance at each width."""
+        """Return the measured variance at each width."""
         return np.exp(self._at(width)[0])
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
-        """Widths are measured apart: their errors are independent."""
+        """Return the standard error of a log-ratio: errors of two widths are independent."""
         errors = self._at(width)[1]
         return np.where(width == reference, 0.0, np.hypot(errors, self._at(reference)[1]))
 
     def _at(self, width: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The logarithm of the variance, and its standard error."""
+        """Return the logarithm of the variance at each width, and its standard error."""
         if isinstance(self._curve, Mapping):
             known, log_variance, error = self._table
             at = np.log(width)
@@ -248,24 +243,23 @@ def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
 
 
 class PolynomialLaw:
-    """A polynomial in 1 / width without a constant, fitted to variances that were measured.
+    """A polynomial in 1 / width without a constant term, fitted to measured variances.
 
-    The exact variance of stacks of ReLU layers has this form, of as many terms as there are hidden
-    layers, and that of other blocks an expansion in it. Unlike the exponential law it can be
-    trusted beyond the widths that were measured.
+    The exact variance of a stack of H hidden ReLU layers is such a polynomial, of degree H; that of
+    other blocks is a series of this form. Unlike the exponential law it can be extrapolated beyond
+    the measured widths. The degree is the lowest whose chi-square is not too large (5 %), and at
+    most four.
 
     Args:
-        width: the widths that were looked at.
+        width: the measured widths.
         variance: Var(K) / E[K]^2 at each.
         error: its standard errors; zeros where it is exact.
 
     Attributes:
         coefficients: c_1, c_2, ... of the variance sum_k c_k / n^k.
-        covariance: of the coefficients.
-        chi_square: of the residuals.
+        covariance: covariance matrix of the coefficients.
+        chi_square: chi-square of the residuals.
         degrees_of_freedom: of the residuals.
-
-    The order is the lowest whose chi-square is not too large (5 %), of at most four.
 
     Raises:
         ValueError: for fewer than two widths, or variances that are not positive.
@@ -278,7 +272,7 @@ class PolynomialLaw:
 
     def __init__(self, width: np.ndarray, variance: np.ndarray, error: np.ndarray) -> None:
         n, v, errors = _checked_measurements(width, variance, error)
-        # Exact values count alike in proportion to themselves.
+        # Exact values get equal relative weights.
         sigma = np.where(errors > 0, errors, _EXACT * v)
         for order in range(1, min(_MOST_TERMS, len(n)) + 1):
             powers = n[:, None] ** -np.arange(1.0, order + 1)
@@ -292,21 +286,20 @@ class PolynomialLaw:
 
     @property
     def name(self) -> str:
-        """How reports call it: the polynomial."""
-        terms = [f"{c:.3g}/n^{k}" for k, c in enumerate(self.coefficients, start=1)]
-        return " + ".join(terms).replace("/n^1", "/n")
+        """The polynomial, such as `3/n + 5/n^2`."""
+        return polynomial_text(self.coefficients)
 
     def path_variance(self, width: np.ndarray) -> np.ndarray:
-        """The polynomial at each width."""
+        """Return the polynomial at each width."""
         return self._powers(width) @ self.coefficients
 
     def error(self, width: np.ndarray) -> np.ndarray:
-        """Standard error of the variance at each width."""
+        """Return the standard error of the variance at each width."""
         powers = self._powers(width)
         return np.sqrt(np.einsum("...i,ij,...j->...", powers, self.covariance, powers))
 
     def log_error(self, width: np.ndarray, reference: int) -> np.ndarray:
-        """Standard error of the logarithm of the ratio: widths share the coefficients' errors."""
+        """Return the standard error of a log-ratio: widths share the coefficients' errors."""
         slopes = [
             self._powers(n) / self.path_variance(n)[..., None] for n in (width, np.array(reference))
         ]
@@ -338,15 +331,25 @@ def _checked_measurements(width: Any, variance: Any, error: Any) -> list[np.ndar
     return found
 
 
-# Terms of a polynomial that draws of a few widths can tell apart.
+# Higher degrees are not resolved by draws at a few widths.
 _MOST_TERMS = 4
 
-# Relative error that is lent to exact values.
+# The relative standard error that exact values are given.
 _EXACT = 1e-9
 
 
+def polynomial_text(coefficients: Sequence[float] | np.ndarray) -> str:
+    """Return a polynomial in 1 / n as text.
+
+    >>> polynomial_text([3.0, 5.0])
+    '3/n + 5/n^2'
+    """
+    terms = [f"{c:.3g}/n^{k}" for k, c in enumerate(coefficients, start=1)]
+    return " + ".join(terms).replace("/n^1 ", "/n ").removesuffix("^1")
+
+
 def _chi_square_limit(degrees_of_freedom: int) -> float:
-    """Return what chi-square exceeds once in twenty (Wilson and Hilferty's approximation)."""
+    """Return the 95 % quantile of chi-square (Wilson and Hilferty's approximation)."""
     if degrees_of_freedom < 1:
         return np.inf
     spread = 2 / (9 * degrees_of_freedom)
@@ -354,25 +357,25 @@ def _chi_square_limit(degrees_of_freedom: int) -> float:
 
 
 class FittedAlpha(Protocol):
-    """What `search` needs of a fit: `alpha` and its standard error."""
+    """A fitted constant with its standard error, as `AlphaFit` has them."""
 
     alpha: float
     alpha_error: float
 
 
 class FittedLaw(Protocol):
-    """A fit that has a law of its own, as `ce_keras.ntk.AlphaFit` does."""
+    """A fit that has a polynomial law, as `AlphaFit` does."""
 
     @property
     def polynomial(self) -> PolynomialLaw:
-        """The law."""
+        """The polynomial fitted to the same points."""
 
 
 def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> Law:
-    """Return the law that is meant by the arguments `alpha`, `law` and `correlation` of `search`.
+    """Return the law that the arguments `alpha`, `law` and `correlation` of `search` describe.
 
     Raises:
-        ValueError: for both of them, or one that is no law.
+        ValueError: if both `alpha` and `curve` are given, or one of the arguments is invalid.
     """
     instance("module", module, Module, "a geometry.Module")
     exact = isinstance(alpha, str) and alpha == "closed_form"
@@ -386,11 +389,6 @@ def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> L
             raise ValueError(f"alpha, law: got alpha={brief(alpha)} and a law; give one of them")
         if hasattr(curve, "polynomial"):
             return curve.polynomial
-        if not callable(curve) and not isinstance(curve, Mapping):
-            raise ValueError(
-                f"law: got {brief(curve)}; it must be a function of a width, a table, or a fit of "
-                "ce_keras.ntk.fit_alpha"
-            )
         return MeasuredLaw(curve)
     if exact:
         return ClosedFormLaw(module, correlation)

@@ -1,19 +1,16 @@
-"""Algorithm 1 with networks: as printed, and with all draws as the paths of one ensemble.
+"""Kernels of freshly initialised Keras networks: Algorithm 1 for any architecture.
 
 As printed, a Keras network is built for every draw and its kernel taken by `tf.GradientTape`. It
-is slow, and kept so: it is what everything faster is held against. But T draws of a network are
-the T paths of a collegial ensemble: one forward and one backward pass through grouped layers give
-every path's input and signal at every layer, and so T kernels.
+is slow, and is kept as the reference for everything faster. But T draws of a network are the T
+paths of a collegial ensemble: one forward and one backward pass through grouped layers give every
+path's inputs and output gradients at every layer, and so T kernels.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,34 +21,22 @@ from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
-from ce_keras.ntk.autodiff import traced
 from ce_keras.ntk.contractions import Gradients
 from ce_keras.ntk.recording import Recorder
-from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
-from ce_keras.variance.random_numbers import BLOCK, PIECE
+from ce_keras.variance.initial_values import InitialValues, initial_values
 
 Build = Callable[[], keras.Model]
-Item = TypeVar("Item")
-#: What builds networks of one kind, and where their random numbers come from.
-Kind = tuple[Build, np.random.Generator]
-#: From outputs `(members, ...)` of as many networks to one number of each, `(members,)`.
+#: A function from outputs `(networks, ...)` to one number of each network, `(networks,)`.
 Readout = Callable[[Any], Any]
 
-# Numbers that the ensembles in work hold, of one kind: some copies of each, a gigabyte in all.
-_MOST_HELD = 2**26
-
-# Ensembles in work: one for each core, as far as they can be held, and one whose turn is next.
-_AT_ONCE = 1 + min(_MOST_HELD // PIECE, os.cpu_count() or 1)
+# Weights, or activations, that an ensemble has at most: some copies of each are held at a time.
+_MOST_NUMBERS = 2**23
 
 
 def stack_model(stack: Stack) -> keras.Model:
-    """A stack as a Keras network of one path, with weights of variance gain / fan_in (Eq. 3).
+    """Return a stack as a Keras model from `(batch, positions, inputs)` to `(batch, 1)`.
 
-    Args:
-        stack: from `Module.stack`.
-
-    Returns:
-        A model from `(batch, positions, inputs)` to `(batch, 1)`.
+    Its weights have variance gain / fan_in (Eq. 3).
 
     >>> stack_model(Stack(inputs=5, positions=9, widths=[3, 4])).output_shape
     (None, 1)
@@ -61,7 +46,7 @@ def stack_model(stack: Stack) -> keras.Model:
         [
             keras.Input((stack.positions, stack.inputs)),
             CollegialDense(first, activation="relu", use_bias=False),
-            # The second layer sees all positions together.
+            # The second layer reads all positions together.
             keras.layers.Flatten(),
             *(CollegialDense(width, activation="relu", use_bias=False) for width in others),
             CollegialDense(1, use_bias=False, gain=1.0),
@@ -70,55 +55,73 @@ def stack_model(stack: Stack) -> keras.Model:
 
 
 def middle_unit(outputs: Any) -> Any:
-    """The first unit at the middle position: the read-out that the paper's constant is for."""
+    """Return the first unit at the middle position, whose kernel the paper's constant describes."""
     while outputs.shape.rank > 2:
         outputs = outputs[:, outputs.shape[1] // 2]
     return outputs[:, 0]
 
 
 def tape_kernels(
-    kinds: Iterable[Kind],
+    build: Build,
     x: np.ndarray,
     draws: int,
+    rng: np.random.Generator,
     readout: Readout = middle_unit,
     ntk: bool = True,
-) -> Generator[np.ndarray]:
-    """Kernels of freshly built networks, one entry of each: Algorithm 1 as printed.
+) -> np.ndarray:
+    """Return kernels of freshly built networks, one entry of each: Algorithm 1 as printed.
 
     Args:
-        kinds: of networks, such as one for each width: what returns a Keras model, and where the
-            seeds come from, where the model can be rebuilt from its configuration; otherwise it
-            is built each time, and must draw its weights anew.
+        build: a function that returns a Keras network. A model that can be rebuilt from its
+            configuration is built once; otherwise every call must draw the weights anew.
         x: one or two inputs, `(p, ...)`.
-        draws: how many networks of each kind.
+        draws: number of networks.
+        rng: source of the seeds of models that are rebuilt.
         readout: one number of each network's outputs.
-        ntk: the kernel of the NTK parameterisation; otherwise that of the variables as they are.
+        ntk: return the kernel of the NTK parameterisation; otherwise that of the variables.
 
-    Yields:
-        K(x[0], x[-1]) of each network of a kind, shape `(draws,)`.
+    Returns:
+        K(x[0], x[-1]) of each network, shape `(draws,)`.
     """
-    for build, rng in kinds:
-        yield _by_tape(_networks(build, draws, rng), x, readout, ntk)
-
-
-def _by_tape(
-    networks: Iterable[keras.Model], x: np.ndarray, readout: Readout, ntk: bool
-) -> np.ndarray:
     products, moments = [], []
-    for model in networks:
+    for model in _networks(build, draws, rng):
         variables = model.trainable_variables
-        gradients = _gradients(model, variables, x, lambda outputs: _read(readout, outputs)[0])
-        pairs = zip(gradients[0], gradients[-1], strict=True)
+        first, *last = [_gradients(model, variables, example, readout) for example in x]
+        pairs = zip(first, last[0] if last else first, strict=True)
         products.append([float(tf.reduce_sum(a * b)) for a, b in pairs])
         moments.append([(np.mean(v), np.mean(np.square(v))) for v in variables])
     mean, square = np.mean(moments, axis=0).T
     return np.array(products) @ (square - mean**2 if ntk else np.ones_like(mean))
 
 
-def probe(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
-    """What a network computes with weights that anybody can draw, and how it initialises its own.
+def _networks(build: Build, draws: int, rng: np.random.Generator) -> Iterator[keras.Model]:
+    """Yield freshly initialised networks, each from the first's configuration with new seeds."""
+    template = build()
+    config = configuration(template)
+    for _ in range(draws):
+        yield rebuilt(config, lambda _: int(rng.integers(2**31)), build, template)
 
-    The model's own weights are as they were, afterwards.
+
+def _gradients(
+    model: keras.Model, variables: Sequence[Any], example: np.ndarray, readout: Readout
+) -> list[Any]:
+    """Return the gradients of the read-out at one input."""
+    with tf.GradientTape() as tape:
+        inputs = tf.constant(example[None], model.inputs[0].dtype)
+        value = _read(readout, model(inputs, training=False))[0]
+    gradients = tape.gradient(
+        value,
+        [variable.value for variable in variables],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    # The gradients of embeddings are `IndexedSlices`.
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def network_key(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
+    """Return outputs for reproducible weights, and the initialisers, to tell networks apart.
+
+    The model's weights are restored.
     """
     config = configuration(model)
     rng = np.random.default_rng(0)
@@ -129,22 +132,20 @@ def probe(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
         read = np.asarray(_read(readout, outputs))
     finally:
         model.set_weights(kept)
-    return [[f"{value:.3e}" for value in read], _initializers(config)]
+    return [[f"{value:.3e}" for value in read], list(_initializers(config))]
 
 
-def _initializers(config: Any) -> list[Any]:
-    """All parts of a serialised model that are called initialisers."""
-    found: list[Any] = []
+def _initializers(config: Any) -> Iterable[Any]:
+    """Yield the configurations of all initialisers in that of a model."""
     for key, value in config.items() if isinstance(config, dict) else enumerate(config or ()):
         if str(key).endswith("_initializer"):
-            found.append(value)
+            yield value
         elif isinstance(value, dict | list | tuple):
-            found += _initializers(value)
-    return found
+            yield from _initializers(value)
 
 
 def why_not_grouped(build: Build) -> str | None:
-    """What keeps the draws of a network from being the paths of one, or `None`."""
+    """Return the reason why a network's draws cannot be the paths of an ensemble, or `None`."""
     member = build()
     try:
         initial_values(member, side_by_side(member, 2, kernel_initializer="zeros"))
@@ -154,128 +155,82 @@ def why_not_grouped(build: Build) -> str | None:
 
 
 def ensemble_kernels(
-    kinds: Iterable[Kind],
-    x: np.ndarray,
-    draws: int,
-    readout: Readout = middle_unit,
-    ntk: bool = True,
-) -> Generator[np.ndarray]:
-    """The same, with many draws as the paths of one network: some million weights at a time.
-
-    Weights are drawn here, by the laws of Keras' initialisers. While networks of one kind are
-    drawn, the next kind's are built, traced and begun.
-
-    Args: as in `tape_kernels`.
-
-    Yields:
-        K(x[0], x[-1]) of each network of a kind, shape `(draws,)`.
-
-    Raises:
-        CannotGroupError: where a layer has no grouped form, or an initialiser of its own.
-    """
-    pool = ThreadPoolExecutor(_AT_ONCE)
-    begun = (_begun(pool, build, x, draws, rng, readout, ntk) for build, rng in kinds)
-    try:
-        for ensembles in _one_ahead(begun):
-            yield np.concatenate([*ensembles])[:draws]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Each item once the next is made; what keeps that from being made is raised in its turn."""
-    item = next(items, None)
-    while item is not None:
-        failure = None
-        try:
-            following = next(items, None)
-        except Exception as error:
-            following, failure = None, error
-        yield item
-        if failure is not None:
-            raise failure
-        item = following
-
-
-def _begun(
-    pool: Executor,
     build: Build,
     x: np.ndarray,
     draws: int,
     rng: np.random.Generator,
-    readout: Readout,
-    ntk: bool,
-) -> Iterable[np.ndarray]:
-    """The kernels of one ensemble after another, all of which are in work."""
+    readout: Readout = middle_unit,
+    ntk: bool = True,
+) -> np.ndarray:
+    """Return the same kernels as `tape_kernels`, many networks at a time as paths of one.
+
+    Raises:
+        CannotGroupError: for a layer without a grouped form, or with an initialiser of its own.
+    """
     member = build()
-    numbers = _numbers(member)
-    most = max(1, _room(member) // numbers)
-    # As few ensembles as there must be, of as many paths each.
-    ensembles = -(-draws // most)
-    paths = -(-draws // ensembles)
+    most = max(1, _MOST_NUMBERS // _numbers(member))
+    # As few ensembles as possible, all of one number of paths: one graph draws them all.
+    ensembles = math.ceil(draws / most)
+    paths = math.ceil(draws / ensembles)
     network = side_by_side(member, paths, kernel_initializer="zeros")
     values = initial_values(member, network)
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     weights = [value.variance if ntk else 1.0 for value in counted]
-    draw = Draw(values)
-    turns = threading.Semaphore(max(1, _MOST_HELD // (paths * numbers)))
-    products = _products(network, draw, counted, paths, x, readout)
-    graph = traced(lambda *random: products(*draw.values(random)), draw.specs)
-
-    def kernels(own: np.random.Generator) -> np.ndarray:
-        with turns:
-            return graph(*draw.random(own)).numpy() @ weights
-
-    return pool.map(kernels, rng.spawn(ensembles))
-
-
-def _room(member: keras.Model) -> int:
-    """How many numbers an ensemble may hold; each of its variables begins with a block."""
-    return PIECE - BLOCK * len(member.weights)
+    drawn = [value for value in values if value.variance]
+    products = tf.function(_products(network, drawn, counted, paths, x, readout), autograph=False)
+    kernels = []
+    for own in rng.spawn(ensembles):
+        new = [tf.cast(value.draw(own), value.variable.dtype) for value in drawn]
+        kernels.append(products(*new).numpy() @ weights)
+    return np.concatenate(kernels)[:draws]
 
 
 def _numbers(member: keras.Model) -> int:
-    """How many a member holds: weights, or what its layers put out."""
+    """Return the number of weights of a member, or of its activations if there are more."""
     shapes = [layer.output.shape[1:] for layer in functional(member).layers]
     return max(member.count_params(), sum(math.prod(size or 1 for size in s) for s in shapes))
 
 
 def _products(
     network: keras.Model,
-    draw: Draw,
+    drawn: Sequence[InitialValues],
     counted: Sequence[InitialValues],
     paths: int,
     x: np.ndarray,
     readout: Readout,
 ) -> Callable[..., Any]:
-    """From drawn values, of every path and variable the product of the gradients at both inputs."""
+    """Return a function from drawn values to the products of the gradients at both inputs.
+
+    It returns one product for each path and counted variable, `(paths, variables)`.
+    """
     variables = [value.variable for value in counted]
     recorder = Recorder(network, variables)
     by_tape = {id(v) for v in [*recorder.without_rule, *_small_kernels(network)]}
     taped = [variable for variable in variables if id(variable) in by_tape]
 
     def read(outputs: Any) -> Any:
+        # (*positions, paths * channels) -> (paths, *positions, channels)
         by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
         rank = by_member.shape.rank
         by_member = tf.transpose(by_member, [rank - 2, *range(rank - 2), rank - 1])
         return tf.reshape(tf.reduce_sum(_read(readout, by_member)), [1, 1])
 
-    def shares(example: np.ndarray) -> dict[int, Any]:
+    def gradients(example: np.ndarray) -> dict[int, Any]:
         one = tf.constant(example[None], network.inputs[0].dtype)
         return recorder.by_variable(one, read, taped)
 
     def products(*values: Any) -> Any:
-        mapping = zip(draw.variables, values, strict=True)
+        mapping = zip([value.variable for value in drawn], values, strict=True)
         with keras.StatelessScope(state_mapping=mapping):
-            first = shares(x[0])
-            last = first if len(x) == 1 else shares(x[-1])
+            first = gradients(x[0])
+            last = first if len(x) == 1 else gradients(x[-1])
         return tf.stack([_by_path(value, first, last, paths) for value in counted], 1)
 
     return products
 
 
 def _small_kernels(network: keras.Model) -> list[Any]:
-    """Kernels with fewer weights than what they see at all places: cheapest as gradients."""
+    """Return kernels with fewer weights than patches hold numbers: cheapest as plain gradients."""
     return [
         layer.kernel
         for layer in network.layers
@@ -287,7 +242,7 @@ def _small_kernels(network: keras.Model) -> list[Any]:
 
 
 def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], paths: int) -> Any:
-    """Each path's inner product of a variable's gradients, `(paths,)`."""
+    """Return each path's inner product of a variable's gradients, `(paths,)`."""
     one, two = first[id(value.variable)], last[id(value.variable)]
     if isinstance(one, Gradients) and value.axis:
         one, two = (Gradients(_paths_first(each.j, value, paths)) for each in (one, two))
@@ -295,13 +250,13 @@ def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], 
 
 
 def _paths_first(gradient: Any, value: InitialValues, paths: int) -> Any:
-    """A gradient with its paths along the first axis."""
+    """Return a gradient of shape `(before, paths * after)` as `(paths, before, after)`."""
     before = math.prod(value.variable.shape[: value.axis])
     return tf.transpose(tf.reshape(gradient, [before, paths, -1]), [1, 0, 2])
 
 
 def _read(readout: Readout, outputs: Any) -> Any:
-    """What is read from the outputs of several networks: a number of each."""
+    """Return the read-out of several networks, one number of each."""
     read = called("readout", readout, outputs)
     if read is None:
         raise ValueError("readout: gave None; it must be a number of each network")
@@ -312,29 +267,3 @@ def _read(readout: Readout, outputs: Any) -> Any:
             f"be a number of each network: {tuple(outputs.shape[:1])}"
         )
     return read
-
-
-def _gradients(
-    model: keras.Model, variables: Sequence[Any], x: np.ndarray, read: Callable[[Any], Any]
-) -> list[list[Any]]:
-    """At each input, the gradients of what `read` makes of the outputs."""
-    found = []
-    for example in x:
-        with tf.GradientTape() as tape:
-            value = read(model(tf.constant(example[None], model.inputs[0].dtype), training=False))
-        gradients = tape.gradient(
-            value,
-            [variable.value for variable in variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        # Those of tables come as rows.
-        found.append([tf.convert_to_tensor(gradient) for gradient in gradients])
-    return found
-
-
-def _networks(build: Build, draws: int, rng: np.random.Generator) -> Iterator[keras.Model]:
-    """Freshly initialised networks: each from the configuration of the first, with new seeds."""
-    template = build()
-    config = configuration(template)
-    for _ in range(draws):
-        yield rebuilt(config, lambda _: int(rng.integers(2**31)), build, template)

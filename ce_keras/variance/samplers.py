@@ -1,9 +1,10 @@
-"""Draws of the tangent kernel of freshly initialised ReLU networks, without the networks.
+"""Draws of the tangent kernel of freshly initialised ReLU networks, without building networks.
 
-Given the activations of a layer, the forward pass needs the next weight matrix only along them:
-for p inputs, p Gaussian vectors. The backward pass needs the rest of the matrix only through p
-backward signals: p more. So a draw costs O(p^2 n) a layer where the matrix has n^2 weights, and
-for one input the squared norms alone form a chain of scalars: O(1) a layer, at any width.
+Given the activations of a layer for p inputs, the forward pass depends on the next weight matrix
+only through its p products with them, which are Gaussian vectors. The backward pass depends on the
+rest of the matrix only through p more products, with the output gradients. So a draw costs O(p^2 n)
+per layer, though the matrix has n^2 weights. For one input, the squared norms alone form a Markov
+chain of scalars: O(1) per layer, at any width.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from ce_keras.checks import (
     Parameterization,
     checked_parameterization,
     checked_seed,
+    layer_widths,
     positive_int,
     real_array,
 )
-from ce_keras.variance.closed_form import checked_widths, layer_means
+from ce_keras.variance.closed_form import layer_means
 
-# Numbers held at a time by one array of a sampler: half a megabyte stays in the caches.
+# Numbers in one array of a sampler at a time: half a megabyte stays in the processor's caches.
 _CHUNK = 2**17
 
 
 def generator(seed: Any) -> np.random.Generator:
-    """The fastest of NumPy's generators; a generator is passed on as it is."""
+    """Return NumPy's fastest generator with this seed, or the generator that is given."""
     if isinstance(seed, np.random.Generator):
         return seed
     return np.random.Generator(np.random.SFC64(checked_seed(seed)))
@@ -41,17 +43,17 @@ def chain_kernels(
     inputs: int | None = None,
     seed: int | np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Draws of K_1 ... K_{H+1} of a fully connected network, at one input of mean square 1.
+    """Draw K_1 ... K_{H+1} of fully connected networks, at one input of mean square 1.
 
     Args:
         widths: hidden widths, first to last.
-        draws: how many networks.
+        draws: number of networks.
         parameterization: `"ntk"` or `"standard"`.
         inputs: size of the input; only the standard parameterisation needs it.
         seed: for reproducible draws, or a generator.
 
     Returns:
-        An array of shape `(draws, H + 1)`: each weight matrix's share. Their sum is the kernel.
+        An array of shape `(draws, H + 1)`: the contribution of each weight matrix to the kernel.
 
     Raises:
         ValueError: as `ce_keras.variance.closed_form.kernel_moments` does.
@@ -59,7 +61,7 @@ def chain_kernels(
     >>> chain_kernels([100] * 3, draws=5, seed=0).shape
     (5, 4)
     """
-    n = checked_widths(widths)
+    n = layer_widths("widths", widths)
     if inputs is not None:
         positive_int("inputs", inputs)
     scale = layer_means(n, parameterization, inputs)
@@ -71,7 +73,8 @@ def chain_kernels(
 
 
 def _chain(n: list[int], draws: int, rng: np.random.Generator) -> np.ndarray:
-    # In units where a_0 = 2 |x|^2 / n_0 = 2: E[K_l] is 1 for every matrix.
+    # a and b are the squared norms of the activations and the output gradients, K_l = a b, in
+    # units where a_0 = 2 |x|^2 / n_0 = 2, so that E[K_l] = 1 for every matrix.
     active = [rng.binomial(width, 0.5, draws) for width in n]
     a = [np.full(draws, 2.0)]
     for width, units in zip(n, active, strict=True):
@@ -82,7 +85,7 @@ def _chain(n: list[int], draws: int, rng: np.random.Generator) -> np.ndarray:
     kernels[:, -1] = a[-1] * b
     for layer in reversed(range(len(n))):
         units = active[layer]
-        # The unit along the activations carries y . delta = f; the others are free.
+        # The component along the activations is fixed by y . delta = f; the others are free.
         free = 2 * rng.standard_gamma(np.maximum(units - 1, 0) / 2)
         along = np.divide(squared_output, a[layer + 1], out=np.zeros(draws), where=a[layer + 1] > 0)
         b = (2 / n[layer]) * (along + b * free)
@@ -98,16 +101,16 @@ def stack_kernels(
     parameterization: Parameterization = "ntk",
     seed: int | np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Draws of the kernel among several inputs, for a stack of ReLU layers and one output.
+    """Draw the kernel among several inputs, for a stack of ReLU layers and one output.
 
-    The stack is fully connected, or begins with a layer that is applied at several positions and
-    whose activations the second layer sees together: a 1x1 convolution below a 3x3 one at a
-    single pixel, as in the bottleneck block, has nine.
+    The stack is fully connected, or begins with a layer that is applied at several positions whose
+    activations the second layer reads together. In the bottleneck block, read at one pixel, the
+    first 1x1 convolution has the nine positions of the 3x3 one.
 
     Args:
         x: the inputs, `(p, features)`, or `(p, positions, features)`.
         widths: hidden widths, first to last.
-        draws: how many networks.
+        draws: number of networks.
         parameterization: `"ntk"`, or `"standard"`.
         seed: for reproducible draws, or a generator.
 
@@ -124,7 +127,7 @@ def stack_kernels(
     if x.ndim not in (2, 3) or not x.size:
         raise ValueError(f"x: got shape {x.shape}; it must be (p, features), or with positions")
     x = x.reshape(x.shape[0], -1, x.shape[-1])
-    n = checked_widths(widths)
+    n = layer_widths("widths", widths)
     ntk = checked_parameterization(parameterization) == "ntk"
     rng = generator(seed)
     kernels = np.empty((positive_int("draws", draws), len(x), len(x)))
@@ -141,7 +144,7 @@ def _stack(
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal((draws, *shape), dtype=np.float32)
 
-    # Forward. The first layer sees every input at every position.
+    # Forward. The first layer is applied to every input at every position.
     vectors = x.reshape(1, p * positions, features)
     first = _orthonormal(vectors.astype(np.float32))[1]
     scale = np.sqrt(2 / features)
@@ -156,21 +159,22 @@ def _stack(
         h = np.sqrt(gain / basis.shape[-1]) * coefficient @ along[-1]
         masks.append(h > 0)
 
-    # Backward, from the output's own gradient of 1.
+    # Backward, from the cotangent 1 of the output.
     kernels = np.zeros((draws, p, p))
-    signal = np.ones((draws, p, 1), dtype=np.float32)
+    cotangent = np.ones((draws, p, 1), dtype=np.float32)
     for layer in reversed(range(len(n))):
         basis, fan_in = bases[layer], bases[layer].shape[-1]
         gain = 2 if layer < len(n) - 1 else 1
-        share = gain / fan_in if ntk else 1.0
-        kernels += share * _gram(coefficients[layer]) * _gram(signal)
-        free = _orthonormal(signal)[1] @ normal(p, fan_in)
+        scale = gain / fan_in if ntk else 1.0
+        kernels += scale * _gram(coefficients[layer]) * _gram(cotangent)
+        free = _orthonormal(cotangent)[1] @ normal(p, fan_in)
         free -= (free @ basis.swapaxes(1, 2)) @ basis
-        fixed = (signal @ along[layer].swapaxes(1, 2)) @ basis
-        signal = np.sqrt(gain / fan_in, dtype=np.float32) * (free + fixed) * masks[layer]
+        fixed = (cotangent @ along[layer].swapaxes(1, 2)) @ basis
+        cotangent = np.sqrt(gain / fan_in, dtype=np.float32) * (free + fixed) * masks[layer]
 
-    at_positions = signal.reshape(draws, p * positions, n[0])
+    at_positions = cotangent.reshape(draws, p * positions, n[0])
     products = _gram(at_positions) * (vectors[0] @ vectors[0].T)
+    # (draws, input, position, input, position) -> (draws, input, input)
     products = products.reshape(draws, p, positions, p, positions).sum(axis=(2, 4))
     return kernels + (2 / features if ntk else 1.0) * products
 
@@ -180,9 +184,10 @@ def _gram(rows: np.ndarray) -> np.ndarray:
 
 
 def _orthonormal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gram-Schmidt for each draw: rows = coefficients @ basis, `(draws, p, n)`.
+    """Return basis and coefficients of each draw by Gram-Schmidt: rows = coefficients @ basis.
 
-    A row that the ones before it span, such as one of zeros, gets a basis vector of zeros.
+    `rows` has shape `(draws, p, n)`. A row that is a combination of the ones before it, such as a
+    row of zeros, gets a basis vector of zeros.
     """
     draws, p, _ = rows.shape
     basis = np.zeros_like(rows)

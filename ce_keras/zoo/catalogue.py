@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 from ce_keras.checks import brief, text
-from ce_keras.designs import MODES, PUBLISHED, choose_design, published
+from ce_keras.designs import DESIGN_MODES, PUBLISHED, choose_design, published
 from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.zoo import perceptron, resnext, wide_resnet
 from ce_keras.zoo.resnext import Constructor
@@ -62,7 +62,7 @@ def entries() -> tuple[Entry, ...]:
     ]
     found.append(Entry(WIDE_RESNET, "wide_resnet", None, "baseline", "published", "1"))
     for family in RESNEXTS:
-        for mode in MODES:
+        for mode in DESIGN_MODES:
             if mode != "resnext" and not published(family, mode):
                 design = choose_design(family, mode)
                 found.append(Entry(f"{family}_{design}", family, design, mode, "derived", ""))

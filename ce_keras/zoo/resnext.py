@@ -22,7 +22,7 @@ from ce_keras.checks import (
     sequence_of,
     text,
 )
-from ce_keras.designs import Mode, choose_design
+from ce_keras.designs import DesignMode, choose_design
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
 from ce_keras.layers.initializers import kernel_initializer
@@ -170,7 +170,7 @@ class Constructor(Protocol):
         classifier_activation: str | None = ...,
         name: str | None = ...,
         *,
-        mode: Mode | None = ...,
+        mode: DesignMode | None = ...,
         cardinality: int | None = ...,
         width: int | None = ...,
         seed: int | None = ...,
@@ -223,7 +223,7 @@ def _constructor(
 ) -> Constructor:
     shape = RESNEXTS[family]
     prefix = name or family
-    usual: Mode = "primal" if prefix == family else "baseline"
+    usual: DesignMode = "primal" if prefix == family else "baseline"
 
     def construct(
         include_top: bool = True,
@@ -235,7 +235,7 @@ def _constructor(
         classifier_activation: str | None = "softmax",
         name: str | None = None,
         *,
-        mode: Mode | None = None,
+        mode: DesignMode | None = None,
         cardinality: int | None = None,
         width: int | None = None,
         seed: int | None = None,

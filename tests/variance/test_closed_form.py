@@ -4,6 +4,7 @@ from brute_force import layer_kernels, position_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ce_keras.geometry import first_order_alpha
 from ce_keras.ntk import stack_kernels
 from ce_keras.variance import closed_form
 from ce_keras.variance.closed_form import infinite_width_kernel, kernel_moments
@@ -59,14 +60,14 @@ def test_many_networks_at_once_are_each_alone():
 def test_wide_networks_keep_their_digits():
     widths = np.full(5, 10**9)
     ours = closed_form.relative_variance(widths)
-    assert ours == pytest.approx(closed_form.first_order_alpha(widths) * 5e-9, rel=1e-6)
+    assert ours == pytest.approx(first_order_alpha(widths) * 5e-9, rel=1e-6)
 
 
 def test_first_order_alpha_is_the_slope_at_wide_layers():
     for widths in ([100, 300], [50, 50, 200, 80]):
         wide = 1e4 * np.array(widths)
         slope = closed_form.relative_variance(wide) / (1 / wide).sum()
-        assert closed_form.first_order_alpha(widths) == pytest.approx(float(slope), rel=1e-4)
+        assert first_order_alpha(widths) == pytest.approx(float(slope), rel=1e-4)
 
 
 def test_wide_networks_have_the_infinitely_wide_ones_kernel(rng):

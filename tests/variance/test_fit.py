@@ -7,9 +7,8 @@ import pytest
 from keras import layers
 
 from ce_keras import search
-from ce_keras.geometry import Module, bottleneck, conv, fully_connected
+from ce_keras.geometry import Module, bottleneck, conv, first_order_alpha, fully_connected
 from ce_keras.ntk import fit_alpha, log_moment_ratio, stack_kernels
-from ce_keras.variance.closed_form import first_order_alpha
 
 
 def test_the_papers_alpha():
@@ -172,7 +171,7 @@ def test_a_checkpoint_knows_its_networks(tmp_path):
         {"readout": lambda y: keras.ops.square(y[:, 0])},
         {"readout": functools.partial(lambda scale, y: scale * y[:, 0], 2.0)},
     ):
-        with pytest.raises(ValueError, match="of another fit"):
+        with pytest.raises(ValueError, match="of another call"):
             fit_alpha(**{"module": perceptron("relu"), **how, **other})
 
 
@@ -220,7 +219,7 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
     resumed = fit_alpha(module, draws=200, seed=3, checkpoint=path)
     assert len(calls) == len(whole.width) - 4
     np.testing.assert_array_equal(resumed.log_ratio, whole.log_ratio)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* is of another call"):
         fit_alpha(module, draws=300, seed=3, checkpoint=path)
 
 
@@ -263,7 +262,7 @@ def any_size(width):
         ({"x1": np.full((9, 256), np.nan)}, "x1: 2304 of its 2304 numbers"),
         ({"method": "magic"}, "method: got 'magic'"),
         ({"method": "closed_form"}, "closed form is for"),
-        ({"method": "sampler", "module": block, "width": 8}, "sampler is for the modules"),
+        ({"method": "sampler", "module": block, "width": 8}, "'sampler' is for the modules"),
         ({"module": block}, "width: needed with a function"),
         ({"width": 3}, "has its own: 16"),
         ({"module": lambda n: n, "width": 3}, "gave 3; it must be a Keras model"),

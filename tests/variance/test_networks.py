@@ -1,7 +1,7 @@
-"""Networks by the thousand: as printed, and as the paths of one ensemble."""
+"""Kernels of many networks: one network at a time, and as the paths of one ensemble."""
 
+import math
 import re
-import time
 
 import keras
 import numpy as np
@@ -13,9 +13,8 @@ from keras import initializers, layers
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
-from ce_keras.ntk.autodiff import traced
 from ce_keras.variance import networks, stack_kernels
-from ce_keras.variance.initial_values import Draw, InitialValues, initial_values
+from ce_keras.variance.initial_values import Distribution, InitialValues, _table, initial_values
 from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
 
 
@@ -89,12 +88,6 @@ MEMBERS = {
 }
 
 
-def kernels_of(method, build, x, draws, rng, *options, **more):
-    """The kernels of one kind of network."""
-    (kernels,) = method([(build, rng)], x, draws, *options, **more)
-    return kernels
-
-
 def inputs(build, rng, count=2):
     return rng.normal(size=(count, *build().input_shape[1:]))
 
@@ -105,15 +98,13 @@ def test_every_paths_products_are_its_own_networks(build, rng):
     template = build()
     ensemble = CollegialEnsemble(template, 3)
     values = initial_values(template, ensemble.paths)
-    draw = Draw(values)
-    drawn = draw.values(draw.random(rng))
+    varied = [value for value in values if value.variance]
+    drawn = [tf.cast(value.draw(rng), value.variable.dtype) for value in varied]
     counted = [value for value in values if value.trainable]
-    function = networks._products(ensemble.paths, draw, counted, 3, x, middle_unit)
-    specs = [tf.TensorSpec(value.shape, value.dtype) for value in drawn]
-    graph = traced(function, specs)
-    products = graph(*drawn)
-    for variable, value in zip(draw.variables, drawn, strict=True):
-        variable.assign(value)
+    function = networks._products(ensemble.paths, varied, counted, 3, x, middle_unit)
+    products = tf.function(function, autograph=False)(*drawn)
+    for value, new in zip(varied, drawn, strict=True):
+        value.variable.assign(new)
     for path in range(3):
         member = ensemble.get_member(path)
         gradients = []
@@ -132,7 +123,7 @@ def test_stacks_have_the_samplers_kernels(method, ntk, rng):
     x = rng.normal(size=(2, 9, 6))
     draws = 100 if method is tape_kernels else 5000
     rng = np.random.default_rng(0)
-    kernels = kernels_of(method, lambda: stack_model(stack), x, draws, rng, ntk=ntk)
+    kernels = method(lambda: stack_model(stack), x, draws, rng, ntk=ntk)
     which = "ntk" if ntk else "standard"
     sampled = stack_kernels(x, stack.widths, 50_000, parameterization=which, seed=0)[:, 0, 1]
     assert_same_means(kernels, sampled)
@@ -146,94 +137,26 @@ def test_both_draw_the_same_kernels_of_any_model(build, rng):
     def readout(outputs):
         return keras.ops.sum(outputs, axis=tuple(range(1, len(outputs.shape))))
 
-    printed = kernels_of(tape_kernels, build, x, 50, np.random.default_rng(0), readout)
-    together = kernels_of(ensemble_kernels, build, x, 500, np.random.default_rng(1), readout)
+    printed = tape_kernels(build, x, 50, np.random.default_rng(0), readout)
+    together = ensemble_kernels(build, x, 500, np.random.default_rng(1), readout)
     assert_same_means(printed, together)
     assert_same_means(printed**2, together**2)
 
 
 def test_what_one_ensemble_has_no_room_for_is_drawn_by_several(monkeypatch, rng):
     x = inputs(perceptron, rng, 1)
-    room = 10 * perceptron().count_params() + networks.BLOCK * len(perceptron().weights)
-    monkeypatch.setattr(networks, "PIECE", room)
-    found = []
-    for threads in (1, 4):
-        monkeypatch.setattr(networks, "_AT_ONCE", threads)
-        own = np.random.default_rng(0)
-        found.append(kernels_of(ensemble_kernels, perceptron, x, 25, own))
-        assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
-    kernels, others = found
+    monkeypatch.setattr(networks, "_MOST_NUMBERS", 10 * perceptron().count_params())
+    own = np.random.default_rng(0)
+    kernels = ensemble_kernels(perceptron, x, 25, own)
+    assert own.random() == np.random.default_rng(0).random(), "ensembles share no generator"
     assert kernels.shape == (25,)
     assert len(set(kernels[kernels > 0])) > 15
-    np.testing.assert_array_equal(kernels, others)
-
-
-def test_what_hinders_one_kind_does_not_cost_those_before(rng):
-    def hindered():
-        raise RuntimeError("no such network")
-
-    kinds = [(build, rng) for build in (perceptron, perceptron, hindered, perceptron)]
-    drawn = ensemble_kernels(iter(kinds), inputs(perceptron, rng), 3)
-    assert [next(drawn).shape for _ in range(2)] == [(3,), (3,)]
-    with pytest.raises(RuntimeError, match="no such network"):
-        next(drawn)
-
-
-def test_large_ensembles_take_turns(monkeypatch, rng):
-    in_work, seen = [], []
-    drawn = Draw.random
-
-    def random(draw, own):
-        in_work.append(own)
-        seen.append(len(in_work))
-        time.sleep(0.01)
-        in_work.remove(own)
-        return drawn(draw, own)
-
-    monkeypatch.setattr(Draw, "random", random)
-    monkeypatch.setattr(networks, "PIECE", 0)  # An ensemble for each.
-    monkeypatch.setattr(networks, "_AT_ONCE", 4)
-    x = inputs(perceptron, rng, 1)
-    for turns in (1, 2):
-        held = turns * perceptron().count_params()
-        monkeypatch.setattr(networks, "_MOST_HELD", held)
-        seen.clear()
-        kernels_of(ensemble_kernels, perceptron, x, 12, rng)
-        assert len(seen) == 12
-        assert max(seen) <= turns
-
-
-@pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
-def test_kinds_are_drawn_in_order_and_each_as_if_alone(method, rng):
-    kinds = [perceptron, several_paths, perceptron]
-    x = inputs(perceptron, rng)
-    rngs = [np.random.default_rng(seed) for seed in range(3)]
-    together = [*method(zip(kinds, rngs, strict=True), x, 3)]
-    for seed, (build, kernels) in enumerate(zip(kinds, together, strict=True)):
-        alone = kernels_of(method, build, x, 3, np.random.default_rng(seed))
-        np.testing.assert_array_equal(kernels, alone)
-
-
-def test_while_one_kind_is_drawn_the_next_is_built_and_no_more(rng):
-    built = []
-
-    def kind():
-        built.append(perceptron)
-        return perceptron()
-
-    drawn = ensemble_kernels(((kind, rng) for _ in range(9)), inputs(perceptron, rng), 3)
-    next(drawn)
-    assert len(built) == 2
-    drawn.close()
-    assert len(built) == 2
 
 
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
 def test_the_same_seed_draws_the_same_networks(method, rng):
     x = inputs(perceptron, rng)
-    draws = [
-        kernels_of(method, perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    ]
+    draws = [method(perceptron, x, 3, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.isin(draws[0], draws[2]).any()
 
@@ -261,10 +184,9 @@ def test_values_follow_the_initialisers_law(initializer, rng):
     whole = keras.Variable(np.zeros((40, 3, 3, 4, 5), "float32"))
     shape = (3, 3, 4, 5)
     value = InitialValues(whole, shape, initializer)
-    draw = Draw([value])
     drawn, expected = [], []
     for seed in range(20):
-        drawn.append(np.ravel(draw.values(draw.random(rng))[0] if value.variance else whole))
+        drawn.append(np.ravel(value.draw(rng) if value.variance else whole))
         config = initializer.get_config() | {"seed": seed}
         own = [type(initializer).from_config(config | {"seed": 100 * seed + i}) for i in range(40)]
         expected.append(np.reshape([np.ravel(one(shape)) for one in own], -1))
@@ -301,7 +223,7 @@ def test_what_has_no_known_law_is_left_to_the_tape(layer, message):
 
     assert re.search(message, networks.why_not_grouped(build))
     with pytest.raises(CannotGroupError, match=message):
-        kernels_of(ensemble_kernels, build, np.ones((1, 3)), 5, np.random.default_rng(0))
+        ensemble_kernels(build, np.ones((1, 3)), 5, np.random.default_rng(0))
 
 
 def test_tables_have_kernels_too():
@@ -310,7 +232,7 @@ def test_tables_have_kernels_too():
         x = layers.GlobalAveragePooling1D()(layers.Embedding(5, 3)(ids))
         return keras.Model(ids, layers.Dense(1)(x))
 
-    kernels = kernels_of(tape_kernels, build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
+    kernels = tape_kernels(build, np.array([[0, 1, 1, 4]]), 3, np.random.default_rng(0))
     assert (kernels > 0).all()
 
 
@@ -318,10 +240,26 @@ def test_tables_have_kernels_too():
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
 def test_a_readout_is_a_number_of_each_network(readout, method):
     with pytest.raises(ValueError, match="readout: gave shape"):
-        kernels_of(method, perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
+        method(perceptron, np.ones((1, 6)), 3, np.random.default_rng(0), readout)
 
 
 def test_stacks_are_networks_of_collegial_layers():
     model = stack_model(bottleneck(8, width=5).stack(5))
     kernels = [layer.fan_in for layer in model.layers if isinstance(layer, CollegialDense)]
     assert kernels == [8, 45, 5]
+
+
+def test_numbers_have_their_distributions_moments(rng):
+    density = math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    second = 1 - 4 * density  # The variance of a normal number between -2 and 2.
+    fourth = 3 * second - 16 * density
+    kurtoses = {"normal": 3.0, "uniform": 9 / 5, "truncated_normal": fourth / second**2}
+    for name, kurtosis in kurtoses.items():
+        table = _table(name)
+        assert (table**2).mean() == pytest.approx(1, rel=1e-5)
+        assert (table**4).mean() == pytest.approx(kurtosis, rel=1e-4)
+        numbers = Distribution(name, 3.0, 2.0).sample(rng, 100_001)
+        assert numbers.dtype == np.float32
+        assert np.isin(numbers, (3 * table + 2).astype(np.float32)).all()
+        assert numbers.mean() == pytest.approx(2.0, abs=5 * 3 / np.sqrt(len(numbers)))
+        assert numbers.std() == pytest.approx(3.0, rel=5 / np.sqrt(2 * len(numbers)))

@@ -1,7 +1,7 @@
-"""What a design costs, and how many paths a budget affords.
+"""The cost of a design, and the cardinality that the baseline's cost affords.
 
-A cost tells two things: `of(m, n)`, and `affordable(n)`, the real-valued cardinality at which width
-n costs what the baseline does (Eq. 12).
+Both classes have `of(m, n)`, the cost of m paths of width n, and `affordable(n)`, the real-valued
+cardinality at which width n costs as much as the baseline (Eq. 12).
 """
 
 from __future__ import annotations
@@ -24,26 +24,33 @@ class AffineCost:
     """A cost of the form fixed + cardinality * path(width): parameters, FLOPs."""
 
     def __init__(self, cost: Callable[[Any, Any], Any], width: int) -> None:
-        self._cost = cost
+        self.of = cost
         self.target = float(cost(1, width))
 
-    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        """The cost of real-valued cardinalities m of widths n."""
-        return self._cost(m, n)
-
     def affordable(self, n: np.ndarray) -> np.ndarray:
-        """The real-valued cardinality at which width n costs what the baseline does (Eq. 12)."""
-        fixed = self._cost(0, n)
-        return (self.target - fixed) / (self._cost(1, n) - fixed)
+        """Return the real-valued cardinality at which width n costs as much as the baseline."""
+        fixed = self.of(0, n)
+        return (self.target - fixed) / (self.of(1, n) - fixed)
 
 
 class MeasuredCost:
-    """A user's cost of (cardinality, width), linear between whole cardinalities."""
+    """A user's cost of (cardinality, width), interpolated between whole cardinalities."""
 
     def __init__(self, cost: Callable[[int, int], float], width: int) -> None:
         self._measure = cost
         self._known: dict[tuple[int, int], float] = {}
         self.target = self._cost(1, width)
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Return the cost of real-valued cardinalities m of widths n."""
+        return np.array([self._interpolated(float(a), int(b)) for a, b in zip(m, n, strict=True)])
+
+    def affordable(self, n: np.ndarray) -> np.ndarray:
+        """Return the real-valued cardinality of each width n at the baseline's cost.
+
+        Below one path it is the affordable fraction of the first.
+        """
+        return np.array([self._affordable(int(width)) for width in n])
 
     def _cost(self, m: int, n: int) -> float:
         if (m, n) not in self._known:
@@ -55,11 +62,7 @@ class MeasuredCost:
             self._known[m, n] = float(cost)
         return self._known[m, n]
 
-    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-        """The cost of real-valued cardinalities m of widths n."""
-        return np.array([self._between(float(a), int(b)) for a, b in zip(m, n, strict=True)])
-
-    def _between(self, m: float, n: int) -> float:
+    def _interpolated(self, m: float, n: int) -> float:
         if not m < MOST_PATHS:
             return np.inf
         below = max(1, int(m))
@@ -67,7 +70,7 @@ class MeasuredCost:
         return here if m <= below else here + (m - below) * self._step(below, below + 1, n)
 
     def _step(self, below: int, above: int, n: int) -> float:
-        """By how much the cost grows from one cardinality to a larger one."""
+        """Return the difference in cost between two cardinalities."""
         step = self._cost(above, n) - self._cost(below, n)
         if step < 0:
             raise ValueError(
@@ -76,10 +79,6 @@ class MeasuredCost:
                 "cardinality grows"
             )
         return step
-
-    def affordable(self, n: np.ndarray) -> np.ndarray:
-        """As for parameters; below one path, the share of the first that is affordable."""
-        return np.array([self._affordable(int(width)) for width in n])
 
     def _affordable(self, n: int) -> float:
         if self._cost(1, n) >= self.target:
@@ -105,19 +104,8 @@ class MeasuredCost:
 Cost = AffineCost | MeasuredCost
 
 
-def checked_budget(budget: Any) -> Budget:
-    """The budget itself.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if callable(budget):
-        return budget
-    return one_of("budget", budget, ("params", "flops"))
-
-
 def costs(budget: Budget, baseline: Module | Network) -> tuple[Cost, Cost]:
-    """The cost that chooses the width, and the one that chooses the integer cardinality."""
+    """Return the cost that decides the width, and the one that decides the whole cardinality."""
     if callable(budget):
         measured = MeasuredCost(budget, baseline.width)
         return measured, measured
@@ -127,3 +115,8 @@ def costs(budget: Budget, baseline: Module | Network) -> tuple[Cost, Cost]:
         for counted in (baseline.module, baseline)
     )
     return module, network
+
+
+def checked_budget(budget: Any) -> Budget:
+    """Return the budget: `"params"`, `"flops"`, or a function."""
+    return budget if callable(budget) else one_of("budget", budget, ("params", "flops"))
