@@ -30,8 +30,8 @@ from ce_keras.training.datasets import TRAIN, Dataset, FolderDataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.interruption import Termination
 from ce_keras.training.recipe import Recipe
-from ce_keras.training.strategy import Strategy, find_strategy, set_synchronized
-from ce_keras.training.train_step import Batch
+from ce_keras.training.strategy import Batch, Strategy, find_strategy, set_synchronized
+from ce_keras.training.train_step import make_test_step, make_train_step
 from ce_keras.zoo.defaults import defaults
 
 logger = logging.getLogger("ce_keras")
@@ -118,8 +118,8 @@ class Trainer:
         self.input_pipeline = InputPipeline(recipe, dataset, seed, strategy.shard)
         self._variables = [*self.model.variables, *self.optimizer.variables]
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._variables)
-        self._train_step = strategy.train_step(self.model, self.optimizer, build_loss(recipe))
-        self._test_step = strategy.test_step(self.model)
+        self._train_step = make_train_step(strategy, self.model, self.optimizer, build_loss(recipe))
+        self._test_step = make_test_step(strategy, self.model)
         self._seconds_per_step: list[float] = []
 
     def _check_batches(self) -> None:
@@ -302,7 +302,7 @@ def error_of(test_step: Callable[[Batch], Any], batches: Iterable[Batch]) -> dic
     """Return top-1 and top-5 error in percent, over all images of `batches`.
 
     Args:
-        test_step: from `Strategy.test_step`.
+        test_step: from `make_test_step`.
         batches: from `Strategy.batches`.
     """
     counts = [test_step(batch) for batch in batches]  # On the device.
