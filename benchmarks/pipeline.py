@@ -26,6 +26,7 @@ from ce_keras.training.images import Images
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import Recipe, read_recipe
 from ce_keras.training.strategy import find_strategy
+from ce_keras.training.train_step import make_train_step
 
 RECIPES = ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet32", "imagenet64", "imagenet")
 
@@ -61,7 +62,7 @@ def training_step(recipe: Recipe, count: int) -> Callable[[], object]:
     model = build_model(recipe, known.shape, known.classes, seed=0)
     optimizer = build_optimizer(recipe, build_schedule(recipe, 100))
     optimizer.build(model.trainable_variables)
-    step = find_strategy().train_step(model, optimizer, build_loss(recipe))
+    step = make_train_step(find_strategy(), model, optimizer, build_loss(recipe))
     batch = tf.random.normal((count, *known.shape)), tf.zeros(count, tf.int32)
     return lambda: np.asarray(step(batch, False))  # Wait for the result.
 

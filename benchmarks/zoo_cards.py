@@ -178,6 +178,7 @@ def _steps(model: Any) -> dict[str, Callable[[], Any]]:
 
     from ce_keras.training.optimizer import CoupledSGD
     from ce_keras.training.strategy import find_strategy
+    from ce_keras.training.train_step import make_train_step
 
     x, y = tf.random.normal((_BATCH, *model.input_shape[1:])), tf.zeros(_BATCH, tf.int32)
     optimizer = CoupledSGD(0.0)
@@ -186,7 +187,7 @@ def _steps(model: Any) -> dict[str, Callable[[], Any]]:
     def losses(logits: Any, labels: Any) -> Any:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
-    train = find_strategy().train_step(model, optimizer, losses)
+    train = make_train_step(find_strategy(), model, optimizer, losses)
     infer = tf.function(lambda images: model(images, training=False), autograph=False)
     return {"inference": lambda: infer(x), "training": lambda: train((x, y), False).numpy()}
 

@@ -54,12 +54,12 @@ def _other_stem(model: ModelRecipe, shape: tuple[int, ...], classes: int, seed: 
     )
     if model.cardinality is not None and model.width is not None:
         design = Design(model.cardinality, model.width)
-    elif model.mode == "primal" or model.mode == "dual":
-        design = search(resnext(network), model.mode).design
+    elif model.mode == "resnext":
+        raise ValueError("model.mode: got 'resnext', but nobody has published one with this stem")
     elif model.mode == "baseline":
         design = Design(1, network.width)
     else:
-        raise ValueError("model.mode: got 'resnext', but nobody has published one with this stem")
+        design = search(resnext(network), "dual" if model.mode == "dual" else "primal").design
     return build_resnext(
         network, design, classifier_activation=None, seed=seed, name=f"{model.name}_{design}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ce_keras.checks import brief, finite_number, instance, sequence_of, whole_number
 from ce_keras.files import replacing, sweep
 
 logger = logging.getLogger("ce_keras")
@@ -119,34 +119,26 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         content = json.loads(str(file["content"]))
         arrays = [file[f"variable_{i}"] for i in range(len(file.files) - 1)]
-    _check_state(content)
-    kinds = {array.dtype.kind for array in arrays}
-    if not kinds <= set("biuf"):
-        raise ValueError(f"it has arrays of the kinds {brief(sorted(kinds))}, not only of numbers")
+    if not _is_state(content):
+        raise ValueError("it is not the state of a run")
+    if not {array.dtype.kind for array in arrays} <= set("biuf"):
+        raise ValueError("it has arrays of other than numbers")
     return content, arrays
 
 
-def _check_state(content: Any) -> None:
-    """Check the plain values of a state: the next epoch and step, and a row for every epoch before.
+def _is_state(content: Any) -> bool:
+    """Return whether plain values are the state of a run, with a row for every finished epoch.
 
     Raises:
-        ValueError: naming the value that is wrong.
+        Exception: of any kind, for a value of another type.
     """
-    instance("state", content, dict, "a state of a run")
-    epoch = whole_number("epoch", content.get("epoch"), 0)
-    whole_number("step", content.get("step"), 0)
-    if content.get("loss", ...) is not None:
-        finite_number("loss", content.get("loss"))
-    history = sequence_of("history", content.get("history"), _checked_row)
-    if [row["epoch"] for row in history] != list(range(1, len(history) + 1)):
-        raise ValueError(f"history: got {brief(history)}; it must be of one epoch after the other")
-    if len(history) != epoch:
-        raise ValueError(f"epoch: got {epoch}; it must be {len(history)}, as many as in history")
-
-
-def _checked_row(argument: str, row: Any) -> dict[str, Any]:
-    instance(argument, row, dict, "rows")
-    whole_number("epoch of history", row.get("epoch"), 1)
-    for name in ("loss", "rate", "error", "top5_error"):
-        finite_number(f"{name} of history", row.get(name))
-    return row
+    epoch, step, loss, history = (content[key] for key in ("epoch", "step", "loss", "history"))
+    names = ("loss", "rate", "error", "top5_error")
+    numbers = [0 if loss is None else loss, *(row[name] for row in history for name in names)]
+    return (
+        type(epoch) is type(step) is int
+        and step >= 0
+        and len(history) == epoch
+        and [row["epoch"] for row in history] == list(range(1, epoch + 1))
+        and all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
+    )

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,28 +91,6 @@ class Examples(NamedTuple):
 
     order: Any
     read: Callable[[Any], tuple[Any, Any]]
-
-
-class Dataset(Protocol):
-    """Labelled images, in a training and a test split.
-
-    Attributes:
-        shape: of an image as the network sees it.
-        classes: number of classes.
-        counts: numbers of training and test images.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    counts: tuple[int, int]
-
-    def examples(self, split: int, draw: tuple[int, int] | None = None) -> Examples:
-        """Return the examples of a split.
-
-        Args:
-            split: `TRAIN` or `TEST`.
-            draw: seed and epoch, of which the order is a function; `None` for their own order.
-        """
 
 
 def load_dataset(recipe: DataRecipe) -> Dataset:
@@ -213,6 +191,10 @@ class ArrayDataset:
         train: the training images.
         test: the test images.
         classes: number of classes.
+
+    Attributes:
+        shape: of an image as the network sees it.
+        counts: numbers of training and test images.
     """
 
     def __init__(self, train: Images, test: Images, classes: int) -> None:
@@ -222,7 +204,12 @@ class ArrayDataset:
         self.counts = len(train.labels), len(test.labels)
 
     def examples(self, split: int, draw: tuple[int, int] | None = None) -> Examples:
-        """Return the examples of a split; see `Dataset`."""
+        """Return the examples of a split.
+
+        Args:
+            split: `TRAIN` or `TEST`.
+            draw: seed and epoch, of which the order is a function; `None` for their own order.
+        """
         import tensorflow as tf
 
         images = tf.constant(self.splits[split].images)
@@ -262,7 +249,7 @@ class TfdsDataset:
             self.counts = train, test
 
     def examples(self, split: int, draw: tuple[int, int] | None = None) -> Examples:
-        """Return the examples of a split; see `Dataset`. Files are shuffled, then examples."""
+        """Return the examples of a split, as `ArrayDataset` does; training files are shuffled."""
         import tensorflow_datasets as tfds
 
         options: dict[str, Any] = {}
@@ -367,7 +354,7 @@ class FolderDataset:
         self.shape = shape or usual_shape([path for path, _ in self._files[TRAIN]], channels)
 
     def examples(self, split: int, draw: tuple[int, int] | None = None) -> Examples:
-        """Return the examples of a split; see `Dataset`."""
+        """Return the examples of a split, as `ArrayDataset` does."""
         import tensorflow as tf
 
         order = _order(self.counts[split], draw)
@@ -423,6 +410,10 @@ class FolderDataset:
                 "resized_crop"
             )
         return image
+
+
+#: Labelled images, in a training and a test split.
+Dataset = ArrayDataset | TfdsDataset | FolderDataset
 
 
 def _image_folder(recipe: DataRecipe) -> FolderDataset | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,10 @@ def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
         where: beginning of error messages.
     """
     recipe = _filled(Recipe, content, where, "")
-    for key, good, wanted in _rules(recipe):
-        if not good:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(recipe, section), name)
-            raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
+    for key, wanted in (*_wrong_values(recipe), *_wrong_combinations(recipe)):
+        section, _, name = key.partition(".")
+        value = getattr(getattr(recipe, section), name)
+        raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
     return recipe
 
 
@@ -293,88 +293,69 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
     raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
 
 
-# Larger numbers are mistakes: of anything, of layers, of pixels.
-_MOST_SIZE = 2**20
-_MOST_LAYERS = 10_000
-_MOST_PIXELS = 2**13
+_CHOICES: dict[str, Sequence[str]] = {
+    "model.name": (*RESNEXTS, "fully_connected"),
+    "model.mode": DESIGN_MODES,
+    "data.augment": ("crop", "flip", "resized_crop", "jitter"),
+    "data.normalize": ("channel", "mean_image", "global"),
+    "optimizer.name": ("sgd", "adam"),
+    "optimizer.precision": ("float32", "mixed_float16", "mixed_bfloat16"),
+    "schedule.name": ("step", "one_cycle"),
+}
 
-_SIZE = f"from 1 to {_MOST_SIZE:,}"
+# Smallest and largest values. Larger sizes are mistakes.
+_SIZE = (1, 2**20)
+_PIXELS = 2**13
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("model.cardinality", "model.width", "model.base"), _SIZE),
+    **dict.fromkeys(("model.stem", "model.stem_strides"), _SIZE),
+    **dict.fromkeys(("schedule.epochs", "schedule.batch_size"), _SIZE),
+    **dict.fromkeys(("schedule.warmup", "schedule.reference_batch_size"), (0, 2**20)),
+    "model.depth": (2, 10_000),
+    "data.pad": (0, _PIXELS),
+    "data.jitter": (0, 1),
+    "data.size": (1, _PIXELS),
+    **dict.fromkeys(("data.limit", "data.test_limit"), (1, math.inf)),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip"), (0, math.inf)),
+}
 
-_AUGMENTATIONS = ("crop", "flip", "resized_crop", "jitter")
-_NETWORKS = (*RESNEXTS, "fully_connected")
+
+def _wrong_values(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the keys whose values are not valid, each with a description of valid ones."""
+    values = {
+        f"{section}.{name}": value
+        for section, content in recipe.to_dict().items()
+        for name, value in content.items()
+    }
+    for key, choices in _CHOICES.items():
+        is_list = isinstance(values[key], tuple)
+        if not set(values[key] if is_list else [values[key]]) <= set(choices):
+            yield key, f"{'a list' if is_list else 'one'} of {', '.join(choices)}"
+    for key, (least, most) in _BOUNDS.items():
+        if values[key] is not None and not least <= values[key] <= most:
+            yield key, f"{least} or more" if most == math.inf else f"from {least} to {most:,}"
+    for key in ("optimizer.learning_rate", "schedule.divide_by"):
+        if values[key] <= 0:
+            yield key, "above 0"
+    for key in ("optimizer.momentum", "optimizer.label_smoothing"):
+        if not 0 <= values[key] < 1:
+            yield key, "at least 0, and below 1"
 
 
-def _rules(recipe: Recipe) -> list[tuple[str, bool, str]]:
-    """Return the key of each rule, whether its value is valid, and a description of valid ones."""
-    model, data = recipe.model, recipe.data
-    optimizer, schedule = recipe.optimizer, recipe.schedule
-    precisions = ("float32", "mixed_float16", "mixed_bfloat16")
-    boundaries = list(schedule.divide_at)
-    increasing = boundaries == sorted({*boundaries}) and min(boundaries, default=1) >= 1
-    is_step = schedule.name == "step"
-
-    def fits(value: int | None) -> bool:
-        return value is None or 1 <= value <= _MOST_SIZE
-
-    def has_stem(value: int | None) -> bool:
-        return value is None or (fits(value) and model.name in RESNEXTS)
-
-    return [
-        ("model.name", model.name in _NETWORKS, f"one of {', '.join(_NETWORKS)}"),
-        ("model.mode", model.mode in DESIGN_MODES, f"one of {', '.join(DESIGN_MODES)}"),
-        ("model.stem", has_stem(model.stem), f"{_SIZE}, of a ResNeXt"),
-        ("model.stem_strides", has_stem(model.stem_strides), f"{_SIZE}, of a ResNeXt"),
-        ("model.depth", 2 <= model.depth <= _MOST_LAYERS, f"from 2 to {_MOST_LAYERS:,}"),
-        ("model.base", fits(model.base), _SIZE),
-        ("model.cardinality", fits(model.cardinality), _SIZE),
-        ("model.width", fits(model.width), _SIZE),
-        (
-            "model.width",
-            (model.width is None) == (model.cardinality is None),
-            "given with model.cardinality",
-        ),
-        (
-            "data.augment",
-            set(data.augment) <= set(_AUGMENTATIONS),
-            f"a list of {', '.join(_AUGMENTATIONS)}",
-        ),
-        ("data.pad", 0 <= data.pad <= _MOST_PIXELS, f"from 0 to {_MOST_PIXELS:,}"),
-        ("data.jitter", 0 <= data.jitter <= 1, "from 0 to 1"),
-        (
-            "data.normalize",
-            data.normalize in ("channel", "mean_image", "global"),
-            "channel, mean_image or global",
-        ),
-        (
-            "data.size",
-            data.size is None
-            or (1 <= data.size <= _MOST_PIXELS and "resized_crop" in data.augment),
-            f"from 1 to {_MOST_PIXELS:,}, with resized_crop among data.augment",
-        ),
-        ("data.limit", data.limit is None or data.limit > 0, "1 or more"),
-        ("data.test_limit", data.test_limit is None or data.test_limit > 0, "1 or more"),
-        ("optimizer.name", optimizer.name in ("sgd", "adam"), "sgd or adam"),
-        ("optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"),
-        ("optimizer.momentum", 0 <= optimizer.momentum < 1, "at least 0, and below 1"),
-        ("optimizer.weight_decay", optimizer.weight_decay >= 0, "0 or more"),
-        ("optimizer.clip", optimizer.clip >= 0, "0 or more"),
-        ("optimizer.precision", optimizer.precision in precisions, f"one of {precisions}"),
-        (
-            "optimizer.label_smoothing",
-            0 <= optimizer.label_smoothing < 1,
-            "at least 0, and below 1",
-        ),
-        ("schedule.epochs", fits(schedule.epochs), _SIZE),
-        ("schedule.batch_size", fits(schedule.batch_size), _SIZE),
-        ("schedule.name", schedule.name in ("step", "one_cycle"), "step or one_cycle"),
+def _wrong_combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the keys whose values do not fit the others, each with a description."""
+    model, data, schedule = recipe.model, recipe.data, recipe.schedule
+    epochs, is_step = list(schedule.divide_at), schedule.name == "step"
+    is_resnext, resized = model.name in RESNEXTS, "resized_crop" in data.augment
+    increasing = epochs == sorted({*epochs}) and min(epochs, default=1) >= 1
+    one_design = (model.width is None) == (model.cardinality is None)
+    rules = [
+        ("model.width", one_design, "given with model.cardinality"),
+        ("model.stem", is_resnext or model.stem is None, "of a ResNeXt"),
+        ("model.stem_strides", is_resnext or model.stem_strides is None, "of a ResNeXt"),
+        ("data.size", resized or data.size is None, "given with resized_crop among data.augment"),
         ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
-        ("schedule.divide_at", is_step or not boundaries, "[] with schedule.name = one_cycle"),
-        ("schedule.divide_by", schedule.divide_by > 0, "above 0"),
-        ("schedule.warmup", 0 <= schedule.warmup <= _MOST_SIZE, "0 or more"),
+        ("schedule.divide_at", is_step or not epochs, "[] with schedule.name = one_cycle"),
         ("schedule.warmup", is_step or not schedule.warmup, "0 with schedule.name = one_cycle"),
-        (
-            "schedule.reference_batch_size",
-            0 <= schedule.reference_batch_size <= _MOST_SIZE,
-            "0 or more",
-        ),
     ]
+    yield from ((key, wanted) for key, valid, wanted in rules if not valid)

@@ -19,6 +19,7 @@ from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.records import check_finished, claim, read_claim, read_results
 from ce_keras.training.strategy import Strategy, find_strategy
+from ce_keras.training.train_step import make_test_step
 from ce_keras.training.trainer import Trainer, error_of
 
 
@@ -113,7 +114,7 @@ def train(
     positive_int("runs", runs)
     if save_every is not None:
         positive_int("save_every", save_every)
-    _check("strategy", strategy, "train_step", "find_strategy")
+    _check("strategy", strategy, "broadcast", "find_strategy")
     _check("dataset", dataset, "examples", "load_dataset")
     _check("model", model, "layers", "build_for")
     strategy = strategy or find_strategy()
@@ -169,4 +170,4 @@ def evaluate(folder: str | Path) -> dict[str, float]:
     with strategy.scope():
         model = load_model(folder / "model.keras")
     pipeline = InputPipeline(recipe, load_dataset(recipe.data), 0, strategy.shard)
-    return error_of(strategy.test_step(model), strategy.batches(pipeline.test))
+    return error_of(make_test_step(strategy, model), strategy.batches(pipeline.test))

@@ -11,19 +11,20 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from ce_keras.layers.fan_in import leaves
-from ce_keras.training import train_step
 from ce_keras.training.input_pipeline import Shard
-from ce_keras.training.train_step import Batch, Losses, TestStep, TrainStep
+
+#: Images and labels.
+Batch = tuple[Any, Any]
 
 
-class Strategy(Protocol):
+class Strategy:
     """The devices that train and test a model.
 
     Attributes:
@@ -33,25 +34,22 @@ class Strategy(Protocol):
         is_alone: whether no other process waits for this one.
     """
 
-    replicas: int
-    shard: Shard
-    is_chief: bool
-    is_alone: bool
+    replicas = 1
+    shard = Shard()
+    is_chief = True
+    is_alone = True
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which models and optimisers are built."""
+        raise NotImplementedError
 
     def batches(self, dataset: Callable[[], Any]) -> Iterable[Batch]:
         """Return batches of a dataset of this process' shard, an element for each replica."""
-
-    def train_step(self, model: keras.Model, optimizer: Any, losses: Losses) -> TrainStep:
-        """Return the function that trains on a batch."""
-
-    def test_step(self, model: keras.Model) -> TestStep:
-        """Return the function that counts a batch's images, and those that are correct."""
+        raise NotImplementedError
 
     def broadcast(self, content: Any, arrays: Sequence[np.ndarray] = ()) -> tuple[Any, Any]:
         """Return the values of the chief worker: plain values, and arrays of equal shapes."""
+        return content, list(arrays)
 
 
 def find_strategy(devices: Sequence[str] = ()) -> Strategy:
@@ -104,7 +102,7 @@ def set_synchronized(model: keras.Model, synchronized: bool) -> None:
             layer.synchronized = synchronized
 
 
-class TensorFlowStrategy:
+class TensorFlowStrategy(Strategy):
     """A `tf.distribute` strategy; steps are run by its `run`."""
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
@@ -124,13 +122,9 @@ class TensorFlowStrategy:
         """Return the dataset's elements, distributed to the replicas."""
         return self._strategy.distribute_datasets_from_function(lambda _: dataset())
 
-    def train_step(self, model: keras.Model, optimizer: Any, losses: Losses) -> TrainStep:
-        """Return the function that trains on a batch."""
-        return train_step.tensorflow_train_step(self._strategy, model, optimizer, losses)
-
-    def test_step(self, model: keras.Model) -> TestStep:
-        """Return the function that counts a batch's images, and those that are correct."""
-        return train_step.tensorflow_test_step(self._strategy, model)
+    def run(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a function on every replica, and return the result of this process' first."""
+        return self._strategy.experimental_local_results(self._strategy.run(function, inputs))[0]
 
     def broadcast(self, content: Any, arrays: Sequence[np.ndarray] = ()) -> tuple[Any, Any]:
         """Return the values of the chief worker, by sums to which the others add zeros."""
@@ -153,8 +147,8 @@ class TensorFlowStrategy:
             own = [tf.where(first, each, tf.zeros_like(each)) for each in mine]
             return [context.all_reduce("SUM", each) for each in own]
 
-        sums = tf.function(lambda: self._strategy.run(replica), autograph=False)()
-        return [np.asarray(train_step.first_result(self._strategy, each)) for each in sums]
+        sums = tf.function(lambda: self.run(replica), autograph=False)()
+        return [np.asarray(each) for each in sums]
 
 
 def _place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
@@ -167,13 +161,11 @@ def _place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), chiefs + workers
 
 
-class JaxStrategy:
-    """The devices of one process by `keras.distribution.DataParallel`."""
+class JaxStrategy(Strategy):
+    """The devices of one process by `keras.distribution.DataParallel`.
 
-    replicas = 1  # The batch is one array, on whatever devices its rows are.
-    shard = Shard()
-    is_chief = True
-    is_alone = True
+    A batch is one array, on whatever devices its rows are: there is one replica.
+    """
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         known = keras.distribution.list_devices()
@@ -204,15 +196,3 @@ class JaxStrategy:
                     keras.distribution.distribute_tensor(each, layout(each.shape)) for each in batch
                 )
             yield images, labels
-
-    def train_step(self, model: keras.Model, optimizer: Any, losses: Losses) -> TrainStep:
-        """Return the function that trains on a batch."""
-        return train_step.jax_train_step(model, optimizer, losses)
-
-    def test_step(self, model: keras.Model) -> TestStep:
-        """Return the function that counts a batch's images, and those that are correct."""
-        return train_step.jax_test_step(model)
-
-    def broadcast(self, content: Any, arrays: Sequence[np.ndarray] = ()) -> tuple[Any, Any]:
-        """Return the values themselves: there is one process."""
-        return content, list(arrays)

@@ -1,7 +1,6 @@
 """Compiled steps of training and testing, on TensorFlow and on JAX.
 
-Training steps return without waiting for the device: their results are arrays that are fetched
-later, many at once.
+Steps do not wait for the device: their results are arrays that are fetched later, many at once.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ import keras
 import tensorflow as tf
 
 from ce_keras.training.input_pipeline import PADDING_LABEL
-
-#: Images and labels.
-Batch = tuple[Any, Any]
+from ce_keras.training.strategy import Batch, Strategy, TensorFlowStrategy
 
 #: Losses of logits and labels, one for each image.
 Losses = Callable[[Any, Any], Any]
@@ -27,6 +24,22 @@ TrainStep = Callable[[Batch, bool], Any]
 
 #: Returns three numbers on the device: of a batch's images, of correct, and of top-5 correct ones.
 TestStep = Callable[[Batch], Any]
+
+
+def make_train_step(
+    strategy: Strategy, model: keras.Model, optimizer: Any, losses: Losses
+) -> TrainStep:
+    """Return the function that trains a model on a batch."""
+    if isinstance(strategy, TensorFlowStrategy):
+        return _tensorflow_train_step(strategy, model, optimizer, losses)
+    return _jax_train_step(model, optimizer, losses)
+
+
+def make_test_step(strategy: Strategy, model: keras.Model) -> TestStep:
+    """Return the function that counts a batch's images, and those that are correct."""
+    if isinstance(strategy, TensorFlowStrategy):
+        return _tensorflow_test_step(strategy, model)
+    return _jax_test_step(model)
 
 
 def count_correct(logits: Any, labels: Any) -> Any:
@@ -44,16 +57,10 @@ def count_correct(logits: Any, labels: Any) -> Any:
     )
 
 
-def first_result(strategy: tf.distribute.Strategy, value: Any) -> Any:
-    """Return the result of the first replica of this process."""
-    return strategy.experimental_local_results(value)[0]
-
-
-def tensorflow_train_step(
-    strategy: tf.distribute.Strategy, model: keras.Model, optimizer: Any, losses: Losses
+def _tensorflow_train_step(
+    strategy: TensorFlowStrategy, model: keras.Model, optimizer: Any, losses: Losses
 ) -> TrainStep:
-    """Return the step on all replicas of a strategy."""
-    replicas = strategy.num_replicas_in_sync
+    replicas = strategy.replicas
     scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     inner = optimizer.inner_optimizer if scaling else optimizer
     # Keras sums gradients over the replicas after it has clipped them, and after it has checked
@@ -81,14 +88,12 @@ def tensorflow_train_step(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def step(images: Any, labels: Any, asked: Any) -> Any:
-        return first_result(strategy, strategy.run(replica, (images, labels, asked)))
+        return strategy.run(replica, images, labels, asked)
 
     return lambda batch, asked: step(*batch, tf.constant(float(asked)))
 
 
-def tensorflow_test_step(strategy: tf.distribute.Strategy, model: keras.Model) -> TestStep:
-    """Return the counts of all replicas of a strategy."""
-
+def _tensorflow_test_step(strategy: TensorFlowStrategy, model: keras.Model) -> TestStep:
     def replica(images: Any, labels: Any) -> Any:
         logits = tf.cast(model(images, training=False), tf.float32)
         context = tf.distribute.get_replica_context()
@@ -96,13 +101,12 @@ def tensorflow_test_step(strategy: tf.distribute.Strategy, model: keras.Model) -
 
     @tf.function(autograph=False, reduce_retracing=True)
     def count(images: Any, labels: Any) -> Any:
-        return first_result(strategy, strategy.run(replica, (images, labels)))
+        return strategy.run(replica, images, labels)
 
     return lambda batch: count(*batch)
 
 
-def jax_train_step(model: keras.Model, optimizer: Any, losses: Losses) -> TrainStep:
-    """Return the step on all devices that hold the batch."""
+def _jax_train_step(model: keras.Model, optimizer: Any, losses: Losses) -> TrainStep:
     import jax
 
     scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -136,8 +140,7 @@ def jax_train_step(model: keras.Model, optimizer: Any, losses: Losses) -> TrainS
     return train
 
 
-def jax_test_step(model: keras.Model) -> TestStep:
-    """Return the counts of all devices that hold the batch."""
+def _jax_test_step(model: keras.Model) -> TestStep:
     import jax
 
     kinds = model.trainable_variables, model.non_trainable_variables

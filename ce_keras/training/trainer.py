@@ -30,8 +30,8 @@ from ce_keras.training.datasets import TRAIN, Dataset, FolderDataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.interruption import Termination
 from ce_keras.training.recipe import Recipe
-from ce_keras.training.strategy import Strategy, find_strategy, set_synchronized
-from ce_keras.training.train_step import Batch
+from ce_keras.training.strategy import Batch, Strategy, find_strategy, set_synchronized
+from ce_keras.training.train_step import make_test_step, make_train_step
 from ce_keras.zoo.defaults import defaults
 
 logger = logging.getLogger("ce_keras")
@@ -118,8 +118,8 @@ class Trainer:
         self.input_pipeline = InputPipeline(recipe, dataset, seed, strategy.shard)
         self._variables = [*self.model.variables, *self.optimizer.variables]
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._variables)
-        self._train_step = strategy.train_step(self.model, self.optimizer, build_loss(recipe))
-        self._test_step = strategy.test_step(self.model)
+        self._train_step = make_train_step(strategy, self.model, self.optimizer, build_loss(recipe))
+        self._test_step = make_test_step(strategy, self.model)
         self._seconds_per_step: list[float] = []
 
     def _check_batches(self) -> None:
@@ -183,7 +183,7 @@ class Trainer:
         return state or {"epoch": 0, "step": 0, "loss": None, "history": []}
 
     def _train_epoch(self, state: dict[str, Any], termination: Termination) -> None:
-        """Take the steps that are left of an epoch."""
+        """Take the remaining steps of an epoch."""
         size, begun = self.recipe.schedule.batch_size, state["step"]
         bar = progress(
             total=self._images,
@@ -194,43 +194,43 @@ class Trainer:
             disable=not self._strategy.is_chief,
         )
         batches = self._strategy.batches(lambda: self.input_pipeline.train(state["epoch"], begun))
-        pending: list[Any] = []  # Results of steps on the device.
-        clock = time.perf_counter()
+        pending: list[Any] = []  # Results of steps that are still on the device.
+        self._clock = time.perf_counter()
         with bar:
             for batch in batches:
                 pending.append(self._train_step(batch, termination.requested()))
                 state["step"] += 1
                 bar.update(min(state["step"] * size, self._images) - bar.n)
-                due = self._save_every and state["step"] % self._save_every == 0
-                last = state["step"] == self.steps
-                end_now = termination.requested() and self._strategy.is_alone
-                if not (due or last or end_now or state["step"] % _FETCH_EVERY == 0):
-                    continue
-                steps = len(pending)
-                requested = self._fetch(state, pending)
-                self._seconds_per_step.append((time.perf_counter() - clock) / steps)
-                bar.set_postfix(loss=f"{state['loss']:.3f}", refresh=False)
-                # Several workers agree on the step: they all see the same `requested`.
-                if requested or (termination.requested() and self._strategy.is_alone):
-                    self._save(state)
-                    raise termination.reason()
-                if due and not last:
-                    self._save(state)
-                clock = time.perf_counter()
+                if self._is_fetch_due(state["step"], termination):
+                    self._fetch(state, pending, termination)
+                    bar.set_postfix(loss=f"{state['loss']:.3f}", refresh=False)
 
-    def _fetch(self, state: dict[str, Any], pending: list[Any]) -> bool:
-        """Fetch the results of the last steps from the device, and check their losses.
+    def _is_save_due(self, step: int) -> bool:
+        return self._save_every is not None and step % self._save_every == 0 and step < self.steps
 
-        Returns:
-            Whether any worker was asked to end.
-        """
+    def _is_fetch_due(self, step: int, termination: Termination) -> bool:
+        regular = step % _FETCH_EVERY == 0 or step == self.steps
+        return regular or self._is_save_due(step) or self._must_end(termination)
+
+    def _must_end(self, termination: Termination) -> bool:
+        # Several workers must end after the same step: they agree on it by the steps' results.
+        return self._strategy.is_alone and termination.requested()
+
+    def _fetch(self, state: dict[str, Any], pending: list[Any], termination: Termination) -> None:
+        """Fetch the results of the last steps, check their losses, and save the state if due."""
         results = [np.asarray(each) for each in pending]
         pending.clear()
+        self._seconds_per_step.append((time.perf_counter() - self._clock) / len(results))
         for step, (loss, _) in enumerate(results, state["step"] - len(results)):
             self._check(float(loss), state["epoch"], step)
             kept = _SMOOTH if state["loss"] is not None else 0.0
             state["loss"] = kept * (state["loss"] or 0.0) + (1 - kept) * float(loss)
-        return any(asked > 0 for _, asked in results)
+        if self._must_end(termination) or any(requested for _, requested in results):
+            self._save(state)
+            raise termination.reason()
+        if self._is_save_due(state["step"]):
+            self._save(state)
+        self._clock = time.perf_counter()
 
     def _check(self, loss: float, epoch: int, step: int) -> None:
         if not loss < _EXPLODED:
@@ -260,11 +260,8 @@ class Trainer:
             yield batch
 
     def _end_if_requested(self, state: dict[str, Any], termination: Termination) -> None:
-        """End the run outside a step, where several workers could not agree on it.
-
-        A state in which all steps of an epoch are done is resumed with its test.
-        """
-        if self._strategy.is_alone and termination.requested():
+        """End the run outside a step; when it is resumed, the test of the epoch is repeated."""
+        if self._must_end(termination):
             self._save(state)
             raise termination.reason()
 
@@ -302,7 +299,7 @@ def error_of(test_step: Callable[[Batch], Any], batches: Iterable[Batch]) -> dic
     """Return top-1 and top-5 error in percent, over all images of `batches`.
 
     Args:
-        test_step: from `Strategy.test_step`.
+        test_step: from `make_test_step`.
         batches: from `Strategy.batches`.
     """
     counts = [test_step(batch) for batch in batches]  # On the device.

@@ -141,15 +141,15 @@ def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path)
             np.testing.assert_array_equal(chief[name], worker[name])
 
 
-def test_no_replica_of_a_part_is_left_without_a_row():
+def test_no_replica_of_a_shard_is_left_without_a_row():
     for of, size in ((6, 2), (8, 4), (4, 1)):
         recipe = small(**{"data.limit": "20", "schedule.batch_size": "9"})  # 9, 9, and 2 images.
         source = load_dataset(recipe.data)
-        parts = [Shard(first, first + size, of) for first in range(0, of, size)]
+        shards = [Shard(first, first + size, of) for first in range(0, of, size)]
         labels = []
-        for part in parts:
+        for shard in shards:
             pieces = [
-                (len(x), y.numpy()) for x, y in InputPipeline(recipe, source, 1, part).train(0)
+                (len(x), y.numpy()) for x, y in InputPipeline(recipe, source, 1, shard).train(0)
             ]
             assert len(pieces) == 3 * size
             assert all(count == len(y) > 0 for count, y in pieces)
@@ -160,14 +160,14 @@ def test_no_replica_of_a_part_is_left_without_a_row():
 
 
 @pytest.mark.parametrize("of", [2, 3])
-def test_parts_are_the_rows_of_the_whole(of):
+def test_shards_are_the_rows_of_the_whole_batch(of):
     recipe = small(**{"data.limit": "40", "schedule.batch_size": "19"})  # 19, 19, and 2 images.
     source = load_dataset(recipe.data)
     whole = [(x.numpy(), y.numpy()) for x, y in InputPipeline(recipe, source, 1).train(epoch=1)]
-    for parts in ([Shard(k, k + 1, of) for k in range(of)], [Shard(0, of, of)]):
-        feeds = [InputPipeline(recipe, source, 1, part).train(1) for part in parts]
+    for shards in ([Shard(k, k + 1, of) for k in range(of)], [Shard(0, of, of)]):
+        feeds = [InputPipeline(recipe, source, 1, shard).train(1) for shard in shards]
         pieces = [[(x.numpy(), y.numpy()) for x, y in feed] for feed in feeds]
-        if len(parts) == 1:
+        if len(shards) == 1:
             pieces = [pieces[0][k::of] for k in range(of)]
         for batch, (images, labels) in enumerate(whole):
             own = [piece[batch] for piece in pieces]
@@ -178,7 +178,7 @@ def test_parts_are_the_rows_of_the_whole(of):
             np.testing.assert_array_equal(np.concatenate([x for x, _ in own])[seen], images)
 
 
-def test_right_answers_are_those_that_tensorflow_counts(rng):
+def test_correct_images_are_those_that_tensorflow_counts(rng):
     logits = rng.integers(0, 6, (400, 10)).astype("float32")  # With ties.
     logits[7, 3] = np.nan
     labels = rng.integers(0, 10, 400).astype("int32")
