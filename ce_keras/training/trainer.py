@@ -32,7 +32,7 @@ from ce_keras.training.interruption import Termination
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.strategy import Strategy, find_strategy, set_synchronized
 from ce_keras.training.train_step import Batch
-from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.building import defaults
 
 logger = logging.getLogger("ce_keras")
 

@@ -17,7 +17,7 @@ from keras_tuner.oracles import GridSearchOracle
 
 from ce_keras.checks import function, positive_int, shortened
 from ce_keras.layers.flops import flops, trained_parameters
-from ce_keras.tuner.keras_tuner_private import next_combination, plans, random_values
+from ce_keras.tuner.keras_tuner_private import next_combination, plans, random_values, restore_plans
 from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
 
 logger = logging.getLogger("ce_keras")
@@ -84,9 +84,7 @@ class BudgetOracle(WrappedOracle):
                 return {"status": RUNNING, "values": values}
             # Undo the proposal; a grid that has begun goes on from the next trial in its queue.
             goes_on = grid is not None and bool(self.start_order)
-            if goes_on:
-                before.pop("populate_next")
-            self.set_state(self.get_state() | before)
+            restore_plans(self, before, queue=not goes_on)
             if not goes_on:
                 return {"status": "IDLE" if self.ongoing_trials else STOPPED, "values": None}
 

@@ -23,10 +23,10 @@ PRIVATE: dict[tuple[type, str], tuple[str, ...]] = {
     (keras_tuner.Tuner, "_get_checkpoint_fname"): ("self", "trial_id"),
 }
 
-#: Entries of `Oracle.get_state()` that hold what an oracle will propose next.
+#: Private attributes that hold what an oracle will propose next.
 PLANS: dict[type, tuple[str, ...]] = {
-    GridSearchOracle: ("ordered_ids", "populate_next"),
-    HyperbandOracle: ("brackets", "current_bracket", "current_iteration"),
+    GridSearchOracle: ("_ordered_ids", "_populate_next"),
+    HyperbandOracle: ("_brackets", "_current_bracket", "_current_iteration"),
 }
 
 
@@ -36,12 +36,17 @@ def share_state(wrapper: keras_tuner.Oracle, inner: keras_tuner.Oracle) -> None:
 
 
 def plans(oracle: keras_tuner.Oracle) -> dict[str, Any]:
-    """Copy what an oracle will propose next.
+    """Copy what an oracle will propose next, for `restore_plans`.
 
-    For a proposal that is not used: KerasTuner records every one that `populate_space` makes.
+    `populate_space` records every proposal, used or not, and the public state of a grid lacks it.
     """
     names = {name for each in PLANS.values() for name in each}
-    return copy.deepcopy({k: v for k, v in oracle.get_state().items() if k in names})
+    return copy.deepcopy({k: v for k, v in vars(oracle).items() if k in names})
+
+
+def restore_plans(oracle: keras_tuner.Oracle, before: dict[str, Any], *, queue: bool) -> None:
+    """Undo a proposal: set the plans as they were before it, with or without a grid's queue."""
+    vars(oracle).update({k: v for k, v in before.items() if queue or k != "_populate_next"})
 
 
 def next_combination(grid: GridSearchOracle, values: Any) -> dict[str, Any] | None:
