@@ -162,9 +162,11 @@ def test_slopes_are_found_with_their_error():
     assert abs(slopes.mean() + 0.5) < 5 * errors.mean() / np.sqrt(2000) + relative**2
 
 
-def test_a_deviation_has_its_error():
+def test_a_standard_deviation_has_its_error():
     rng = np.random.default_rng(0)
-    found = np.array([statistics.deviation(rng.exponential(size=4000)) for _ in range(1000)])
+    found = np.array(
+        [statistics.standard_deviation(rng.exponential(size=4000)) for _ in range(1000)]
+    )
     assert abs(found[:, 0].mean() - 1) < 0.01
     assert abs(found[:, 0].std() / found[:, 1].mean() - 1) < 5 / np.sqrt(2 * 1000)
 

@@ -1,5 +1,6 @@
 """The oracles, by KerasTuner's own conventions: stub objectives, real searches, real workers."""
 
+import inspect
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ from ce_keras.tuner import (
     CollegialTuner,
     designs_of,
 )
+from ce_keras.tuner import keras_tuner_private as private
 
 FC = geometry.fully_connected(12, [24] * 3, 4)
 
@@ -361,6 +363,24 @@ def test_the_ready_hypermodel(tmp_path):
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_keras_tuners_private_names_are_as_they_were_read():
+    changed = []
+    for (owner, name), wanted in private.PRIVATE.items():
+        method = getattr(owner, name, None)
+        found = method and tuple(inspect.signature(method).parameters)
+        if found != wanted:
+            changed.append(f"{owner.__name__}.{name} has the parameters {found}, not {wanted}")
+    if not isinstance(getattr(keras_tuner.Oracle, "_project_dir", None), property):
+        changed.append("Oracle._project_dir is no property")
+    for owner, names in private.PLANS.items():
+        if missing := set(names) - vars(owner("val_loss")).keys():
+            changed.append(f"{owner.__name__} has no {missing}")
+    assert not changed, (
+        f"KerasTuner {keras_tuner.__version__} differs from {private.VERSION}: "
+        f"{'; '.join(changed)}; adapt ce_keras/tuner/keras_tuner_private.py"
+    )
 
 
 # Chief and workers -------------------------------------------------------------------------------
