@@ -6,19 +6,20 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test peers torch lint format wheel docs notebook lock clean
+.PHONY: demo test test-slow peers torch lint format wheel docs notebook lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
 	.venv/bin/ce-keras demo
 
-# Some fifty processes import TensorFlow. Compiled beforehand, each takes a third of the time, also
-# where Python is told not to keep what it compiles.
-test: export UV_COMPILE_BYTECODE := 1
-test: $(UV)
+# All tests but those marked `slow`, which `test-slow` runs. Files stay whole, so that what a file's
+# tests share is made once. Importing TensorFlow takes a third of the time where it is compiled
+# beforehand, also where Python is told not to keep what it compiles.
+test test-slow: export UV_COMPILE_BYTECODE := 1
+test test-slow: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	-$(MAKE) --silent --keep-going peers torch
-	.venv/bin/pytest -n 2
+	.venv/bin/pytest -n 2 --dist loadfile -m '$(if $(filter test-slow,$@),,not )slow'
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
 peers: $(UV)

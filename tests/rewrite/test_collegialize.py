@@ -1,9 +1,8 @@
 """Any Keras model becomes the ensemble that theory asks for, and nothing else in it changes."""
 
 import json
-import subprocess
-import sys
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -377,12 +376,7 @@ def test_the_shell_saves_what_loads_elsewhere(tmp_path, capsys, rng):
     assert json.loads(capsys.readouterr().out)["found"][0]["cardinality"] == 4
     assert main([*arguments, "--save", f"{tmp_path}/smaller.h5"]) == 2
     code = "import sys, ce_keras, keras; print(keras.models.load_model(sys.argv[1]).count_params())"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "smaller.keras"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    loaded = fresh.run(["-c", code, tmp_path / "smaller.keras"])
     smaller = keras.models.load_model(tmp_path / "smaller.keras")
     assert int(loaded.stdout) == smaller.count_params()
     assert isinstance(smaller.layers[0], CollegialDense)

@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -115,8 +115,7 @@ trainer.run()
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
     recipe = json.dumps(small().to_dict())
-    command = [sys.executable, "-c", SCRIPT, tmp_path, recipe, str(step), which]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = fresh.run(["-c", SCRIPT, tmp_path, recipe, step, which], check=False)
     assert ended.returncode == code, ended.stderr
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     # After SIGKILL, the last of every second step; after SIGTERM, the next one.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -51,21 +52,22 @@ def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, *
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + (
             f"--xla_force_host_platform_device_count={len(devices) or 1}"
         )
-    command = [
-        sys.executable,
-        Path(__file__).with_name("train_in_process.py"),
-        folder,
-        json.dumps(asked),
-    ]
+    command = [Path(__file__).with_name("train_in_process.py"), folder, json.dumps(asked)]
+    if backend == "tensorflow":
+        return fresh.Process(command, environment)
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def done(folder, *processes, who="chief"):
     for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     return np.load(folder / f"losses-{who}.npz")
 
 

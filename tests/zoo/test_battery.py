@@ -6,9 +6,8 @@ of thin ones, and of all, at up to 64 pixels, with `--every-network`.
 
 import gc
 import math
-import subprocess
-import sys
 
+import fresh
 import keras
 import numpy as np
 import onnxruntime
@@ -192,7 +191,7 @@ def test_networks_come_back_in_a_new_process(rng, tmp_path, pytestconfig):
             path.unlink()  # Of every network they are gigabytes.
         del model, again
         forget()
-    subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, capture_output=True)
+    fresh.run(["-c", LOAD, tmp_path])
     for name, outputs in expected.items():
         found = np.load(tmp_path / f"{name}.y.npy")
         np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-6)
