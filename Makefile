@@ -15,11 +15,13 @@ demo: $(UV)
 # All tests but those marked `slow`, which `test-slow` runs. Files stay whole, so that what a file's
 # tests share is made once. Importing TensorFlow takes a third of the time where it is compiled
 # beforehand, also where Python is told not to keep what it compiles.
+test: MARKED := not slow
+test-slow: MARKED := slow
 test test-slow: export UV_COMPILE_BYTECODE := 1
 test test-slow: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	-$(MAKE) --silent --keep-going peers torch
-	.venv/bin/pytest -n 2 --dist loadfile -m '$(if $(filter test-slow,$@),,not )slow'
+	.venv/bin/pytest -n 2 --dist loadfile -m '$(MARKED)'
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
 peers: $(UV)

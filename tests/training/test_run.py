@@ -32,6 +32,8 @@ from ce_keras.training.trainer import DivergedError, Trainer
 SMALL = {
     "data.limit": "100",
     "data.test_limit": "200",
+    "model.name": "fully_connected",  # It is traced in half the time of a ResNeXt.
+    "model.depth": "2",
     "model.cardinality": "2",
     "model.width": "3",
     "schedule.batch_size": "32",
@@ -39,6 +41,8 @@ SMALL = {
     "schedule.divide_at": "[1]",
     "schedule.warmup": "0",
 }
+
+RESNEXT = {"model.name": "resnext11"}
 
 
 def small(**changes):
@@ -65,7 +69,7 @@ def test_a_run_leaves_what_it_did(finished):
     folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
     assert results["recipe"]["schedule"]["batch_size"] == 32
-    assert results["design"] == "resnext11_2x3d"
+    assert results["design"] == "fully_connected_2x3d"
     assert len(results["history"]) == 2
     assert results["averaged_over_epochs"] == 1
     assert results["error"] == results["history"][-1]["error"]
@@ -109,19 +113,33 @@ trainer.run()
 """
 
 
+@pytest.fixture(scope="module")
+def finished_resnext(tmp_path_factory, source):
+    """The same with a network that keeps statistics of its batches."""
+    folder = tmp_path_factory.mktemp("finished_resnext")
+    return folder, Trainer(small(**RESNEXT), source, folder, seed=3).run()
+
+
 @pytest.mark.parametrize(
-    ("which", "step", "code"),
-    [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 5, 75), ("SIGINT", 5, 1)],
+    ("which", "step", "code", "run"),
+    [
+        ("SIGKILL", 3, -signal.SIGKILL, "finished"),
+        ("SIGKILL", 3, -signal.SIGKILL, "finished_resnext"),
+        ("SIGTERM", 5, 75, "finished"),
+        ("SIGINT", 5, 1, "finished"),
+    ],
 )
-def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
-    recipe = json.dumps(small().to_dict())
-    ended = fresh.run(["-c", SCRIPT, tmp_path, recipe, step, which], check=False)
+def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, run, source, tmp_path, request):
+    finished = request.getfixturevalue(run)
+    recipe = small(**(RESNEXT if run == "finished_resnext" else {}))
+    command = ["-c", SCRIPT, tmp_path, json.dumps(recipe.to_dict()), step, which]
+    ended = fresh.run(command, check=False)
     assert ended.returncode == code, ended.stderr
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     # After SIGKILL, the last of every second step; after SIGTERM, the next one.
     assert files[-1] == f"step-{2 if which == 'SIGKILL' else 6:09d}.npz"
     assert not (tmp_path / "results.json").exists()
-    results = Trainer(small(), source, tmp_path, seed=3).run()
+    results = Trainer(recipe, source, tmp_path, seed=3).run()
     for one, other in zip(weights(finished[0]), weights(tmp_path), strict=True):
         np.testing.assert_array_equal(one, other)
     assert results["history"] == finished[1]["history"]
@@ -374,19 +392,21 @@ def test_a_full_disk_loses_nothing(tmp_path, caplog, monkeypatch):
 
 @pytest.mark.parametrize("rate", ["1e30", "1e4"])
 def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
-    recipe = small(
-        **{"optimizer.learning_rate": rate, "schedule.epochs": "30", "schedule.divide_at": "[]"}
-    )
-    with pytest.raises(
-        DivergedError, match=r"the loss is .* at epoch \d+, step \d+, learning rate .* try"
-    ):
+    changes = {
+        "optimizer.learning_rate": rate,
+        "schedule.epochs": "30",
+        "schedule.divide_at": "[]",
+    }
+    recipe = small(**RESNEXT, **changes)
+    message = r"the loss is .* at epoch \d+, step \d+, learning rate .* try"
+    with pytest.raises(DivergedError, match=message):
         Trainer(recipe, source, tmp_path).run()
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision(precision, source, tmp_path):
     policy = keras.config.dtype_policy()
-    recipe = small(**{"optimizer.precision": precision, "optimizer.clip": "1.0"})
+    recipe = small(**RESNEXT, **{"optimizer.precision": precision, "optimizer.clip": "1.0"})
     trainer = Trainer(recipe, source, tmp_path)
     assert keras.config.dtype_policy() is policy
     assert trainer.model.get_layer("conv1_conv").compute_dtype == precision[6:]
@@ -438,7 +458,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # A deep ResNeXt is traced for ten seconds and more.
+        pytest.param(name, marks=() if name in ("mnist", "fashion_mnist") else pytest.mark.slow)
+        for name in RECIPES
+    ],
+)
 def test_every_recipe_takes_three_steps(name, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

@@ -87,6 +87,7 @@ def one(tmp_path_factory):
     return done(folder, ask(small(), folder))
 
 
+@pytest.mark.slow  # Processes that trace a ResNeXt: test_command has a smaller network.
 def test_two_devices_are_as_one(one, tmp_path):
     found = done(tmp_path, ask(small(), tmp_path, ["cpu:0", "cpu:1"]))
     assert len(found["losses"]) == 3
@@ -95,6 +96,7 @@ def test_two_devices_are_as_one(one, tmp_path):
     assert not model.get_layer("conv1_bn").synchronized, "what is saved is a network of its own"
 
 
+@pytest.mark.slow
 def test_two_devices_are_as_one_on_jax(tmp_path):
     pytest.importorskip("jax")
     # A batch that four devices share evenly, and one that they cannot.
@@ -125,6 +127,7 @@ def _workers(recipe, folder, **changes):
     ]
 
 
+@pytest.mark.slow
 def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path):
     processes = _workers(small(), tmp_path, save_every=1, kill_at=2)
     for process in processes:
