@@ -69,6 +69,7 @@ def test_the_ensemble_trains_and_comes_back(name, rng, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_resnet50_becomes_what_the_zoo_calls_resnext50():
     model = keras.applications.ResNet50(weights=None)
     assert str(inspect(model, alpha=1.6).answers[0].design) == "12x10d"  # Table 2.
@@ -205,8 +206,12 @@ def test_the_variance_is_the_laws_for_the_built_layers():
     ("name", "reason"),
     [
         ("MobileNetV2", "already grouped, channel by channel"),
-        ("DenseNet121", "no 1x1 convolution ends it"),
-        ("ConvNeXtTiny", "no hidden layer|one hidden layer|not a chain"),
+        pytest.param("DenseNet121", "no 1x1 convolution ends it", marks=pytest.mark.slow),
+        pytest.param(
+            "ConvNeXtTiny",
+            "no hidden layer|one hidden layer|not a chain",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_models_without_chains_say_why(name, reason):
