@@ -42,9 +42,9 @@ def asked_of(config):
 
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
-        marks = {name: () for name in FAST}
         names = asked_of(metafunc.config)
-        cases = [pytest.param(name, marks=marks.get(name, pytest.mark.slow)) for name in names]
+        marks = [() if name in FAST else pytest.mark.slow for name in names]
+        cases = [pytest.param(name, marks=mark) for name, mark in zip(names, marks, strict=True)]
         metafunc.parametrize("name", cases)
 
 
