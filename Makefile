@@ -48,7 +48,9 @@ format: $(UV)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# Builds the wheel and tries it where nothing else is installed, away from the sources.
+# Builds the wheel and tries it where nothing else is installed, away from the sources. The first
+# command that imports TensorFlow keeps what it compiles for the others.
+wheel: export PYTHONDONTWRITEBYTECODE :=
 wheel: $(UV)
 	rm -rf build dist
 	$(UV) build --quiet --wheel

@@ -1,7 +1,7 @@
 """Kinds of arguments: a valid value of each, and bad ones that follow from the kind.
 
-Where an argument does take one of these, `but` says why. The fixed values of a kind are all
-thrown; Hypothesis draws more of them.
+Where an argument does take one of these, `but` says why. All fixed values of a kind are
+tried; Hypothesis draws more of them.
 """
 
 import dataclasses

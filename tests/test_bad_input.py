@@ -2,6 +2,7 @@
 
 import math
 
+from bad_input import BadInput, Case, case
 from bad_values import (
     LEFT_OUT,
     Argument,
@@ -17,7 +18,6 @@ from bad_values import (
     thing,
     whole_numbers,
 )
-from thrown import BadInput, Case, case
 from valid_values import BY_LAW, CORRELATION, NO_MAP, SEARCHED, TINY, plan_path, solution
 
 import ce_keras
@@ -155,7 +155,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "Curve": RECORD,
     "Design": RECORD,

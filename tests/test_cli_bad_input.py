@@ -9,9 +9,9 @@ import re
 import time
 
 import pytest
+from bad_input import LONGEST, RARELY, SECONDS, CutOffError, OwnFolder, names_it, patience
 from bad_values import HUGE, JUNK, LONG, made_file, texts
 from hypothesis import assume, given
-from thrown import LONGEST, RARELY, SECONDS, CutOffError, OwnFolder, names_it, patience
 from valid_values import finished_run, fresh_path, saved_model
 
 from ce_keras.cli import main
@@ -322,19 +322,19 @@ class TestBadInput(OwnFolder):
         code, errors, _ = warm_command(index)
         assert code == 0, errors
 
-    def test_every_option_of_every_command_is_thrown_at(self):
+    def test_every_option_of_every_command_is_tested(self):
         from ce_keras import cli
 
         (commands,) = [
             action for action in cli._parser()._actions if isinstance(action.choices, dict)
         ]
-        thrown_at = {(each.words[0], option) for each in COMMANDS for option in each.bad}
+        tested = {(each.words[0], option) for each in COMMANDS for option in each.bad}
         for name, parser in commands.choices.items():
             for action in parser._actions:
                 takes_a_value = action.nargs != 0
                 called = next(iter(action.option_strings), action.dest)
                 if takes_a_value and called not in ("-h", "--help"):
-                    assert (name, called) in thrown_at
+                    assert (name, called) in tested
 
     @pytest.mark.parametrize(("index", "option"), OPTIONS)
     def test_a_command_refuses_bad_values_on_one_line_that_names_the_option(self, index, option):

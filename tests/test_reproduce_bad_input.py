@@ -4,8 +4,8 @@ import functools
 import math
 
 import pytest
+from bad_input import BadInput, case, complaint
 from bad_values import HUGE, LONG, Made, choice, seed, source, target, thing
-from thrown import BadInput, case, complaint
 from valid_values import fresh_path, result, saved_result
 
 RECORD = "a plain record; whatever takes one checks what it needs"
@@ -27,7 +27,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "reproduce.Check": RECORD,
     "reproduce.NAMES": "a constant",

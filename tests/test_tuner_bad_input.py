@@ -1,7 +1,7 @@
 """Bad values for every argument of the oracles."""
 
+from bad_input import BadInput, case
 from bad_values import Made, choice, count, flag, function, seed, thing, whole_numbers
-from thrown import BadInput, case
 from valid_values import SEARCHED, alpha_argument, fixed_hyperparameters, oracle, solution, tuned
 
 import ce_keras
@@ -67,7 +67,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "tuner.NAMES": "a constant",
 }

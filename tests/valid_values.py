@@ -117,11 +117,11 @@ def saved_result():
     return folder / "table2.json"
 
 
-fresh = itertools.count()
+_numbers = itertools.count()
 
 
 def fresh_path(suffix=""):
-    return Path(f"fresh{next(fresh)}{suffix}").absolute()
+    return Path(f"fresh{next(_numbers)}{suffix}").absolute()
 
 
 def lora_layer():
@@ -281,7 +281,7 @@ OF_KERAS = "Keras takes any function"
 
 
 def keras_object(valid, *more):
-    """What Keras finds by its name: an initialiser, a regulariser, a constraint.
+    """An object that Keras finds by its name: an initialiser, a regulariser, a constraint.
 
     It knows some under several names, has defaults for `None`, and takes arrays, which it looks at
     when the weights are made.

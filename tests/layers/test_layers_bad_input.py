@@ -1,6 +1,7 @@
 """Bad values for every argument of layers."""
 
 import numpy as np
+from bad_input import BadInput, case
 from bad_values import (
     Argument,
     Made,
@@ -15,7 +16,6 @@ from bad_values import (
     thing,
     whole,
 )
-from thrown import BadInput, case
 from valid_values import (
     LINEAR,
     dense_model,
@@ -132,7 +132,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "layers.FusedBatchNormalization": "its arguments are Keras' own",
 }

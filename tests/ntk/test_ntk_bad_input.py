@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+from bad_input import BadInput, case
 from bad_values import Made, array, choice, count, flag, model, number, target, thing
-from thrown import BadInput, case
 from valid_values import KERNEL, X, dense_model, regressor
 
 RECORD = "a plain record; whatever takes one checks what it needs"
@@ -57,7 +57,7 @@ CASES = [
     case("ntk.spectrum", kernel=array(KERNEL)),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "ntk.AlphaFit": RECORD,
     "ntk.KernelMoments": RECORD,

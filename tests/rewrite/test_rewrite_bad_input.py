@@ -1,7 +1,7 @@
 """Bad values for every argument of the functions that rewrite a model."""
 
+from bad_input import BadInput, case
 from bad_values import choice, count
-from thrown import BadInput, case
 from valid_values import REWRITTEN
 
 CASES = [

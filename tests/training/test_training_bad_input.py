@@ -6,6 +6,7 @@ import typing
 
 import numpy as np
 import pytest
+from bad_input import BadInput, case, complaint
 from bad_values import (
     LEFT_OUT,
     LONG,
@@ -23,7 +24,6 @@ from bad_values import (
     thing,
     whole_numbers,
 )
-from thrown import BadInput, case, complaint
 from valid_values import finished_run, fresh_path, images, recipe
 
 from ce_keras.training.recipe import Recipe
@@ -130,7 +130,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "training.DivergedError": "an exception",
     "training.FASHION_CLASSES": "a constant",

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from bad_input import BadInput, Case, case
 from bad_values import (
     LEFT_OUT,
     Argument,
@@ -21,7 +22,6 @@ from bad_values import (
     thing,
     whole_numbers,
 )
-from thrown import BadInput, Case, case
 from valid_values import (
     BY_LAW,
     CORRELATION,
@@ -192,7 +192,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "law.Law": "a protocol",
     "law.FittedAlpha": "a protocol",

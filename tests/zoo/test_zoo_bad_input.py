@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from bad_input import BadInput, case
 from bad_values import (
     HUGE,
     LEFT_OUT,
@@ -18,7 +19,6 @@ from bad_values import (
     thing,
     whole_numbers,
 )
-from thrown import BadInput, case
 from valid_values import BUILT, TINY, ZOO, dense_model, saved_weights, small_resnext
 
 import ce_keras
@@ -155,7 +155,7 @@ CASES = [
     ),
 ]
 
-# What is not thrown at, and why.
+# Names that are not tested, and why.
 WITHOUT = {
     "zoo.Constructor": "a protocol",
     "zoo.Entry": RECORD,
@@ -172,6 +172,6 @@ class TestBadInput(BadInput):
     AREAS = ("zoo",)
     WITHOUT = WITHOUT
 
-    def test_all_resnexts_of_the_zoo_are_made_by_the_function_that_is_thrown_at(self):
+    def test_all_resnexts_of_the_zoo_are_made_by_the_function_that_is_tested(self):
         for name in RESNEXTS:
             assert getattr(ce_keras.zoo, name).__code__ is ce_keras.zoo.resnext11.__code__

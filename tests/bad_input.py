@@ -3,8 +3,8 @@
 What is wrong must be said by a `ValueError` or a `TypeError` that names the argument, in fewer
 than 2,000 characters, within a second; and by a command on one line, with exit code 2.
 
-A package's `CASES` have a valid value for each argument. What is thrown at it follows from its
-kind: see `bad_values`.
+A package's `CASES` have a valid value for each argument. The bad ones follow from its kind: see
+`bad_values`.
 """
 
 import contextlib
@@ -27,14 +27,13 @@ import ce_keras
 # Characters of a message, and seconds until it comes.
 LONGEST, SECONDS = 2000, 1.0
 
-
 # Seconds after which a call is cut off: it is not going to refuse its argument.
 PATIENCE = 4.0
 
 
 @dataclasses.dataclass
 class Case:
-    """What is called, and with what.
+    """A call and its arguments.
 
     Attributes:
         name: below `ce_keras`; of a method, with its class.
@@ -89,7 +88,7 @@ def patience(seconds=PATIENCE):
 
 
 def said(call):
-    """What a call raises, and how many seconds of the processor it takes."""
+    """Return what a call raises, and the seconds of the processor it takes."""
     begun = time.process_time()
     error = None
     try:
@@ -185,7 +184,7 @@ class BadInput(OwnFolder):
     Attributes:
         CASES: what is called.
         AREAS: modules below `ce_keras`; `""` is `ce_keras` itself.
-        WITHOUT: names that are not thrown at, and why.
+        WITHOUT: names that are not tested, and why.
     """
 
     CASES = ()
@@ -203,7 +202,7 @@ class BadInput(OwnFolder):
         elif "area" in names:
             metafunc.parametrize("area", self.AREAS)
 
-    def test_every_public_name_is_thrown_at_or_left_out_for_a_reason(self, area):
+    def test_every_public_name_is_tested_or_left_out_for_a_reason(self, area):
         module = importlib.import_module(f"ce_keras.{area}") if area else ce_keras
         names = getattr(module, "__all__", None) or [
             name
@@ -222,15 +221,15 @@ class BadInput(OwnFolder):
             return  # Keras' signature; or the second case of one function.
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         parameters = inspect.signature(each.target()).parameters
-        thrown_at = {name for one in same for name in one.arguments}
-        assert {n for n, one in parameters.items() if one.kind not in kinds} <= thrown_at
+        tested = {name for one in same for name in one.arguments}
+        assert {n for n, one in parameters.items() if one.kind not in kinds} <= tested
 
     def test_bad_values_are_refused_by_a_short_message_that_names_the_argument(
         self, each, argument
     ):
         warm(each)
         bad = bad_values(each, each.target(), argument)
-        found = {label: throw(each, argument, value) for label, value in bad.items()}
+        found = {label: refusal(each, argument, value) for label, value in bad.items()}
         wrong = [f"{label}: {what}" for label, what in found.items() if what is not None]
         assert not wrong, "\n" + "\n".join(wrong)
 
@@ -241,7 +240,7 @@ class BadInput(OwnFolder):
             return
         warm(each)
         value = data.draw(each.arguments[argument].drawn)
-        assert throw(each, argument, value) is None
+        assert refusal(each, argument, value) is None
 
 
 _warm = set()
@@ -254,7 +253,7 @@ def warm(each):
         _warm.add(id(each))
 
 
-def throw(each, argument, bad):
+def refusal(each, argument, bad):
     """Call with one bad value, and return what is wrong with how it is refused."""
     given = {name: value_of(one.valid) for name, one in each.arguments.items()}
     given[argument] = value_of(bad)
