@@ -15,6 +15,7 @@ PAGES = sorted(
 )
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

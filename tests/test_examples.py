@@ -53,7 +53,13 @@ def test_no_script_is_forgotten():
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)
 
 
-@pytest.mark.parametrize("script", SMALL)
+FAST = ("benchmarks/search.py", "examples/tune_keras_model.py")  # Others train or time for longer.
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(each, marks=() if each in FAST else pytest.mark.slow) for each in SMALL],
+)
 def test_scripts_run(script, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "agg", "WALKTHROUGH_IMAGES": "100"}
     fresh.run([ROOT / script, *SMALL[script]], environment, tmp_path)
