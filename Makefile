@@ -21,7 +21,7 @@ test test-slow: export UV_COMPILE_BYTECODE := 1
 test test-slow: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	-$(MAKE) --silent --keep-going peers torch
-	.venv/bin/pytest -n 2 --dist loadfile -m '$(MARKED)'
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(MARKED)'
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
 peers: $(UV)
