@@ -93,6 +93,7 @@ def test_build_prints_json(capsys):
     assert content["parameters"] > 100_000
 
 
+@pytest.mark.slow  # Three networks are trained, as in test_demo.py.
 def test_demo_writes_its_results(capsys, tmp_path):
     settings = ["--epochs", "1", "--images", "100", "--batch-size", "50"]
     code, output, errors = run(capsys, "demo", "--out", str(tmp_path), *settings)

@@ -46,7 +46,11 @@ def test_everything_has_an_instance():
     assert set(SMALL) == set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # The table trains three ResNeXts.
+    [pytest.param(each, marks=pytest.mark.slow if each == "table1" else ()) for each in NAMES],
+)
 def test_what_is_written_can_be_told_again(name, tmp_path):
     result = reproduce(name, out=tmp_path, settings=SMALL[name])
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -4,10 +4,9 @@ import inspect
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import keras
 import keras_tuner
 import numpy as np
@@ -409,10 +408,7 @@ def _process(folder, who, port, what="live"):
         "KERASTUNER_ORACLE_PORT": str(port),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [sys.executable, "-c", WORKER, folder, Path(__file__).parent, what]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return fresh.Process(["-c", WORKER, folder, Path(__file__).parent, what], environment)
 
 
 def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
@@ -422,15 +418,15 @@ def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
     chief = _process(tmp_path, "chief", port)
     try:
         dying = _process(tmp_path, "tuner0", port, "kill")
-        output, _ = dying.communicate(timeout=120)
-        assert dying.returncode == 9, output
+        _, errors = dying.communicate(timeout=120)
+        assert dying.returncode == 9, errors
         # The one that died comes back under its name, and its trial with it.
         workers = [_process(tmp_path, f"tuner{index}", port) for index in (0, 1)]
         for worker in workers:
-            output, _ = worker.communicate(timeout=180)
-            assert worker.returncode == 0, output
-        output, _ = chief.communicate(timeout=60)
-        assert chief.returncode == 0, output
+            _, errors = worker.communicate(timeout=180)
+            assert worker.returncode == 0, errors
+        _, errors = chief.communicate(timeout=60)
+        assert chief.returncode == 0, errors
     finally:
         chief.kill()
         chief.communicate()

@@ -1,9 +1,8 @@
 """Any Keras model becomes the ensemble that theory asks for, and nothing else in it changes."""
 
 import json
-import subprocess
-import sys
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -70,6 +69,7 @@ def test_the_ensemble_trains_and_comes_back(name, rng, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_resnet50_becomes_what_the_zoo_calls_resnext50():
     model = keras.applications.ResNet50(weights=None)
     assert str(inspect(model, alpha=1.6).answers[0].design) == "12x10d"  # Table 2.
@@ -206,8 +206,12 @@ def test_the_variance_is_the_laws_for_the_built_layers():
     ("name", "reason"),
     [
         ("MobileNetV2", "already grouped, channel by channel"),
-        ("DenseNet121", "no 1x1 convolution ends it"),
-        ("ConvNeXtTiny", "no hidden layer|one hidden layer|not a chain"),
+        pytest.param("DenseNet121", "no 1x1 convolution ends it", marks=pytest.mark.slow),
+        pytest.param(
+            "ConvNeXtTiny",
+            "no hidden layer|one hidden layer|not a chain",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_models_without_chains_say_why(name, reason):
@@ -377,12 +381,7 @@ def test_the_shell_saves_what_loads_elsewhere(tmp_path, capsys, rng):
     assert json.loads(capsys.readouterr().out)["found"][0]["cardinality"] == 4
     assert main([*arguments, "--save", f"{tmp_path}/smaller.h5"]) == 2
     code = "import sys, ce_keras, keras; print(keras.models.load_model(sys.argv[1]).count_params())"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "smaller.keras"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    loaded = fresh.run(["-c", code, tmp_path / "smaller.keras"])
     smaller = keras.models.load_model(tmp_path / "smaller.keras")
     assert int(loaded.stdout) == smaller.count_params()
     assert isinstance(smaller.layers[0], CollegialDense)

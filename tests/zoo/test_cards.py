@@ -3,10 +3,9 @@
 import hashlib
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_cards_are_what_is_known_now(tmp_path):
-    command = [sys.executable, "benchmarks/zoo_cards.py", "--out", tmp_path]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    fresh.run([ROOT / "benchmarks/zoo_cards.py", "--out", tmp_path], cwd=ROOT)
     written = {path.name: path for path in tmp_path.iterdir()}
     kept = {path.name: path for path in (ROOT / "zoo").iterdir() if path.name != "measured.json"}
     assert written.keys() == kept.keys()
