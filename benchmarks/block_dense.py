@@ -1,4 +1,4 @@
-"""Our block-diagonal dense layer beside Keras' EinsumDense and PyTorch's batched product.
+"""Time our block-diagonal dense layer beside Keras' EinsumDense and PyTorch's batched product.
 
     python benchmarks/block_dense.py [--rounds 9] [--out docs/benchmarks]
 
@@ -43,7 +43,7 @@ SHAPES = (Shape(624, 5, 100), Shape(256, 12, 100), Shape(80, 35, 100), Shape(8, 
 
 
 def contestants(shape: Shape) -> dict[str, Callable[[], Any]]:
-    """One forward and backward pass of each."""
+    """Return one forward and backward pass of each contestant."""
     m, n, batch = shape
     x = np.random.default_rng(0).normal(size=(batch, m, n)).astype("float32")
     calls = {}
