@@ -108,7 +108,12 @@ def page(rows: dict, batch: int, law: str) -> str:
         if not row["found"]:
             why = "; ".join(f"{count}: {reason}" for reason, count in row["why"])
             lines.append(f"| {name} | {row['params'] / 1e6:.2f} M | {why} |")
-    return "\n".join(lines) + "\n"
+    found = [name for name, row in rows.items() if row["found"]]
+    verdict = (
+        f"{len(found)} of {len(rows)} networks of keras.applications, the ResNets and VGGs, can be "
+        "turned into ensembles; networks of depthwise or few-layer blocks cannot."
+    )
+    return "\n".join(begin_with(verdict, lines)) + "\n"
 
 
 def main() -> None:
