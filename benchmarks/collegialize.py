@@ -20,6 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from timing import begin_with
 from tqdm.auto import tqdm
 
 import ce_keras
@@ -111,7 +112,7 @@ def page(rows: dict, batch: int, law: str) -> str:
     found = [name for name, row in rows.items() if row["found"]]
     verdict = (
         f"{len(found)} of {len(rows)} networks of keras.applications, the ResNets and VGGs, can be "
-        "turned into ensembles; networks of depthwise or few-layer blocks cannot."
+        "turned into ensembles; the others, most of them depthwise, cannot."
     )
     return "\n".join(begin_with(verdict, lines)) + "\n"
 

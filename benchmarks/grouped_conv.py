@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from timing import Timing, interleaved
+from timing import Timing, begin_with, interleaved, ratios
 
 from ce_keras import files, zoo
 from ce_keras.layers import CollegialConv2D, FusedBatchNormalization

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from timing import interleaved
+from timing import interleaved, ratios
 
 from ce_keras import files, zoo
 from ce_keras.geometry import bottleneck

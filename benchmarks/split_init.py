@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from timing import begin_with
 from tqdm import tqdm
 
 import ce_keras
