@@ -20,6 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from timing import begin_with
 from tqdm.auto import tqdm
 
 import ce_keras
@@ -110,7 +111,12 @@ def page(rows: dict, batch: int, law: str) -> str:
         if not row["candidates"]:
             why = "; ".join(f"{count}: {reason}" for reason, count in row["why"])
             lines.append(f"| {name} | {row['params'] / 1e6:.2f} M | {why} |")
-    return "\n".join(lines) + "\n"
+    found = [name for name, row in rows.items() if row["found"]]
+    verdict = (
+        f"{len(found)} of {len(rows)} networks of keras.applications, the ResNets and VGGs, can be "
+        "turned into ensembles; the others, most of them depthwise, cannot."
+    )
+    return "\n".join(begin_with(verdict, lines)) + "\n"
 
 
 def main() -> None:

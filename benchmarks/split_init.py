@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from timing import begin_with
 from tqdm import tqdm
 
 import ce_keras
@@ -116,7 +117,21 @@ def report(rows: list[dict[str, Any]], settings: argparse.Namespace) -> str:
                 *errors,
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    gains = [
+        statistics.mean(
+            each["random"]["errors"][1] - each["split"]["errors"][1] for each in row["trials"]
+        )
+        for row in rows
+    ]
+    return "\n".join(begin_with(_verdict(gains), lines)) + "\n"
+
+
+def _verdict(gains: list[float]) -> str:
+    """Return the outcome, from the points of error that splitting gains after one epoch."""
+    return (
+        "Before training neither start keeps the baseline's function; after one epoch, split "
+        f"weights are {min(gains):.1f} to {max(gains):.1f} points better than random ones."
+    )
 
 
 def _told(values: list[float]) -> str:
