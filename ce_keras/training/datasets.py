@@ -56,7 +56,7 @@ class DatasetInfo(NamedTuple):
     streamed: bool = False
 
 
-_IMAGENET = (1_281_167, 50_000)
+_IMAGENET = DatasetInfo((224, 224, 3), 1000, (1_281_167, 50_000), ("train", "validation"), True)
 
 #: Datasets of tensorflow_datasets that recipes can name.
 KNOWN = {
@@ -64,14 +64,9 @@ KNOWN = {
     "cifar100": DatasetInfo((32, 32, 3), 100, (50_000, 10_000)),
     "mnist": DatasetInfo((28, 28, 1), 10, (60_000, 10_000)),
     "fashion_mnist": DatasetInfo((28, 28, 1), 10, (60_000, 10_000)),
-    **{
-        name: DatasetInfo((side, side, 3), 1000, _IMAGENET, ("train", "validation"), True)
-        for name, side in {
-            "imagenet2012": 224,
-            "imagenet_resized/32x32": 32,
-            "imagenet_resized/64x64": 64,
-        }.items()
-    },
+    "imagenet2012": _IMAGENET,
+    "imagenet_resized/32x32": _IMAGENET._replace(shape=(32, 32, 3)),
+    "imagenet_resized/64x64": _IMAGENET._replace(shape=(64, 64, 3)),
 }
 
 # Shape that a network sees of images of unknown datasets, where they are resized.
@@ -342,11 +337,10 @@ class FolderDataset:
         limits: tuple[int | None, int | None] = (None, None),
     ) -> None:
         splits, names = find_classes(folder)
+        arguments = ("data.limit", "data.test_limit")
         self._files = [
             _limited_files(labelled_files(split, names), limit, argument)
-            for split, limit, argument in zip(
-                splits, limits, ("data.limit", "data.test_limit"), strict=True
-            )
+            for split, limit, argument in zip(splits, limits, arguments, strict=True)
         ]
         self.counts = len(self._files[TRAIN]), len(self._files[TEST])
         self.classes = len(names)
