@@ -28,9 +28,10 @@ from ce_keras.training.images import (
     Images,
     balanced,
     balanced_rows,
-    gathered,
     load_fashion_mnist,
     load_idx,
+    read_tfds,
+    tfds_builder,
 )
 from ce_keras.training.recipe import DataRecipe
 
@@ -93,6 +94,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
 
     Raises:
         ValueError: for a dataset that is not known, or not there; the message says how to get it.
+        ImportError: if tensorflow_datasets is needed and not installed.
     """
     if recipe.source == "embedded":
         if recipe.name != "fashion_mnist":
@@ -118,7 +120,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
                 "are for images in memory or in folders"
             )
         return TfdsDataset(builder, known._replace(shape=_resized_shape(recipe)))
-    train, test = (_read(builder, split) for split in known.splits)
+    train, test = (read_tfds(builder, split) for split in known.splits)
     return _limited(train, test, recipe, known.classes)
 
 
@@ -273,14 +275,7 @@ def _prepared(name: str) -> Any:
     Raises:
         ValueError: if it has not been; the message says how to.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ValueError(
-            "data.source: 'tfds' needs tensorflow_datasets; run: pip install 'ce-keras[tfds]'"
-        ) from None
-
-    builder = tfds.builder(name)
+    builder = tfds_builder(name)
     if not _is_prepared(builder):
         by_hand = (
             "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org into "
@@ -297,13 +292,6 @@ def _prepared(name: str) -> Any:
 
 def _is_prepared(builder: Any) -> bool:
     return builder.data_path.exists()
-
-
-def _read(builder: Any, split: str) -> Images:
-    import tensorflow_datasets as tfds
-
-    # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
-    return gathered(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
 
 
 # Folders of images -------------------------------------------------------------------------------
