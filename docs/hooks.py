@@ -8,15 +8,14 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-_REPOSITORY = r"(?:ce_keras|examples|benchmarks|recipes|tests)/"
-_OUT_OF_SITE = re.compile(rf"\[([^\]]+)\]\((?:\.\./)+{_REPOSITORY}[^)]*\)")
+_OUT_OF_SITE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+ce_keras/[^)]*\)")
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return the page with links into the repository replaced by their text."""
+    """Return the page with links into the package, which has no page, replaced by their text."""
     return _OUT_OF_SITE.sub(r"\1", markdown)
 
 
