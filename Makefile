@@ -57,10 +57,12 @@ wheel: $(UV)
 	cd build && clean/bin/ce-keras train cifar10 --mode dual --dry-run
 	cd build && clean/bin/python -c "import ce_keras, keras; keras.models.load_model('model.keras').summary()"
 
-# The site, as static pages in build/site.
+# The site, as static pages in build/site that open from disk, with every link checked.
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	.venv/bin/mkdocs build --quiet
+	.venv/bin/python docs/check_links.py build/site
 
 # The notebook, made of its script and run.
 notebook: $(UV)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ce_keras import layers, ntk, training, tuner, zoo
     from ce_keras.rewrite import collegialize, inspect
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Curve",
