@@ -19,7 +19,7 @@ def blocks(language):
 
 @pytest.fixture
 def readers_own(tmp_path, monkeypatch):
-    """A reader's compiled model, in a file, and data for it."""
+    """A reader's model, trained and in a file, and data for it."""
     import keras
     import numpy as np
 
@@ -27,9 +27,11 @@ def readers_own(tmp_path, monkeypatch):
     hidden = [keras.layers.Dense(32, "relu") for _ in range(3)]
     model = keras.Sequential([keras.Input((8,)), *hidden, keras.layers.Dense(3, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy")
-    model.save("model.keras")
     rng = np.random.default_rng(0)
-    return {"x": rng.standard_normal((20, 8)).astype("float32"), "y": rng.integers(0, 3, 20)}
+    x, y = rng.standard_normal((20, 8)).astype("float32"), rng.integers(0, 3, 20)
+    model.fit(x, y, verbose=0)
+    model.save("model.keras")
+    return {"x": x, "y": y}
 
 
 def test_python_blocks_run_and_say_what_the_text_says(capsys, readers_own):
