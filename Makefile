@@ -6,19 +6,22 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test peers torch lint format wheel docs notebook lock clean
+.PHONY: demo test test-slow peers torch lint format wheel docs notebook lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
 	.venv/bin/ce-keras demo
 
-# Some fifty processes import TensorFlow. Compiled beforehand, each takes a third of the time, also
-# where Python is told not to keep what it compiles.
-test: export UV_COMPILE_BYTECODE := 1
-test: $(UV)
+# All tests but those marked `slow`, which `test-slow` runs. Files stay whole, so that what a file's
+# tests share is made once. Importing TensorFlow takes a third of the time where it is compiled
+# beforehand, also where Python is told not to keep what it compiles.
+test: MARKED := not slow
+test-slow: MARKED := slow
+test test-slow: export UV_COMPILE_BYTECODE := 1
+test test-slow: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	-$(MAKE) --silent --keep-going peers torch
-	.venv/bin/pytest -n 2
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(MARKED)'
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
 peers: $(UV)
@@ -45,7 +48,9 @@ format: $(UV)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# Builds the wheel and tries it where nothing else is installed, away from the sources.
+# Builds the wheel and tries it where nothing else is installed, away from the sources. The first
+# command that imports TensorFlow keeps what it compiles for the others.
+wheel: export PYTHONDONTWRITEBYTECODE :=
 wheel: $(UV)
 	rm -rf build dist
 	$(UV) build --quiet --wheel

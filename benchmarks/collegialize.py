@@ -20,6 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from timing import begin_with
 from tqdm.auto import tqdm
 
 import ce_keras
@@ -29,28 +30,30 @@ REASONS = 3
 
 
 def names() -> list[str]:
-    """Constructors of keras.applications."""
+    """Return the names of the constructors of keras.applications."""
     return [name for name in dir(keras.applications) if name[0].isupper()]
 
 
 def survey(name: str, batch: int) -> dict:
-    """What becomes of a model."""
+    """Inspect a model, and make its ensembles if there are any."""
     model = getattr(keras.applications, name)(weights=None)
     report = ce_keras.inspect(model)
-    row = {"params": report.before.params, "found": len(report.found)}
-    if not report.found:
+    row = {"params": report.before.params, "found": len(report.candidates)}
+    if not report.candidates:
         # The same reason names another layer every time.
-        why = Counter(re.sub(r"(?:layer )?'[^']*'", "a layer", each.reason) for each in report.left)
+        why = Counter(
+            re.sub(r"(?:layer )?'[^']*'", "a layer", each.reason) for each in report.skipped
+        )
         row["why"] = why.most_common(REASONS)
         return row
-    row["widths"] = sorted({each.widths for each in report.found})
+    row["widths"] = sorted({each.widths for each in report.candidates})
     for mode in ("primal", "dual"):
         row[mode] = built(model, mode, batch)
     return row
 
 
 def built(model: keras.Model, mode: str, batch: int) -> dict:
-    """The ensemble, made and tried."""
+    """Make the ensemble, try it, and return its costs."""
     ensemble = ce_keras.collegialize(model, mode=mode, measure=batch)
     report = ensemble.report
     predicted = ce_keras.inspect(model, mode=mode).after
@@ -64,7 +67,7 @@ def built(model: keras.Model, mode: str, batch: int) -> dict:
     loaded_loss = one_step(ensemble, x)
     assert math.isfinite(loaded_loss), loaded_loss
     return {
-        "designs": [str(answer.design) for answer in report.answers],
+        "designs": [str(answer.design) for answer in report.decisions],
         "params": report.after.params,
         "step_before": report.before.step_seconds,
         "step": report.after.step_seconds,
@@ -72,13 +75,13 @@ def built(model: keras.Model, mode: str, batch: int) -> dict:
 
 
 def one_step(model: keras.Model, x: np.ndarray) -> float:
-    """The loss of one training step."""
+    """Take one training step, and return its loss."""
     model.compile("sgd", "sparse_categorical_crossentropy")
     return float(model.train_on_batch(x, np.zeros(len(x))))
 
 
 def page(rows: dict, batch: int, law: str) -> str:
-    """The table, in Markdown."""
+    """Return the table, in Markdown."""
     lines = [
         "# `collegialize` on keras.applications",
         "",
@@ -94,8 +97,8 @@ def page(rows: dict, batch: int, law: str) -> str:
         "|---|--:|--:|---|--:|--:|---|--:|--:|",
     ]
     for name, row in rows.items():
-        if row["found"]:
-            cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["found"])]
+        if row["candidates"]:
+            cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["candidates"])]
             for mode in ("primal", "dual"):
                 made = row[mode]
                 ratio = made["step"] / made["step_before"]
@@ -105,10 +108,15 @@ def page(rows: dict, batch: int, law: str) -> str:
     lines += ["", "Nothing can be ensembled in these:", ""]
     lines += ["| model | parameters | layers left, and why |", "|---|--:|---|"]
     for name, row in rows.items():
-        if not row["found"]:
+        if not row["candidates"]:
             why = "; ".join(f"{count}: {reason}" for reason, count in row["why"])
             lines.append(f"| {name} | {row['params'] / 1e6:.2f} M | {why} |")
-    return "\n".join(lines) + "\n"
+    found = [name for name, row in rows.items() if row["found"]]
+    verdict = (
+        f"{len(found)} of {len(rows)} networks of keras.applications, the ResNets and VGGs, can be "
+        "turned into ensembles; the others, most of them depthwise, cannot."
+    )
+    return "\n".join(begin_with(verdict, lines)) + "\n"
 
 
 def main() -> None:

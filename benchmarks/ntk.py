@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from timing import interleaved
+from timing import interleaved, ratios
 
 from ce_keras import files, zoo
 from ce_keras.geometry import bottleneck
@@ -243,15 +243,22 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}; TensorFlow {tf.__version__}, Keras "
         f"{keras.__version__}; {options.rounds} rounds"
     )
+    timed = kernels(cases, peer, options.rounds)
+    verdict = (
+        f"neural-tangents takes {ratios(timed, 'neural-tangents')} times as long, and a plain loop "
+        f"of tape.jacobian {ratios(timed, 'tape.jacobian, eager')} times."
+    )
     text = "\n".join(
         [
             "# The tangent kernel",
+            "",
+            f"**{verdict}**",
             "",
             f"{machine}. Medians of interleaved runs (quartiles); ratio: time over ours.",
             "",
             "| kernel | by | median (quartiles) | ratio |",
             "|---|---|---:|---:|",
-            *kernels(cases, peer, options.rounds),
+            *timed,
             "",
             "| peak memory of three kernels, the compiler being loaded | by | |",
             "|---|---|---:|",

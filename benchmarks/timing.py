@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,9 +73,26 @@ def _summary(values: list[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def report(path: Path, lines: list[str]) -> None:
-    """Write what was measured, and print it."""
-    text = "\n".join(lines) + "\n"
+def ratios(lines: Iterable[str], contestant: str) -> str:
+    """Return the range of the ratios, the last column, in the rows of a contestant.
+
+    >>> ratios(["| a | Keras | 2 ms | 2.04 |", "| b | Keras | 9 ms | 12.6 |"], "Keras")
+    '2.0 to 13'
+    """
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    found = [float(row[-2]) for row in cells if len(row) > 3 and row[2] == contestant]
+    shown = [f"{value:.1f}" if value < 10 else f"{value:.0f}" for value in sorted(found)]
+    return f"{shown[0]} to {shown[-1]}" if shown else "an unknown number of"
+
+
+def begin_with(verdict: str, lines: Sequence[str]) -> list[str]:
+    """Return a page that begins, after its title, with the outcome in one sentence."""
+    return [lines[0], "", f"**{verdict}**", *lines[1:]]
+
+
+def report(path: Path, verdict: str, lines: Sequence[str]) -> None:
+    """Write a page, and print it."""
+    text = "\n".join(begin_with(verdict, lines)) + "\n"
     with files.replacing(path) as part:
         part.write_text(text)
     print(text)

@@ -1,4 +1,4 @@
-"""ResNeXts in plain PyTorch: a peer to measure against, to check outputs with, to train quickly."""
+"""ResNeXts in plain PyTorch, to measure against, to check outputs with, and to train quickly."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ class TorchResNeXt(nn.Module):
         self.fc = nn.Linear(inputs, shape.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of images, `(batch, channels, height, width)`."""
+        """Return the logits of images, `(batch, channels, height, width)`."""
         x = self.blocks(self.pool(torch.relu(self.bn1(self.conv1(x)))))
         return self.fc(x.mean(dim=(2, 3)))
 
     def pairs(self, shape: ResNeXt) -> dict[str, nn.Module]:
-        """The layers with weights, by the names that `ce_keras.zoo` gives them."""
+        """Return the layers with weights, by the names that `ce_keras.zoo` gives them."""
         named: dict[str, nn.Module] = {
             "conv1_conv": self.conv1,
             "conv1_bn": self.bn1,

@@ -1,4 +1,4 @@
-"""What every test needs before TensorFlow is loaded."""
+"""Settings that all tests need before TensorFlow is loaded, and fixtures that they share."""
 
 import gc
 import os
@@ -7,6 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
+
+pytest.register_assert_rewrite("bad_input", "fresh")
 
 
 def pytest_addoption(parser):

@@ -45,6 +45,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow  # Another backend imports for itself, and compiles five networks.
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_models_of_one_backend_are_the_same_on_another(backend, tmp_path, rng):
     if backend == "torch":

@@ -5,7 +5,7 @@ import sys
 import keras
 import pytest
 
-from ce_keras import demo
+from ce_keras import __version__, demo
 from ce_keras.cli import main
 
 
@@ -93,6 +93,7 @@ def test_build_prints_json(capsys):
     assert content["parameters"] > 100_000
 
 
+@pytest.mark.slow  # Three networks are trained, as in test_demo.py.
 def test_demo_writes_its_results(capsys, tmp_path):
     settings = ["--epochs", "1", "--images", "100", "--batch-size", "50"]
     code, output, errors = run(capsys, "demo", "--out", str(tmp_path), *settings)
@@ -158,6 +159,23 @@ def test_the_installed_command_answers():
     command = [sys.executable, "-m", "ce_keras.cli", "search", "resnext29", "--json"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(output)["design"] == "37x10d"
+
+
+def test_the_version_is_printed(capsys):
+    code, output, _ = run(capsys, "--version")
+    assert code == 0
+    assert output == f"ce-keras {__version__}\n"
+
+
+def test_debug_raises_what_is_otherwise_one_line(capsys, tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_bytes(b"junk")
+    code, _, errors = run(capsys, "collegialize", str(path))
+    assert code == 2
+    (line,) = errors.splitlines()
+    assert "model.keras is not a .keras file, or is cut off" in line
+    with pytest.raises(ValueError, match=r"model\.keras is not a \.keras file"):
+        main(["collegialize", str(path), "--debug"])
 
 
 def test_a_damaged_file_is_one_clear_line(capsys, tmp_path):

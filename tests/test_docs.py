@@ -33,6 +33,7 @@ def docs_modules(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_no_link_leads_nowhere(tmp_path):
     from check_links import broken_links
 

@@ -1,10 +1,9 @@
 """Every example and benchmark runs, at a small size."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -54,17 +53,16 @@ def test_no_script_is_forgotten():
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)
 
 
-@pytest.mark.parametrize("script", SMALL)
+FAST = ("benchmarks/search.py", "examples/tune_keras_model.py")  # Others train or time for longer.
+
+
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(each, marks=() if each in FAST else pytest.mark.slow) for each in SMALL],
+)
 def test_scripts_run(script, tmp_path):
-    result = subprocess.run(
-        [sys.executable, ROOT / script, *SMALL[script]],
-        cwd=tmp_path,
-        env={**os.environ, "MPLBACKEND": "agg", "WALKTHROUGH_IMAGES": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    environment = {**os.environ, "MPLBACKEND": "agg", "WALKTHROUGH_IMAGES": "100"}
+    fresh.run([ROOT / script, *SMALL[script]], environment, tmp_path)
     for name in WRITES[script]:
         assert (tmp_path / name).stat().st_size > 0
 
@@ -72,6 +70,5 @@ def test_scripts_run(script, tmp_path):
 def test_the_table_of_keras_applications_is_what_was_measured(tmp_path):
     docs = ROOT / "docs/benchmarks"
     (tmp_path / "collegialize.json").write_text((docs / "collegialize.json").read_text())
-    command = [sys.executable, ROOT / "benchmarks/collegialize.py", "--page", "--out", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
+    fresh.run([ROOT / "benchmarks/collegialize.py", "--page", "--out", tmp_path])
     assert (tmp_path / "collegialize.md").read_text() == (docs / "collegialize.md").read_text()

@@ -35,8 +35,14 @@ def test_the_search_loads_numpy_and_nothing_heavy(code):
     [
         "import keras; import ce_keras",
         "import ce_keras; import keras",
-        "import ce_keras; import tensorflow; import keras",
-        "import ce_keras; from keras import layers; import keras",
+        # Each process imports TensorFlow for itself.
+        *(
+            pytest.param(first, marks=pytest.mark.slow)
+            for first in (
+                "import ce_keras; import tensorflow; import keras",
+                "import ce_keras; from keras import layers; import keras",
+            )
+        ),
     ],
 )
 def test_layers_are_registered_whichever_is_imported_first(first):

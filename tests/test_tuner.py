@@ -1,12 +1,12 @@
 """The oracles, by KerasTuner's own conventions: stub objectives, real searches, real workers."""
 
+import inspect
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import keras
 import keras_tuner
 import numpy as np
@@ -21,6 +21,7 @@ from ce_keras.tuner import (
     CollegialTuner,
     designs_of,
 )
+from ce_keras.tuner import keras_tuner_private as private
 
 FC = geometry.fully_connected(12, [24] * 3, 4)
 
@@ -363,6 +364,24 @@ def test_bad_arguments(make, message):
         make()
 
 
+def test_keras_tuners_private_names_are_as_they_were_read():
+    changed = []
+    for (owner, name), wanted in private.PRIVATE.items():
+        method = getattr(owner, name, None)
+        found = method and tuple(inspect.signature(method).parameters)
+        if found != wanted:
+            changed.append(f"{owner.__name__}.{name} has the parameters {found}, not {wanted}")
+    if not isinstance(getattr(keras_tuner.Oracle, "_project_dir", None), property):
+        changed.append("Oracle._project_dir is no property")
+    for owner, names in private.PLANS.items():
+        if missing := set(names) - vars(owner("val_loss")).keys():
+            changed.append(f"{owner.__name__} has no {missing}")
+    assert not changed, (
+        f"KerasTuner {keras_tuner.__version__} differs from {private.VERSION}: "
+        f"{'; '.join(changed)}; adapt ce_keras/tuner/keras_tuner_private.py"
+    )
+
+
 # Chief and workers -------------------------------------------------------------------------------
 
 WORKER = """
@@ -389,10 +408,7 @@ def _process(folder, who, port, what="live"):
         "KERASTUNER_ORACLE_PORT": str(port),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    command = [sys.executable, "-c", WORKER, folder, Path(__file__).parent, what]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return fresh.Process(["-c", WORKER, folder, Path(__file__).parent, what], environment)
 
 
 def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
@@ -402,15 +418,15 @@ def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
     chief = _process(tmp_path, "chief", port)
     try:
         dying = _process(tmp_path, "tuner0", port, "kill")
-        output, _ = dying.communicate(timeout=120)
-        assert dying.returncode == 9, output
+        _, errors = dying.communicate(timeout=120)
+        assert dying.returncode == 9, errors
         # The one that died comes back under its name, and its trial with it.
         workers = [_process(tmp_path, f"tuner{index}", port) for index in (0, 1)]
         for worker in workers:
-            output, _ = worker.communicate(timeout=180)
-            assert worker.returncode == 0, output
-        output, _ = chief.communicate(timeout=60)
-        assert chief.returncode == 0, output
+            _, errors = worker.communicate(timeout=180)
+            assert worker.returncode == 0, errors
+        _, errors = chief.communicate(timeout=60)
+        assert chief.returncode == 0, errors
     finally:
         chief.kill()
         chief.communicate()

@@ -1,4 +1,4 @@
-"""The command `ce-keras`: parses, calls the library, prints."""
+"""The command `ce-keras`: parse arguments, call the library, print the result."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ce_keras import __version__
 from ce_keras.checks import shortened
 from ce_keras.cli import networks, output, runs, theory
 
-# Exit codes: those of a shell for a signal, and argparse's own for what does not fit.
+# Exit codes: argparse's for bad arguments, and a shell's for signals.
 _WRONG = 2
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
-# Characters of a message: it is a line, not a page.
+# Largest number of characters of a message.
 _LONGEST = 800
 
 
@@ -25,19 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Returns:
-        0: success. 2: what was asked for cannot be had, and one line on standard error says why;
-        with `--debug` there is a traceback instead. 130: Ctrl-C. 141: nobody reads the output.
+        0: success. 2: an error, explained by one line on standard error, or by a traceback with
+        `--debug`. 130: Ctrl-C. 141: the reader of the output has closed it.
     """
     options = _parser().parse_args(arguments)
     output.set_debug(options.debug)
-    if sys.stdout is None:  # As Python has it where the shell has closed it.
+    if sys.stdout is None:  # The shell has closed it.
         _complain(options.command, "standard output is closed; send it to a file or /dev/null")
         return _WRONG
     try:
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it closes the stream.
+        # Otherwise Python reports the same error when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except KeyboardInterrupt as interrupt:
@@ -52,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(error: Exception) -> str:
-    """Return what went wrong, on one line."""
+    """Return the message of an error, on one line."""
     message = shortened(" ".join(str(error).split()), _LONGEST)
     if isinstance(error, MemoryError):
         return f"out of memory{message and f': {message}'}"
-    # The messages of these are for users; of others the kind is half of what they say.
+    # Messages of these types are written for users; of others the type is needed too.
     if message and isinstance(error, ValueError | ImportError | OSError | RuntimeError):
         return message
     return f"{type(error).__name__}: {message} (--debug shows where)"
@@ -67,7 +67,7 @@ def _complain(command: str, message: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that does not repeat the whole of a long argument."""
+    """A parser that shortens long arguments in messages."""
 
     def error(self, message: str) -> NoReturn:
         super().error(shortened(message, _LONGEST))

@@ -15,11 +15,11 @@ from ce_keras.geometry import RESNEXTS, Design
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """What builds and rebuilds networks."""
+    """Add the commands that build and rewrite networks."""
     add = command(
         "info",
         _info,
-        "what is known of a network of the zoo",
+        "parameters, FLOPs and weights of a network of the zoo",
         "ce-keras info resnext50_4x16d",
     ).add_argument
     add("name", metavar="NAME", help="like resnext50_4x16d, resnet50 or wide_resnet28_10")
@@ -156,12 +156,12 @@ def _collegialize(options: argparse.Namespace) -> None:
     show(options, {**report.to_dict(), "saved": saved and str(options.save)}, f"{report!r}{saved}")
 
 
-# What names begin with, beside the ResNeXts'.
+# First parts of names, beside those of the ResNeXts.
 _OTHERS = ("resnet50", "resnet101", "resnet152", "wide", "fully")
 
 
 def _family_and_design(options: argparse.Namespace) -> tuple[str, Design | None]:
-    """Return what `zoo.create` takes: a ResNeXt with the design asked for, or any name as it is."""
+    """Return the name for `zoo.create`, and the design if a ResNeXt's is given by options."""
     if options.name in RESNEXTS:
         asked = options.mode, options.cardinality, options.width
         return options.name, choose_design(options.name, *asked)

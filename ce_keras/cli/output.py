@@ -1,4 +1,4 @@
-"""What commands share: what they print, and how they load the zoo."""
+"""Parts that commands share: output, options that name files, loading of Keras."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ce_keras.checks import brief, file_path
 
 
 def show(options: argparse.Namespace, content: Any, text: str) -> None:
-    """Print a command's answer, as JSON where `--json` asks for it."""
+    """Print the result of a command, as JSON for `--json`."""
     print(json.dumps(content, indent=2) if options.json else text)
 
 
 def table(rows: list[list[str]], left: int) -> str:
-    """Columns padded to their widest cell; the first `left` of them flush left."""
+    """Return rows as aligned columns, of which the first `left` are flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -36,7 +36,7 @@ def file_to_write(text: str) -> Path:
     """Return the value of an option that names a file to write.
 
     Raises:
-        argparse.ArgumentTypeError: for a folder, or where no file can be.
+        argparse.ArgumentTypeError: for a folder, or a path that cannot be written.
     """
     path = _path_to_write(text)
     if path.is_dir():
@@ -48,7 +48,7 @@ def picture_to_write(text: str) -> Path:
     """Return the value of an option that names a picture to draw.
 
     Raises:
-        argparse.ArgumentTypeError: for another suffix, or where no file can be.
+        argparse.ArgumentTypeError: for another suffix, or a path that cannot be written.
     """
     path = file_to_write(text)
     if path.suffix not in (".png", ".svg", ".pdf"):
@@ -60,7 +60,7 @@ def folder_to_write(text: str) -> Path:
     """Return the value of an option that names a folder to write into.
 
     Raises:
-        argparse.ArgumentTypeError: for a file, or where no folder can be.
+        argparse.ArgumentTypeError: for a file, or a path that cannot be written.
     """
     path = _path_to_write(text)
     if path.exists() and not path.is_dir():
@@ -76,7 +76,7 @@ def _path_to_write(text: str) -> Path:
 
 
 def set_debug(debug: bool) -> None:
-    """Set whether everything is shown that libraries write to standard error."""
+    """Set whether to show everything that libraries write to standard error."""
     global _debug  # noqa: PLW0603 - A setting of the process, as the streams are.
     _debug = debug
     if not debug:
@@ -87,7 +87,7 @@ _debug = False
 
 
 def load_zoo() -> Any:
-    """Return the zoo, without the page of messages that TensorFlow writes while it loads."""
+    """Import the zoo, without TensorFlow's messages."""
     start_keras()
     from ce_keras import zoo
 
@@ -95,9 +95,9 @@ def load_zoo() -> Any:
 
 
 def start_keras() -> None:
-    """Load Keras and its backend, and have it find its devices, without their messages.
+    """Import Keras and its backend, and find the devices, without their messages.
 
-    Not where several machines train: their strategy must come before any tensor.
+    Not for training on several machines, whose strategy must come before any tensor.
     """
     with muted_stderr():
         import keras
@@ -107,9 +107,9 @@ def start_keras() -> None:
 
 @contextlib.contextmanager
 def muted_stderr() -> Iterator[None]:
-    """Hold back what is written to standard error, native code included.
+    """Hide what is written to standard error, by native code too.
 
-    It is shown when the block fails for a reason that is not explained by its message.
+    It is shown if the block raises an error that its message does not explain.
     """
     if _debug:
         yield

@@ -19,7 +19,7 @@ from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
 from ce_keras.optimum import search
 
-_MODE_HELP = "primal: smoothest at the baseline's size; dual: smallest at its smoothness"
+_MODE_HELP = "primal: least variance at the baseline's size; dual: least size at its variance"
 _ALPHA_HELP = "the variance law's constant, or closed_form; the network's own constant by default"
 _CORRELATION_HELP = (
     "with --alpha closed_form, of neighbouring pixels: a number (1), or 'embedded' or a folder of "
@@ -30,7 +30,7 @@ _TOLERANCE_HELP = "take the widest design this close to the optimum (%(default)s
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """What derives designs."""
+    """Add the commands that derive designs."""
     add = command(
         "search",
         _search,
@@ -72,9 +72,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--parameterization", choices=("ntk", "standard"), default="ntk", help="(%(default)s)")
     add("--seed", type=int, default=0, help="for reproducible draws (%(default)s)")
-    add(
-        "--checkpoint", type=file_to_write, metavar="FILE", help="keeps what is done, to go on from"
-    )
+    add("--checkpoint", type=file_to_write, metavar="FILE", help="file to resume from")
     add("--plot", type=picture_to_write, metavar="FILE", help="draw the fit (.png, .svg or .pdf)")
 
     add = command(
@@ -107,7 +105,7 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
-    """The baseline and the widths to consider; `fc` is described by its sizes."""
+    """Return the baseline and the widths to consider; `fc` is described by its sizes."""
     if options.baseline == "fc":
         return _fully_connected(options, 1 if options.outputs is None else options.outputs), None
     for name in ("inputs", "outputs"):
@@ -117,7 +115,7 @@ def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | N
 
 
 def _correlation(options: argparse.Namespace) -> Any:
-    """Return the value of `--correlation`: a number, or what is measured on images."""
+    """Return the value of `--correlation`: a number, given or measured on images."""
     text = options.correlation
     if text is None:
         return None
@@ -182,10 +180,14 @@ def _fully_connected(options: argparse.Namespace, outputs: int = 1) -> Module:
 
 
 def _list(options: argparse.Namespace) -> None:
-    count = _count_built() if options.built else _count_derived
+    zoo = load_zoo() if options.built else None
     rows = []
     for row in PUBLISHED:
-        parameters = count(row.network, *row.design)
+        network, (m, n) = resnext(row.network), row.design
+        parameters = int(network.params(m, n))
+        if zoo is not None:
+            model = zoo.NETWORKS[row.network](cardinality=m, width=n)
+            parameters = zoo.trained_parameters(model)
         decimals = len(f"{row.millions}".partition(".")[2])
         rows.append(
             {
@@ -195,18 +197,15 @@ def _list(options: argparse.Namespace) -> None:
                 "table": row.table,
                 "published_millions": row.millions,
                 "parameters": parameters,
-                # As near as the printed figure can be: one unit in its last place.
+                # To one unit in the last printed place.
                 "agrees": abs(parameters / 1e6 - row.millions) < 10**-decimals,
-                "flops": int(resnext(row.network).flops(*row.design)),
+                "flops": int(network.flops(m, n)),
             }
         )
     header = ["network", "mode", "design", "table", "published", "parameters", "FLOPs"]
     lines = [
         [
-            row["network"],
-            row["mode"],
-            row["design"],
-            row["table"],
+            *(row[name] for name in header[:4]),
             f"{row['published_millions']:g}M",
             f"{row['parameters']:,}" + ("" if row["agrees"] else " (differs)"),
             f"{row['flops']:,}",
@@ -216,26 +215,15 @@ def _list(options: argparse.Namespace) -> None:
     show(options, rows, table([header, *lines], left=4))
 
 
-def _count_derived(network: str, cardinality: int, width: int) -> int:
-    return int(resnext(network).params(cardinality, width))
-
-
-def _count_built() -> Callable[[str, int, int], int]:
-    zoo = load_zoo()
-    return lambda network, cardinality, width: zoo.trained_parameters(
-        zoo.NETWORKS[network](cardinality=cardinality, width=width)
-    )
-
-
 def parse_alpha(text: str) -> float | str:
-    """The value of `--alpha`."""
+    """Return the value of `--alpha`."""
     try:
         return text if text == "closed_form" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{brief(text)} is not a number or closed_form") from None
 
 
-# Widths in one argument, of a range or of a network: more are a slip.
+# Largest number of widths in one argument: more are a mistake.
 _MOST_WIDTHS = 100_000
 
 

@@ -27,6 +27,7 @@ from ce_keras.checks import (
 )
 from ce_keras.layers.grouped_conv import ConvSpec, Implementation, choose, grouped_conv
 from ce_keras.layers.initializers import for_each_path, kernel_initializer
+from ce_keras.layers.keras_internals import unlocked
 
 register = keras.saving.register_keras_serializable(package="ce_keras")
 
@@ -50,7 +51,7 @@ class CollegialConv2D(keras.layers.Conv2D):
             weights, scaled by `sqrt(gain / fan_in)` in the forward pass (Eq. 3). `fan_in` is
             that of one path.
         gain: 2 before a ReLU, 1 before a linear output.
-        implementation: `"native"`, `"split"`, or `"auto"` for the one that is right and fastest
+        implementation: `"native"`, `"split"`, or `"auto"` for the one that is correct and fastest
             here (see `ce_keras.layers.grouped_conv`); `layer.chosen_implementation` tells which.
         kernel_initializer: replaces the one that `parameterization` implies.
         **options: the other arguments of `keras.layers.Conv2D`, except `groups`.
@@ -87,31 +88,31 @@ class CollegialConv2D(keras.layers.Conv2D):
             raise ValueError("groups: this layer calls it `cardinality`")
         one_of("implementation", implementation, ("auto", "native", "split"))
         boolean("shared_input", shared_input)
-        for argument, sides in {"kernel_size": kernel_size, "strides": strides}.items():
-            _check_sides(argument, sides)
+        _check_sides("kernel_size", kernel_size)
+        _check_sides("strides", strides)
         if kernel_initializer is not None:
             keras_object("kernel_initializer", kernel_initializer, initializers.get)
         _check_paths("filters", filters, cardinality)
-        checked_parameterization(parameterization)
+        if kernel_initializer is None:
+            kernel_initializer = _default(parameterization, gain)
+        options["name"] = options.get("name") or _name(self, cardinality, filters // cardinality)
         super().__init__(
             filters,
             kernel_size,
             strides,
             groups=1 if shared_input else cardinality,
-            kernel_initializer=_default(parameterization, gain)
-            if kernel_initializer is None
-            else kernel_initializer,
+            kernel_initializer=kernel_initializer,
             **options,
         )
         self.cardinality = cardinality
         self.shared_input = shared_input
         self.implementation: Any = implementation
-        self.parameterization = parameterization
+        self.parameterization = checked_parameterization(parameterization)
         self.gain = finite_number("gain", gain, above=0)
 
     @property
     def chosen_implementation(self) -> Implementation:
-        """How the layer computes: `"native"` or `"split"`."""
+        """The way the layer computes: `"native"` or `"split"`."""
         if self.implementation == "auto":
             return choose(ConvSpec.of(self), keras.backend.standardize_dtype(self.compute_dtype))
         return self.implementation
@@ -143,6 +144,18 @@ class CollegialConv2D(keras.layers.Conv2D):
         config = super().get_config()
         del config["groups"]
         return {**config, **_own_config(self), "implementation": self.implementation}
+
+
+#: The module of Keras that reads and writes each argument.
+_KINDS: dict[str, Any] = {
+    "activation": activations,
+    "kernel_initializer": initializers,
+    "bias_initializer": initializers,
+    "kernel_regularizer": regularizers,
+    "bias_regularizer": regularizers,
+    "kernel_constraint": constraints,
+    "bias_constraint": constraints,
+}
 
 
 @register
@@ -197,40 +210,40 @@ class CollegialDense(keras.layers.Layer):
         lora_alpha: float | None = None,
         **options: Any,
     ) -> None:
+        _check_paths("units", units, 1 if aggregate else cardinality)
+        positive_int("cardinality", cardinality)
+        width = units if aggregate else units // cardinality
+        options["name"] = options.get("name") or _name(self, cardinality, width)
         super().__init__(**options)
         self.supports_masking = True  # As `Dense` does.
         self.lora_enabled = False
         self.lora_rank = None if lora_rank is None else positive_int("lora_rank", lora_rank)
         self.lora_alpha = None if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
-        for argument, flag in {
-            "use_bias": use_bias,
-            "shared_input": shared_input,
-            "aggregate": aggregate,
-        }.items():
+        flags = {"use_bias": use_bias, "shared_input": shared_input, "aggregate": aggregate}
+        for argument, flag in flags.items():
             boolean(argument, flag)
         if aggregate and shared_input:
             raise ValueError("aggregate: paths that are summed cannot also share their input")
-        _check_paths("units", units, 1 if aggregate else cardinality)
         self.units = units
-        self.cardinality = positive_int("cardinality", cardinality)
+        self.cardinality = cardinality
         self.shared_input = shared_input
         self.aggregate = aggregate
-        self.activation = keras_object("activation", activation, activations.get)
         self.use_bias = use_bias
         self.parameterization = checked_parameterization(parameterization)
         self.gain = finite_number("gain", gain, above=0)
         if kernel_initializer is None:
             kernel_initializer = _default(parameterization, gain)
         identifiers = {
-            "kernel_initializer": (kernel_initializer, initializers.get),
-            "bias_initializer": (bias_initializer, initializers.get),
-            "kernel_regularizer": (kernel_regularizer, regularizers.get),
-            "bias_regularizer": (bias_regularizer, regularizers.get),
-            "kernel_constraint": (kernel_constraint, constraints.get),
-            "bias_constraint": (bias_constraint, constraints.get),
+            "activation": activation,
+            "kernel_initializer": kernel_initializer,
+            "bias_initializer": bias_initializer,
+            "kernel_regularizer": kernel_regularizer,
+            "bias_regularizer": bias_regularizer,
+            "kernel_constraint": kernel_constraint,
+            "bias_constraint": bias_constraint,
         }
-        for argument, (identifier, get) in identifiers.items():
-            setattr(self, argument, keras_object(argument, identifier, get))
+        for argument, identifier in identifiers.items():
+            setattr(self, argument, keras_object(argument, identifier, _KINDS[argument].get))
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape: Any) -> None:
@@ -251,12 +264,7 @@ class CollegialDense(keras.layers.Layer):
         self._kernel = self.add_weight(
             name="kernel",
             shape=(inputs, self.units) if blocks == 1 else (blocks, *path_shape),
-            initializer=for_each_path(
-                self.kernel_initializer,
-                self.cardinality,
-                path_shape,
-                join,
-            ),
+            initializer=for_each_path(self.kernel_initializer, self.cardinality, path_shape, join),
             regularizer=_path_by_path(self.kernel_regularizer, blocks, sum),
             constraint=_path_by_path(self.kernel_constraint, blocks, ops.stack),
         )
@@ -289,7 +297,7 @@ class CollegialDense(keras.layers.Layer):
     ) -> None:
         """Freeze the kernel, and add to every path's a trained matrix of low rank.
 
-        As `keras.layers.Dense.enable_lora` does. Saved is the sum of the two.
+        The same as `keras.layers.Dense.enable_lora`. Their sum is what is saved.
 
         Args:
             rank: of the matrix that is added to each path's kernel.
@@ -311,30 +319,26 @@ class CollegialDense(keras.layers.Layer):
         a_initializer = keras_object("a_initializer", a_initializer, initializers.get, False)
         b_initializer = keras_object("b_initializer", b_initializer, initializers.get, False)
         inputs, outputs = self._kernel.shape[-2:]
-        paths = self._kernel.shape[:-2]
-        # Keras locks a built layer, and its own layers unlock it in the same way: there is no
-        # public one.
-        self._tracker.unlock()
-        self.lora_kernel_a = self.add_weight(
-            name="lora_kernel_a",
-            shape=(*paths, inputs, rank),
-            initializer=_factor(a_initializer, paths, (inputs, rank)),
-            dtype="float32",
-            regularizer=self.kernel_regularizer,
-        )
-        self.lora_kernel_b = self.add_weight(
-            name="lora_kernel_b",
-            shape=(*paths, rank, outputs),
-            initializer=_factor(b_initializer, paths, (rank, outputs)),
-            dtype="float32",
-            regularizer=self.kernel_regularizer,
-        )
+        with unlocked(self):
+            self.lora_kernel_a = self._low_rank_factor("a", a_initializer, inputs, rank)
+            self.lora_kernel_b = self._low_rank_factor("b", b_initializer, rank, outputs)
         self._kernel.trainable = False
-        self._tracker.lock()
         self.lora_enabled = True
         self.lora_rank = rank
         self.lora_alpha = rank if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
         self._lora_scale = self.lora_alpha / rank
+
+    def _low_rank_factor(self, name: str, initializer: Any, inputs: int, outputs: int) -> Any:
+        paths = self._kernel.shape[:-2]  # A kernel of several paths has an axis of them.
+        if paths:
+            initializer = for_each_path(initializer, paths[0], (inputs, outputs), ops.stack)
+        return self.add_weight(
+            name=f"lora_kernel_{name}",
+            shape=(*paths, inputs, outputs),
+            initializer=initializer,
+            dtype="float32",
+            regularizer=self.kernel_regularizer,
+        )
 
     def save_own_variables(self, store: Any) -> None:
         if self.built:
@@ -354,7 +358,7 @@ class CollegialDense(keras.layers.Layer):
         self._kernel.assign(store["0"])
         if self.bias is not None:
             self.bias.assign(store["1"])
-        if self.lora_enabled:  # Its part is in the kernel that was saved.
+        if self.lora_enabled:  # What it had learnt is in the kernel that was saved.
             self.lora_kernel_b.assign(ops.zeros(self.lora_kernel_b.shape))
 
     def call(self, inputs: Any) -> Any:
@@ -383,14 +387,8 @@ class CollegialDense(keras.layers.Layer):
             **super().get_config(),
             "units": self.units,
             "aggregate": self.aggregate,
-            "activation": activations.serialize(self.activation),
             "use_bias": self.use_bias,
-            "kernel_initializer": initializers.serialize(self.kernel_initializer),
-            "bias_initializer": initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": constraints.serialize(self.kernel_constraint),
-            "bias_constraint": constraints.serialize(self.bias_constraint),
+            **{name: kind.serialize(getattr(self, name)) for name, kind in _KINDS.items()},
             **({"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha} if lora else {}),
             **_own_config(self),
         }
@@ -441,7 +439,7 @@ class Aggregate(keras.layers.Layer):
 
 
 def aggregate(paths: Any, cardinality: int, axis: int = -1) -> Any:
-    """What `Aggregate` computes."""
+    """Sum the paths of a tensor, as the layer `Aggregate` does."""
     axis %= len(paths.shape)
     shape = ops.shape(paths)
     width = paths.shape[axis] // cardinality
@@ -449,7 +447,7 @@ def aggregate(paths: Any, cardinality: int, axis: int = -1) -> Any:
     return ops.sum(apart, axis=axis) / math.sqrt(cardinality)
 
 
-# Larger kernels and strides are a slip.
+#: The largest kernel or stride that is accepted.
 _MOST_SIDE = 2**12
 
 
@@ -470,13 +468,8 @@ def _check_paths(argument: str, size: Any, cardinality: Any) -> None:
         )
 
 
-def _factor(initializer: Any, paths: tuple[int, ...], shape: tuple[int, int]) -> Any:
-    """The initializer of a factor of a kernel, which may have an axis of paths."""
-    return for_each_path(initializer, paths[0], shape, ops.stack) if paths else initializer
-
-
 def _path_by_path(function: Any, blocks: int, join: Any) -> Any:
-    """A regulariser or constraint of one path's kernel, for a kernel with an axis of paths."""
+    """Apply a regulariser or constraint of one path's kernel to each path of a kernel."""
     if function is None or blocks == 1:
         return function
     return lambda kernel: join([function(kernel[path]) for path in range(blocks)])
@@ -487,10 +480,24 @@ def _default(parameterization: str, gain: float) -> keras.initializers.Initializ
 
 
 def _scaled(kernel: Any, layer: CollegialConv2D | CollegialDense) -> Any:
-    """The kernel as the forward pass uses it: the NTK parameterisation scales it here (Eq. 3)."""
+    """Return the kernel of the forward pass: the NTK parameterisation scales it here (Eq. 3)."""
     if layer.parameterization == "standard":
         return kernel
     return ops.multiply(kernel, math.sqrt(layer.gain / layer.fan_in))
+
+
+def _name(layer: Any, cardinality: int, width: int) -> str | None:
+    """Return a default name that shows the paths, such as `collegial_dense_8x25d`.
+
+    `model.summary()` prints a layer's name, class, shape and parameters, and nothing that a class
+    could add to.
+    """
+    words = {CollegialConv2D: "collegial_conv2d", CollegialDense: "collegial_dense"}
+    if cardinality == 1 or type(layer) not in words:
+        return None
+    name = f"{words[type(layer)]}_{cardinality}x{width}d"
+    number = keras.backend.get_uid(name)
+    return name if number == 1 else f"{name}_{number - 1}"
 
 
 def _own_config(layer: CollegialConv2D | CollegialDense) -> dict[str, Any]:

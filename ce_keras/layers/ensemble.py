@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from ce_keras.checks import (
@@ -23,9 +22,9 @@ from ce_keras.checks import (
     whole_number,
 )
 from ce_keras.layers.collegial import aggregate, register
-from ce_keras.layers.fan_in import leaves
 from ce_keras.layers.grouping import CannotGroupError, functional, path_axis, side_by_side
 from ce_keras.layers.initializers import path_seed
+from ce_keras.layers.keras_internals import all_layers, learnt_frequencies
 
 logger = logging.getLogger("ce_keras")
 
@@ -232,7 +231,7 @@ class CollegialEnsemble(layers.Layer):
 
 def configuration(model: keras.Model) -> dict[str, Any] | None:
     """What the model can be rebuilt from, or `None` where its classes do not say."""
-    if any(_misnamed(getattr(layer, "activation", None)) for layer in leaves(model)):
+    if any(_misnamed(getattr(layer, "activation", None)) for layer in all_layers(model)):
         return None
     try:
         return keras.saving.serialize_keras_object(model)
@@ -285,7 +284,7 @@ def rebuilt(
 
 
 def _is_adapted(model: keras.Model) -> bool:
-    return any(hasattr(layer, "adapt") for layer in leaves(model))
+    return any(hasattr(layer, "adapt") for layer in all_layers(model))
 
 
 def _cloned(template: keras.Model, seed_of: Callable[[int | None], int | None]) -> keras.Model:
@@ -313,24 +312,12 @@ def _hand_on(own: Any, other: Any) -> None:
         variables: dict[str, Any] = {}
         own.save_own_variables(variables)
         other.load_own_variables(variables)
-    if getattr(own, "get_vocabulary", None) and _has_learnt_words(own):
-        _hand_on_words(own, other)
+    if getattr(own, "get_vocabulary", None):
+        words = own.get_vocabulary(include_special_tokens=False)
+        if len(words):
+            other.set_vocabulary(words, learnt_frequencies(own, len(words)))
     if getattr(own, "bin_boundaries", None) is not None:
         other.bin_boundaries, other.summary = own.bin_boundaries, own.summary
-
-
-def _has_learnt_words(layer: Any) -> bool:
-    return bool(len(layer.get_vocabulary(include_special_tokens=False)))
-
-
-def _hand_on_words(own: Any, other: Any) -> None:
-    """Give a table the words of another, and how frequent they are where it counts that."""
-    words = own.get_vocabulary(include_special_tokens=False)
-    frequencies = None
-    if getattr(own, "output_mode", getattr(own, "_output_mode", None)) == "tf_idf":
-        table = getattr(own, "_lookup_layer", own)
-        frequencies = np.asarray(table.idf_weights_const)[-len(words) :]
-    other.set_vocabulary(words, frequencies)
 
 
 def reseed(config: Any, seed_of: Callable[[int | None], int | None]) -> None:

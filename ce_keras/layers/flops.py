@@ -1,4 +1,4 @@
-"""What a Keras model computes for one example, counted from its built layers."""
+"""FLOPs and parameters of a Keras model, counted from its built layers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import keras
 
 from ce_keras.checks import brief
-from ce_keras.layers.fan_in import fan_ins, leaves
+from ce_keras.layers.keras_internals import all_layers, own_trainable_variables
+from ce_keras.layers.layer_table import fan_ins
 
 
 def flops(model: keras.Model) -> int:
-    """FLOPs of a model's linear maps for one example: two for each multiply-add.
+    """Return the FLOPs of a model's linear maps for one example: two for each multiply-add.
 
     Normalisation, activations and pooling are left out, as is usual. A layer that is called
     several times counts once.
@@ -27,14 +28,14 @@ def flops(model: keras.Model) -> int:
     24
     """
     build_all(model)
-    return sum(_of(layer) for layer in leaves(model))
+    return sum(_of(layer) for layer in all_layers(model))
 
 
 def trained_parameters(model: keras.Model) -> int:
     """Return how many numbers training changes.
 
     Raises:
-        ValueError: for a model that is not built, whose weights nobody knows yet.
+        ValueError: for a model that is not built.
     """
     build_all(model)
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
@@ -52,7 +53,7 @@ def build_all(model: keras.Model) -> None:
         raise ValueError(
             f"model: {model.name!r} is not built; give it an Input, or call it on an example first"
         )
-    if model.inputs and not all(layer.built for layer in leaves(model)):
+    if model.inputs and not all(layer.built for layer in all_layers(model)):
         specs = keras.tree.map_structure(
             lambda tensor: keras.KerasTensor(tensor.shape, tensor.dtype), model.input
         )
@@ -65,14 +66,14 @@ def parameters(model: keras.Model) -> int:
     build_all(model)
     found = {
         id(weight): math.prod(weight.shape)
-        for layer in model._flatten_layers()
-        for weight in layer._trainable_variables
+        for layer in all_layers(model)
+        for weight in own_trainable_variables(layer)
     }
     return sum(found.values())
 
 
 def _of(layer: Any) -> int:
-    """Every output unit of a linear map sums its fan-in."""
+    """Return a layer's FLOPs: every output unit of a linear map sums its fan-in."""
     try:
         found = fan_ins(layer)
         shape = layer.output.shape[1:] if found else ()

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from ce_keras.checks import brief, shortened
-from ce_keras.layers.fan_in import leaves
+from ce_keras.layers.keras_internals import all_layers
 from ce_keras.ntk.autodiff import TapeEngine
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.recording import RECORDING
@@ -54,7 +54,7 @@ def engine_for(
     Raises:
         ValueError: for wrong axes or variables, or a model that has no such kernel.
     """
-    if _ATTRIBUTE not in vars(model) or not all(layer.built for layer in leaves(model)):
+    if _ATTRIBUTE not in vars(model) or not all(layer.built for layer in all_layers(model)):
         outputs_of("x1", model, examples_of(x, slice(0, 1)))  # Some weights are made by a call.
     engines = vars(model).setdefault(_ATTRIBUTE, {})
     variables = checked_variables(model, variables)
@@ -184,7 +184,7 @@ def settings_of(model: keras.Model) -> tuple[Any, list[Any]]:
     Numbers, texts, arrays and collections of them count by value; variables, whose values graphs
     read anew, and functions by identity; and other objects by identity and by their attributes.
     """
-    layers = leaves(model)
+    layers = all_layers(model)
     held: list[Any] = [*layers]
     settings = tuple(
         (

@@ -11,12 +11,11 @@ every model against autodiff.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -30,6 +29,7 @@ from ce_keras.layers import (
     FusedBatchNormalization,
 )
 from ce_keras.layers.grouped_conv import ConvSpec, choose, grouped_conv
+from ce_keras.layers.keras_internals import replaced_attributes
 from ce_keras.ntk.contractions import (
     Contribution,
     EmbeddingGradients,
@@ -136,7 +136,7 @@ def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -
     if convolves_by_groups(layer):
         # Only the base class calls `convolution_op`.
         of_base = functools.partial(layers.Conv2D.call, layer)
-        with replaced(layer, convolution_op=_grouped_convolution(layer)):
+        with replaced_attributes(layer, convolution_op=_grouped_convolution(layer)):
             return _linear(layer, of_base, x, record, contributions)
     return _linear(layer, call, x, record, contributions)
 
@@ -322,27 +322,13 @@ def _linear(
 ) -> Any:
     """Run the layer's own forward pass, recorded before its activation."""
     activation = _activation(layer)
-    with replaced(layer, activation=None):
+    with replaced_attributes(layer, activation=None):
         output = call(x)
     return activation(record(output, contributions))
 
 
 def _activation(layer: Any) -> Callable[[Any], Any]:
     return (lambda y: y) if layer.activation is None else layer.activation
-
-
-@contextlib.contextmanager
-def replaced(layer: Any, **attributes: Any) -> Iterator[None]:
-    """Replace attributes of a layer for the time of the block, past Keras' tracking."""
-    own = vars(layer)
-    kept = {name: own[name] for name in attributes if name in own}
-    own.update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del own[name]
-        own.update(kept)
 
 
 def _kernel_and_bias(

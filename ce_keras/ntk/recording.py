@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from ce_keras.layers.fan_in import leaves
+from ce_keras.layers.keras_internals import all_layers, replaced_attributes
 from ce_keras.ntk.autodiff import jacobians, traced
 from ce_keras.ntk.axes import number_of_examples, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single
-from ce_keras.ntk.layer_rules import Contributions, Rule, convolves_by_groups, replaced, rule_of
+from ce_keras.ntk.layer_rules import Contributions, Rule, convolves_by_groups, rule_of
 
 #: Turns a model's outputs into the numbers to differentiate, `(examples, total)`.
 Arrange = Callable[[Any], Any]
@@ -66,7 +66,7 @@ class Recorder:
     def __init__(self, model: keras.Model, variables: Sequence[Any]) -> None:
         self._model = model
         self._wanted = {id(variable) for variable in variables}
-        known = [(layer, rule) for layer in leaves(model) if (rule := rule_of(layer))]
+        known = [(layer, rule) for layer in all_layers(model) if (rule := rule_of(layer))]
         self._layers = [
             (layer, rule)
             for layer, rule in known
@@ -231,7 +231,7 @@ class Recorder:
         with RECORDING, contextlib.ExitStack() as stack:
             for layer, rule in self._layers:
                 call = _call_by_rule(layer, rule, functools.partial(record, layer))
-                stack.enter_context(replaced(layer, call=call))
+                stack.enter_context(replaced_attributes(layer, call=call))
             yield
 
 

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.layers.fan_in import leaves
+from ce_keras.layers.keras_internals import all_layers
 from ce_keras.ntk.autodiff import TapeEngine
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
@@ -138,7 +138,7 @@ def verify(
     for index, variable in enumerate(variables):
         if contribution := contributions.get(id(variable)):
             found[index] = contribution.gram(contribution).numpy()[0, 0, :, 0]
-    half = any(layer.compute_dtype.endswith("16") for layer in leaves(model))
+    half = any(layer.compute_dtype.endswith("16") for layer in all_layers(model))
     tolerance = 3e-2 if half else 1e-3
     largest = abs(expected).max(axis=(1, 2))
     gap = abs(found - expected).max(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Assumption 1: the kernel's second moment against S, where it is a line and where it bends."""
+"""Assumption 1: is log E[K^2]/E[K]^2 proportional to S, the sum of the inverse fan-ins?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from ce_keras.geometry import bottleneck, fully_connected
 from ce_keras.ntk import AlphaFit, fit_alpha
 from ce_keras.progress import progress
-from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.reproduce.protocol import Check, Scale
+from ce_keras.reproduce.store import Points
 from ce_keras.variance.samplers import generator
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ _TOO_UNCERTAIN = 0.2
 
 
 class Settings(NamedTuple):
-    """How much is drawn.
+    """The settings.
 
     Attributes:
-        draws: for each width, by sampler.
-        network_draws: for each width, of whole networks.
-        width: the widest that is looked at.
-        channels: of the bottleneck block.
-        narrow: from this width on, a second line is fitted.
+        draws: number of draws for each width, by sampler.
+        network_draws: number of whole networks drawn for each width.
+        width: the largest width.
+        channels: channels of the bottleneck block.
+        narrow: the least width in the second of the two fits.
     """
 
     draws: int = 100_000
@@ -50,7 +51,7 @@ SCALES: dict[Scale, Settings] = {
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """Every module's points, with the line over all widths and over the wide ones."""
+    """Fit the law to every module, over all widths and over the wide ones."""
     cases = _cases(settings, seed)
     return {
         "cases": {
@@ -77,7 +78,7 @@ def _plain(fit: AlphaFit) -> dict[str, Any]:
         "intercept": fit.intercept,
         "holds": fit.holds,
         "misfit": [float(fit.misfit.min()), float(fit.misfit.max())],
-        # The same of the line with its intercept.
+        # Misfit of the line with its intercept.
         "line_misfit": [float(ratio) for ratio in (line.min(), line.max())],
         "width": fit.width.tolist(),
         "s": fit.inverse_fan_in.tolist(),
@@ -112,7 +113,7 @@ def _cases(settings: Settings, seed: int) -> dict[str, Fit]:
             x1=pixels[0].reshape(3, 3, -1),
             seed=seed,
             method="ensemble",
-            # Only then do a normalisation's scale and shift count.
+            # Scale and shift of a normalisation count only in the standard parameterization.
             parameterization="standard" if norm else "ntk",
             width=base,
         )
@@ -131,7 +132,7 @@ def _cases(settings: Settings, seed: int) -> dict[str, Fit]:
 
 
 def residual_block(n: int, channels: int, *, skip: bool, norm: bool) -> Any:
-    """The block as a Keras network on 3x3 pixels, whose middle sees all of them."""
+    """Return the block as a Keras network on 3x3 pixels."""
     import keras
     from keras import layers
 
@@ -149,7 +150,7 @@ def residual_block(n: int, channels: int, *, skip: bool, norm: bool) -> Any:
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """Whether the law's variance is within a tenth of the measured one at every width."""
+    """Return, for each fit, whether the law is within a tenth of the measured variance."""
     checks = []
     for name, case in data["cases"].items():
         for which, told in (("all", "from 1"), ("wide", f"from {data['settings']['narrow']}")):
@@ -170,17 +171,30 @@ def compare(data: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def say(data: dict[str, Any]) -> str:
-    """Where the law holds."""
-    cases, narrow = data["cases"], data["settings"]["narrow"]
-    held = {
-        which: sum(case[which]["holds"] for case in cases.values()) for which in ("all", "wide")
-    }
+def verdict(data: dict[str, Any]) -> str:
+    """Return the outcome in one sentence."""
+    total, held = len(data["cases"]), _held(data)
     return (
-        f"The law is counted as holding where exp(alpha S) - 1 is within a tenth of the measured "
-        f"variance at every width, two standard errors being added. Fitted over all widths from 1, "
-        f"it holds for {held['all']} of {len(cases)} modules; over widths from {narrow} on, for "
-        f"{held['wide']}. It bends at very narrow paths: log E[K²]/E[K]² grows more slowly than S "
+        f"Fitted over all widths, the law holds for {held['all']} of {total} modules; from width "
+        f"{data['settings']['narrow']} on, for {held['wide']}: it bends where paths are narrow."
+    )
+
+
+def _held(data: dict[str, Any]) -> dict[str, int]:
+    """Return the number of modules for which the law holds, by range of widths."""
+    return {
+        which: sum(case[which]["holds"] for case in data["cases"].values())
+        for which in ("all", "wide")
+    }
+
+
+def say(data: dict[str, Any]) -> str:
+    """Return where the law holds, and why it bends."""
+    del data
+    return (
+        "The law is counted as holding where exp(alpha S) - 1 is within a tenth of the measured "
+        "variance at every width, two standard errors being added. It bends at very narrow "
+        "paths: log E[K²]/E[K]² grows more slowly than S "
         "there, so a line through all widths is too flat for the wide ones. The paper's S of the "
         "bottleneck counts its first layer, whose fan-in is fixed and which adds nothing to the "
         "variance, so the law is too large for wide paths; a line with an intercept, as the paper "
@@ -191,7 +205,7 @@ def say(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """The points with two standard errors, and the lines through the wide ones."""
+    """Draw the points with two standard errors, and the lines through the wide ones."""
     axes = figure.subplots(1, 2)
     for ax, kind in zip(axes, ("dense", "bottleneck"), strict=True):
         shown = {name: case for name, case in data["cases"].items() if name.startswith(kind)}
@@ -206,8 +220,8 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
         ax.set_xscale("log")
         ax.set_yscale("log")
         points = np.concatenate([case["all"]["log_ratio"] for case in shown.values()])
-        ax.set_ylim(0.7 * points.min(), 1.6 * points.max())  # Whatever the errors.
+        ax.set_ylim(0.7 * points.min(), 1.6 * points.max())  # Not widened by large errors.
         ax.set_xlabel("S, the sum of 1/fan-in")
-        ax.set_title("dotted: the law with alpha of the wide ones", fontsize=9)
-        ax.legend(frameon=False, fontsize=7)
+        ax.set_title("dotted: the law, alpha fitted to the wide ones", fontsize=9)
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
     axes[0].set_ylabel("log(E[K²]/E[K]²)")

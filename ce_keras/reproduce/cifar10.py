@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ce_keras.geometry import RESNEXTS, Design, resnext
 from ce_keras.progress import progress
-from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.reproduce.plots import name_point
+from ce_keras.reproduce.protocol import Check, Scale
 from ce_keras.reproduce.statistics import permutation_p, rank_correlation
+from ce_keras.reproduce.store import Points
 from ce_keras.variance.law import ClosedFormLaw, law_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "CIFAR-10: what predicts a design's error"
+TITLE = "CIFAR-10: which quantity predicts a design's error"
 
-RECIPE = "cifar10_short"
-NETWORK = "resnext11c"
+RECIPE, NETWORK = "cifar10_short", "resnext11c"
 
 #: Correlation of neighbouring pixels at the blocks' inputs of an untrained ResNeXt on CIFAR-10.
 CORRELATION = 0.92
@@ -30,36 +34,37 @@ BASELINE = "1x64d"
 #: Designs of the baseline's size, from the widest path to the narrowest.
 PRIMAL = ("1x64d", "2x42d", "5x24d", "9x16d", "17x10d", "27x7d", "54x4d", "116x2d")
 
-#: Designs that some law calls as smooth as the baseline, each with the narrower baseline of equal
-#: size, which anybody would try first.
+#: Duals by the paper's law and by the exact one; each with the narrower baseline of its size.
 DUAL = {"7x7d": "1x28d", "11x7d": "1x37d"}
 
-#: Differences in error that were decided on before anything was trained, by what they answer.
+#: Comparisons that were chosen before training: a question, two designs, and what the paper says
+#: of the difference in their errors (`None` where it makes no such comparison).
 CONTRASTS = (
-    ("primal by the exact law, and the baseline", "17x10d", BASELINE),
-    ("primal by the paper's law, and the baseline", "27x7d", BASELINE),
-    ("dual by the exact law, and the baseline", "11x7d", BASELINE),
-    ("dual by the paper's law, and the baseline", "7x7d", BASELINE),
-    ("dual by the exact law, and the narrower baseline of its size", "11x7d", "1x37d"),
-    ("dual by the paper's law, and the narrower baseline of its size", "7x7d", "1x28d"),
+    ("primal by the exact law and baseline", "17x10d", BASELINE, "below 0"),
+    ("primal by the paper's law and baseline", "27x7d", BASELINE, "below 0"),
+    ("dual by the exact law and baseline", "11x7d", BASELINE, "0"),
+    ("dual by the paper's law and baseline", "7x7d", BASELINE, "0"),
+    ("dual by the exact law and narrower baseline of its size", "11x7d", "1x37d", None),
+    ("dual by the paper's law and narrower baseline of its size", "7x7d", "1x28d", None),
 )
 
+ALL_IMAGES = "all images"
 _TEST_IMAGES = 10_000
 
-# Differences beyond so many standard errors are called differences.
+# A difference is called one beyond so many standard errors.
 _ERRORS = 2.0
 
 
 class Settings(NamedTuple):
-    """The settings.
+    """Settings of the trainings.
 
     Attributes:
-        source: where the images are, as in recipes: `"tfds"`, or a folder.
-        designs: that are trained.
-        seeds: of every design; those of a seed see the same images in the same order.
-        epochs: with all images, cropped and mirrored.
-        few: number of images in the second regime, without augmentation.
-        few_epochs: with few images; enough for the training error to vanish.
+        source: source of the images, as in recipes: `"tfds"`, or a folder.
+        designs: designs to train.
+        seeds: trainings of every design; those of a seed see the same images in the same order.
+        epochs: passes through all images, shifted and mirrored.
+        few: number of images in the second regime, which has no augmentation.
+        few_epochs: passes through them; enough for the training error to vanish.
     """
 
     source: str = "tfds"
@@ -76,27 +81,29 @@ SCALES: dict[Scale, Settings] = {
 }
 
 
+# --- Training -----------------------------------------------------------------------------------
+
+
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """Train every design with every seed, with all images and with few."""
+    """Train every design with every seed, on all images and on few."""
     for design in settings.designs:
         Design.parse(design)
-    cases = list(itertools.product(range(settings.seeds), regimes(settings), settings.designs))
+    regimes = (ALL_IMAGES, f"{settings.few:,} images")
+    cases = list(itertools.product(range(settings.seeds), regimes, settings.designs))
     runs = []
     with points.folder() as folder:
         for number, regime, design in progress(cases, desc="cifar10", delay=1):
-            name = f"{design} {regime} {seed + number}".replace(",", "").replace(" ", "-")
-            result = points(name, _train, settings, regime, design, seed + number, folder / name)
+            name = f"{design}-{regime.replace(',', '').replace(' ', '-')}-{seed + number}"
+            arguments = (settings, regime, design, seed + number, folder / name)
+            result = points(name, _train, *arguments)
             runs.append({"regime": regime, "design": design, "seed": seed + number, **result})
     return {"runs": runs}
 
 
-def regimes(settings: Settings) -> tuple[str, str]:
-    """Return the names of the two regimes: all images, and few."""
-    return "all images", f"{settings.few:,} images"
-
-
-def _train(settings: Settings, regime: str, design: str, seed: int, folder: Any) -> dict[str, Any]:
-    """Train one design; return its errors, and the loss on the training images."""
+def _train(
+    settings: Settings, regime: str, design: str, seed: int, folder: Path
+) -> dict[str, float]:
+    """Train a design in a folder; return its last training loss, and errors in percent."""
     from ce_keras.training import read_recipe, train
 
     m, n = Design.parse(design)
@@ -106,35 +113,58 @@ def _train(settings: Settings, regime: str, design: str, seed: int, folder: Any)
         "data.source": settings.source,
         "schedule.epochs": settings.epochs,
     }
-    if regime != "all images":
+    if regime != ALL_IMAGES:
         changes |= {
             "data.limit": settings.few,
             "data.augment": [],
             "optimizer.learning_rate": 0.1,
             "schedule.epochs": settings.few_epochs,
         }
-    last = train(read_recipe(RECIPE, changes), folder, seed=seed)["history"][-1]
-    kept = ("train_loss", "train_error", "test_loss", "test_error")
-    return {key: last[key] for key in kept if key in last}
+    written = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in changes.items()
+    }
+    recipe = read_recipe(RECIPE, written)
+    last = train(recipe, folder, seed=seed)["history"][-1]
+    return {
+        "train_loss": last["loss"],
+        "train_error": _training_error(recipe, folder),
+        "test_error": last["error"],
+    }
 
 
-# --- What the laws say --------------------------------------------------------------------------
+def _training_error(recipe: Any, folder: Path) -> float:
+    """Return the error of a finished run on its training images, in percent."""
+    import keras
+
+    from ce_keras.training.datasets import ArrayDataset, load_dataset
+
+    dataset = load_dataset(recipe.data)
+    if not isinstance(dataset, ArrayDataset):
+        raise ValueError(f"source: got {recipe.data.source!r}; its images do not fit into memory")
+    images, labels = dataset.splits[0]
+    pixels = images.astype(np.float32)
+    pixels = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
+    logits = keras.models.load_model(folder / "model.keras").predict(pixels, 500, verbose=0)
+    return float(100 * (logits.argmax(1) != labels).mean())
+
+
+# --- Predictors and statistics ------------------------------------------------------------------
 
 
 def predictors(design: str) -> dict[str, float]:
-    """Return what could predict the error of a design: the variance by two laws, and sizes.
+    """Return quantities that could predict a design's error, by name.
 
-    The exact variance is the mean over the three stages, whose paths are n, 2n and 4n wide.
+    The exact variance is the mean over the network's stages, whose paths are n, 2n and 4n wide.
     """
     shape = RESNEXTS[NETWORK]
     network, (m, n) = resnext(shape), Design.parse(design)
-    exact = ClosedFormLaw(network.module, CORRELATION)
-    widths = n * 2 ** np.arange(len(shape.blocks))
+    stages = n * 2 ** np.arange(len(shape.blocks))
+    exact = ClosedFormLaw(network.module, CORRELATION).path_variance(stages).mean() / m
+    fitted = law_of(network.module, None, None).path_variance(np.array([n]))[0] / m
     return {
-        "exact variance": float(exact.path_variance(widths).mean() / m),
-        "the paper's law": float(
-            law_of(network.module, None, None).path_variance(np.array([n]))[0] / m
-        ),
+        "exact variance": float(exact),
+        "variance by the paper's law": float(fitted),
         "parameters": float(network.params(m, n)),
         "FLOPs": float(network.flops(m, n)),
         "channels": float(m * n),
@@ -142,24 +172,59 @@ def predictors(design: str) -> dict[str, float]:
     }
 
 
-# --- What was found -----------------------------------------------------------------------------
-
-
 class Difference(NamedTuple):
-    """A difference between two designs, in points of test error, and its standard error."""
+    """Difference between two designs in points of test error, and its standard error."""
 
     value: float
     error: float
     seeds: int
 
     @property
-    def clear(self) -> bool:
-        """Whether it is more than two standard errors from nothing."""
+    def significant(self) -> bool:
+        """Whether it is more than two standard errors from 0."""
         return abs(self.value) > _ERRORS * self.error
 
+    def __str__(self) -> str:
+        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        return f"{self.value:+.2f} ± {self.error:.2f} ({seeds})"
 
-def errors(data: dict[str, Any], regime: str, quantity: str = "test_error") -> dict[str, Any]:
-    """Return a quantity of every design of a regime: an array over its seeds, in their order."""
+
+def difference(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Return the mean of a - b, paired by seed, with its standard error over the seeds.
+
+    For one seed the standard error is that of two fractions of independent test images: it does
+    not contain the variation between trainings.
+    """
+    pairs = a - b
+    if len(pairs) > 1:
+        error = pairs.std(ddof=1) / np.sqrt(len(pairs))
+    else:
+        fractions = np.array([a[0], b[0]]) / 100
+        error = 100 * np.sqrt((fractions * (1 - fractions)).sum() / _TEST_IMAGES)
+    return Difference(float(pairs.mean()), float(error), len(pairs))
+
+
+def summarize(data: dict[str, Any]) -> dict[str, Any]:
+    """Return, for each regime, errors by design, rank correlations and contrasts."""
+    regimes = dict.fromkeys(run["regime"] for run in data["runs"])
+    summary = {}
+    for regime in regimes:
+        errors = _by_design(data, regime, "test_error")
+        summary[regime] = {
+            "errors": errors,
+            "train": _by_design(data, regime, "train_error"),
+            "correlations": _correlations(errors) if len(errors) > 2 else {},
+            "contrasts": {
+                (a, b): difference(errors[a], errors[b])
+                for _, a, b, _ in CONTRASTS
+                if a in errors and b in errors
+            },
+        }
+    return summary
+
+
+def _by_design(data: dict[str, Any], regime: str, quantity: str) -> dict[str, np.ndarray]:
+    """Return a quantity of every design: an array over its seeds, in their order."""
     rows: dict[str, list[float]] = {}
     for run in sorted(data["runs"], key=lambda run: run["seed"]):
         if run["regime"] == regime:
@@ -167,175 +232,144 @@ def errors(data: dict[str, Any], regime: str, quantity: str = "test_error") -> d
     return {design: np.array(values) for design, values in rows.items()}
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> Difference:
-    """Return the mean of a - b, paired by seed, with its standard error over the seeds.
+def _correlations(errors: dict[str, np.ndarray], draws: int = 2_000) -> dict[str, Any]:
+    """Return the rank correlation of each predictor with the mean error.
 
-    Of a single seed the error is that of two shares of the test images, as if they were drawn
-    anew for each design: training anew is not in it.
+    Each comes with a 95 % bootstrap interval (designs, and seeds of each, are drawn again) and
+    the p-value of a permutation test.
     """
-    pairs = a - b
-    if len(pairs) > 1:
-        return Difference(
-            float(pairs.mean()), float(pairs.std(ddof=1) / np.sqrt(len(pairs))), len(pairs)
-        )
-    shares = np.array([a[0], b[0]]) / 100
-    spread = 100 * np.sqrt((shares * (1 - shares)).sum() / _TEST_IMAGES)
-    return Difference(float(pairs[0]), float(spread), 1)
-
-
-def correlations(
-    data: dict[str, Any], regime: str, draws: int = 2_000
-) -> dict[str, tuple[float, float, float, float]]:
-    """Return each predictor's rank correlation with the error over all designs.
-
-    Returns:
-        By predictor: Spearman's coefficient, the ends of its 95 % bootstrap interval (designs and
-        seeds are drawn anew), and the p-value of a permutation test.
-    """
-    found = errors(data, regime)
-    designs = list(found)
-    known = [predictors(design) for design in designs]
-    means = np.array([found[design].mean() for design in designs])
+    known = [predictors(design) for design in errors]
+    means = np.array([values.mean() for values in errors.values()])
     rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(designs), (draws, len(designs)))
-    drawn = np.array(
-        [
-            [rng.choice(found[designs[at]], len(found[designs[at]])).mean() for at in pick]
-            for pick in picks
-        ]
+    resampled = np.array(
+        [rng.choice(values, (draws, len(values))).mean(1) for values in errors.values()]
     )
-    result = {}
+    picks = rng.integers(0, len(means), (draws, len(means)))
+    # Ranks of a sample with fewer than three different designs say nothing.
+    picks = picks[[len(set(pick)) > 2 for pick in picks]]
+    found = {}
     for name in known[0]:
         values = np.array([each[name] for each in known])
-        samples = [
-            rank_correlation(values[pick], error)
-            for pick, error in zip(picks, drawn, strict=True)
-            if len(set(pick)) > 2
-        ]
-        low, high = np.quantile(samples, [0.025, 0.975])
-        result[name] = (
-            rank_correlation(values, means),
-            float(low),
-            float(high),
-            permutation_p(values, means, seed=0),
-        )
-    return result
+        drawn = rank_correlation(values[picks], resampled[picks, np.arange(len(picks))[:, None]])
+        found[name] = {
+            "value": float(rank_correlation(values, means)),
+            "interval": [float(end) for end in np.quantile(drawn, [0.025, 0.975])],
+            "p": permutation_p(values, means, seed=0),
+        }
+    return found
 
 
-def _regimes(data: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(run["regime"] for run in data["runs"]))
-
-
-def _contrasts(data: dict[str, Any], regime: str) -> Iterable[tuple[str, str, str, Difference]]:
-    found = errors(data, regime)
-    for question, a, b in CONTRASTS:
-        if a in found and b in found:
-            yield question, a, b, difference(found[a], found[b])
+# --- Page ---------------------------------------------------------------------------------------
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """The paper's two claims, and what was found; then the contrasts."""
+    """Return a row for each contrast, and one for each predictor's rank correlation."""
     checks = []
-    for regime in _regimes(data):
-        if len(errors(data, regime)) > 2:
-            value, low, high, p = correlations(data, regime)["exact variance"]
+    for regime, found in data["summary"].items():
+        for name, row in found["correlations"].items():
+            low, high = row["interval"]
+            told = f"{row['value']:.2f} ({low:.2f} to {high:.2f}; p = {row['p']:.4f})"
+            claim, agrees = None, None
+            if name == "exact variance":
+                claim, agrees = "positive", row["value"] > 0 if row["p"] < 0.05 else None
             checks.append(
-                Check(
-                    f"{regime}: rank correlation of error and exact variance",
-                    "high",
-                    f"{value:.2f} (95 % interval {low:.2f} to {high:.2f}; p = {p:.4f})",
-                    bool(value > 0) if p < 0.05 else None,
-                )
+                Check(f"{regime}: rank correlation of error with {name}", claim, told, agrees)
             )
-        for question, a, b, found in _contrasts(data, regime):
-            # Below the baseline is what the primal promises, level with it the dual; the paper
-            # has no narrower baseline.
-            claim = {"primal": "below 0", "dual": "0"}[question.split()[0]]
-            agrees = found.value < 0 if found.clear else None
-            if claim == "0" and b == BASELINE:
-                agrees = not found.clear
-            if b != BASELINE:
-                claim, agrees = "not compared", None
-            checks.append(
-                Check(
-                    f"{regime}: {question}, {a} - {b}, points of error", claim, _told(found), agrees
-                )
-            )
+        for question, a, b, claim in CONTRASTS:
+            if (each := found["contrasts"].get((a, b))) is not None:
+                agrees = not each.significant if claim == "0" else None
+                if claim == "below 0" and each.significant:
+                    agrees = each.value < 0
+                quantity = f"{regime}: error of {a} minus {b} ({question}), points"
+                checks.append(Check(quantity, claim, str(each), agrees))
     return checks
 
 
-def _told(found: Difference) -> str:
-    seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
-    return f"{found.value:+.2f} ± {found.error:.2f} ({seeds})"
+def verdict(data: dict[str, Any]) -> str:
+    """Return which quantity predicts the error where images abound and where they are few."""
+    return " ".join(f"{sentence}." for sentence in _sentences(data))
+
+
+def _sentences(data: dict[str, Any]) -> Iterator[str]:
+    for regime, found in data["summary"].items():
+        rows = found["correlations"]
+        if not rows:
+            yield f"With {regime}: too few designs for a rank correlation"
+            continue
+        exact, best = rows["exact variance"], max(rows, key=lambda name: abs(rows[name]["value"]))
+        where = f"With {regime} (training errors {_range(found['train'])})"
+        if exact["p"] < 0.05:
+            yield (
+                f"{where} the test error follows the exact variance (rank correlation "
+                f"{exact['value']:.2f} over {len(found['errors'])} designs; the best predictor is "
+                f"{best}, {rows[best]['value']:.2f})"
+            )
+        else:
+            yield f"{where} it does not ({exact['value']:.2f}); " + (
+                f"the best predictor is {best}, {rows[best]['value']:.2f}"
+                if rows[best]["p"] < 0.05
+                else "nor does anything else predict it"
+            )
+
+
+def _range(errors: dict[str, np.ndarray]) -> str:
+    low, high = (f"{end([v.mean() for v in errors.values()]):.1f}" for end in (min, max))
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def say(data: dict[str, Any]) -> str:
-    """Return what predicts the error in each regime, and what an ensemble buys."""
-    told = []
-    for regime in _regimes(data):
-        found = errors(data, regime)
-        trained = errors(data, regime, "train_error")
-        if len(found) > 2:
-            every = correlations(data, regime)
-            best = max(every, key=lambda name: abs(every[name][0]))
-            told.append(
-                f"{regime[0].upper()}{regime[1:]} (training error "
-                f"{min(v.mean() for v in trained.values()):.1f} to "
-                f"{max(v.mean() for v in trained.values()):.1f} %): over {len(found)} designs the "
-                f"test error goes with the exact variance by a rank correlation of "
-                f"{every['exact variance'][0]:.2f}; the best predictor is {best}, "
-                f"{every[best][0]:.2f}; "
-                + ", ".join(
-                    f"{name} {every[name][0]:.2f}"
-                    for name in every
-                    if name not in ("exact variance", best)
-                )
-                + "."
-            )
-        clear = [
-            f"{a} against {b}: {_told(each)} points" for _, a, b, each in _contrasts(data, regime)
-        ]
-        told.append(f"{'; '.join(clear)}." if clear else "")
-    device = data.get("device")
-    where = f" On one {device}, bfloat16." if device else ""
+    """Return what was trained, and what paths buy over a narrower baseline."""
+    settings, told = data["settings"], []
+    for regime, found in data["summary"].items():
+        differences = [f"{a} minus {b} {each}" for (a, b), each in found["contrasts"].items()]
+        if differences:
+            told.append(f"With {regime}, in points of test error: {', '.join(differences)}.")
+    device = f" Trained on {data['device']}." if "device" in data else ""
     return (
-        f"ResNeXt-11 for 32x32 images, {BASELINE} to {PRIMAL[-1]} at equal parameters, and the "
-        f"duals with the narrower baselines of their size.{where} " + " ".join(told)
+        f"ResNeXt-11 for 32x32 images: {PRIMAL[-1]} to {BASELINE} have equal parameters; "
+        + " and ".join(f"{dual} has those of {narrower}" for dual, narrower in DUAL.items())
+        + f". {settings['epochs']} epochs of all images with augmentation, or "
+        f"{settings['few_epochs']} of {settings['few']:,} without; the designs of a seed see the "
+        "same images in the same order, and the last epoch counts. Differences of one seed have "
+        "the standard error of the test images only; between trainings the error varies by some "
+        f"tenths of a point more.{device} {' '.join(told)}"
     )
 
 
-def draw(data: dict[str, Any], figure: Figure) -> None:
-    """Draw error against exact variance, and against parameters, for both regimes."""
-    names = _regimes(data)
-    for row, regime in enumerate(names):
-        found = errors(data, regime)
-        for column, quantity in enumerate(("exact variance", "parameters")):
-            ax = figure.add_subplot(len(names), 2, 2 * row + column + 1)
-            _scatter(ax, found, quantity)
-            ax.set_xlabel("exact Var(K)/E[K]², mean of the stages" if column == 0 else "parameters")
-            if column == 0:
-                ax.set_ylabel(f"test error in %\n{regime}")
-
-
-_KINDS: dict[str, tuple[str, Sequence[str]]] = {
-    "of the baseline's size": ("tab:blue", PRIMAL[1:]),
+_GROUPS = {
+    "size of the baseline": ("tab:blue", PRIMAL[1:]),
     "duals": ("tab:green", tuple(DUAL)),
-    "baseline, and narrower": ("black", (BASELINE, *DUAL.values())),
+    "baseline and narrower": ("black", (BASELINE, *DUAL.values())),
 }
 
 
-def _scatter(ax: Any, found: dict[str, np.ndarray], quantity: str) -> None:
-    """Draw one point a design, with two standard errors."""
-    for label, (color, designs) in _KINDS.items():
-        here = [design for design in designs if design in found]
-        x = [predictors(design)[quantity] for design in here]
-        y = [found[design].mean() for design in here]
-        spread = [
-            _ERRORS * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
-            for values in (found[design] for design in here)
-        ]
-        ax.errorbar(x, y, spread, fmt="o", ms=4, capsize=2, color=color, label=label)
-        for design, a, b in zip(here, x, y, strict=True):
-            ax.annotate(design, (a, b), (4, 3), textcoords="offset points", fontsize=7)
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """Draw the error against exact variance and parameters, and the regime of few images."""
+    summary = data["summary"]
+    regimes = list(summary)
+    panels = [(regimes[0], "exact variance"), (regimes[0], "parameters")]
+    panels += [(regime, "exact variance") for regime in regimes[1:]]
+    for ax, (regime, quantity) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _draw_errors(ax, summary[regime]["errors"], quantity)
+        ax.set_title(regime, fontsize=10)
+        label = "exact Var(K)/E[K]²" if quantity == "exact variance" else quantity
+        ax.set_xlabel(label)
+    figure.axes[0].set_ylabel("test error in %")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+
+
+def _draw_errors(ax: Axes, errors: dict[str, np.ndarray], quantity: str) -> None:
+    """Draw one point for each design, with two standard errors over the seeds."""
+    for label, (color, designs) in _GROUPS.items():
+        ax.plot([], [], "o", ms=4, color=color, label=label)
+        for design in set(designs) & set(errors):
+            values, x = errors[design], predictors(design)[quantity]
+            several = len(values) > 1
+            spread = _ERRORS * values.std(ddof=1) / np.sqrt(len(values)) if several else 0.0
+            ax.errorbar(x, values.mean(), spread, fmt="o", ms=4, capsize=2, color=color)
+            name_point(ax, design, x, float(values.mean()))
     ax.set_xscale("log")
-    ax.legend(frameon=False, fontsize=7)
+    places = {"exact variance": (0.02, 0.05, 0.1, 0.2), "parameters": (0.5e6, 1e6)}[quantity]
+    ax.set_xticks(places, [f"{place:,.12g}" for place in places])
+    ax.minorticks_off()
+    ax.margins(x=0.2)

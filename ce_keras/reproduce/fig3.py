@@ -1,4 +1,4 @@
-"""Figure 3: the primal and dual curves of a fully connected network. Exact."""
+"""Figure 3: the primal and dual curves of a fully connected network. Deterministic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ce_keras.geometry import baseline
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import EXACT, MODES, Check, NoSettings, Points
+from ce_keras.reproduce.protocol import EXACT, MODES, Check, NoSettings
+from ce_keras.reproduce.store import Points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ _LAWS: dict[str, Any] = {"fitted": None, "closed_form": "closed_form"}
 
 
 def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
-    """The optimum of both curves: by the alpha that the figure decodes to, and by theory alone."""
+    """Return the optimum of both curves, with the figure's alpha and with the exact variance."""
     del settings, seed, points
     return {
         law: {
@@ -37,13 +38,13 @@ def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _at(solution: Any, width: int) -> dict[str, float]:
-    """The unrounded cardinality and the efficiency of one width of a curve."""
+    """Return the unrounded cardinality and the efficiency at one width of a curve."""
     (index,) = (solution.curve.width == width).nonzero()[0]
     return {"m": float(solution.curve.m[index]), "rho": float(solution.curve.rho[index])}
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """The figure's caption, and ours."""
+    """Compare with the numbers of the caption."""
     primal, dual = data["fitted"]["primal"], data["fitted"]["dual"]
     return [
         Check.same("optimal width n", 48, primal["width"]),
@@ -53,21 +54,29 @@ def compare(data: dict[str, Any]) -> list[Check]:
     ]
 
 
+def verdict(data: dict[str, Any]) -> str:
+    """Return the outcome in one sentence."""
+    dual = data["fitted"]["dual"]
+    return (
+        f"The caption's width and its two cardinalities come out; its efficiency, 2.45, is "
+        f"{dual['rho']:.2f} here."
+    )
+
+
 def say(data: dict[str, Any]) -> str:
-    """What the two laws give."""
+    """Return the optimum by either law."""
     exact = data["closed_form"]["dual"]
     return (
         f"With alpha = {baseline('figure3').module.alpha}, the value that the caption's numbers "
-        "decode to, the minimum is at the width of the caption, and its two cardinalities come "
-        "out; the efficiency is a hundredth lower. With the exact variance of this network and "
-        f"nothing fitted, the minimum is at n = {exact['width']} instead; at n = 48 "
+        "imply, the minimum is at the width of the caption. With the exact variance of this "
+        f"network and nothing fitted, the minimum is at n = {exact['width']} instead; at n = 48 "
         f"m = {data['closed_form']['primal']['at_48']['m']:.1f} and "
         f"{exact['at_48']['m']:.1f}, and rho = {exact['at_48']['rho']:.2f}."
     )
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """Both curves, by both laws."""
+    """Draw both curves, by both laws."""
     del data  # The curves are formulas.
     axes = figure.subplots(1, 2)
     for ax, mode in zip(axes, MODES, strict=True):

@@ -1,4 +1,4 @@
-"""Figure 4: test error against the kernel's variance and against parameters, taken apart."""
+"""Figure 4: test error against the kernel's variance, and against the number of parameters."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import numpy as np
 from ce_keras.geometry import Design, fully_connected
 from ce_keras.optimum import search
 from ce_keras.progress import progress
-from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.plots import log_axis
+from ce_keras.reproduce.protocol import MODES, Check, Scale
 from ce_keras.reproduce.statistics import mean_and_error, permutation_p, rank_correlation
-from ce_keras.solution import Mode, Solution
+from ce_keras.reproduce.store import Points
+from ce_keras.reproduce.tables import designs_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Figure 4: capacity and variance taken apart"
 
-
-# Of a rank correlation that means nothing.
+# A rank correlation with a larger p-value may be chance.
 _CHANCE = 0.05
 
 
 class Settings(NamedTuple):
-    """What is trained.
+    """The settings.
 
     Attributes:
         data: `"mnist"` or `"fashion_mnist"`.
-        source: of its images, as in recipes.
-        images: training images, equally many of each class; `None` for all.
+        source: source of the images, as in recipes.
+        images: number of training images, equally many of each class; `None` for all.
         epochs: passes through them.
-        batch: images in a step.
-        rate: of Adam.
-        repetitions: of every point.
-        at_once: repetitions that are trained as one block-diagonal network.
-        depth: weight matrices (L).
+        batch: number of images in a step.
+        rate: learning rate of Adam.
+        repetitions: trained networks for every point.
+        at_once: number of repetitions that are trained as one block-diagonal network.
+        depth: number of weight matrices (L).
         base: width of the baseline's hidden layers.
-        widths: of paths.
+        widths: widths of a path.
     """
 
     data: str = "mnist"
@@ -70,12 +71,15 @@ SCALES: dict[Scale, Settings] = {
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """Errors of all repetitions of every design on both curves."""
+    """Train every design on both curves; return the errors of all repetitions."""
     train, test = _images(settings)
+    module = fully_connected(train[0].shape[1], [settings.base] * (settings.depth - 1), 10)
     chosen = [
         (mode, design)
         for mode in MODES
-        for design in _designs(settings, math.prod(train[0].shape[1:]), mode)
+        for design in designs_on(
+            search(module, mode, alpha="closed_form", widths=settings.widths).curve
+        )
     ]
     curves: dict[str, list[Any]] = {mode: [] for mode in MODES}
     parts = range(0, settings.repetitions, settings.at_once)
@@ -97,44 +101,21 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _images(settings: Settings) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Training and test images, normalised and flat, and their labels."""
+    """Return training and test images, normalised and flat, and their labels."""
     from ce_keras.training.datasets import ArrayDataset, load_dataset
     from ce_keras.training.recipe import DataRecipe
 
     source = load_dataset(DataRecipe(settings.data, settings.source, limit=settings.images))
     if not isinstance(source, ArrayDataset):
         raise ValueError(f"data: got {settings.data!r}; its images do not fit into memory")
-    mean, deviation = source.splits[0].images.mean(), source.splits[0].images.std()
+    mean, std = source.splits[0].images.mean(), source.splits[0].images.std()
     return tuple(
         (
-            ((half.images - mean) / deviation).astype(np.float32).reshape(len(half.labels), -1),
+            ((half.images - mean) / std).astype(np.float32).reshape(len(half.labels), -1),
             half.labels.astype(np.int32),
         )
         for half in source.splits
     )
-
-
-def _solution(settings: Settings, inputs: int, mode: Mode) -> Solution:
-    module = fully_connected(inputs, [settings.base] * (settings.depth - 1), 10)
-    return search(module, mode, alpha="closed_form", widths=settings.widths)
-
-
-def _designs(settings: Settings, inputs: int, mode: Mode) -> list[dict[str, Any]]:
-    """Every design of a curve, with what the theory says of it as it is built."""
-    curve = _solution(settings, inputs, mode).curve
-    rows = zip(
-        curve.width, curve.cardinality, curve.m, curve.variance, curve.parameters, strict=True
-    )
-    return [
-        {
-            "design": str(Design(int(m), int(n))),
-            "width": int(n),
-            # The curve's variance is at the real-valued cardinality.
-            "variance": float(variance * real / m),
-            "params": int(params),
-        }
-        for n, m, real, variance, params in rows
-    ]
 
 
 def _train(
@@ -145,13 +126,13 @@ def _train(
     repetitions: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """Test errors in percent and training losses, after training all repetitions at once."""
+    """Train all repetitions at once; return test errors in percent, and training losses."""
     import keras
 
     model = repeated(
         design, repetitions, train[0].shape[1], settings.depth, int(train[1].max()) + 1, seed
     )
-    # Adam treats every weight by itself: the sum of the losses trains each as if it were alone.
+    # Adam is elementwise: the sum of the losses trains each repetition as if it were alone.
     model.compile(keras.optimizers.Adam(settings.rate), sum_of_losses)
     batches = _batches(train, settings.batch, seed)
     model.fit(batches, epochs=settings.epochs, shuffle=False, verbose=0)
@@ -169,7 +150,7 @@ def _batches(data: tuple[np.ndarray, np.ndarray], batch: int, seed: int) -> Any:
 
     images, labels = tf.constant(data[0]), tf.constant(data[1])
     order = tf.data.Dataset.range(len(data[1])).shuffle(len(data[1]), seed=seed)
-    # Every batch of one size: another size would be compiled again.
+    # Batches of another size would be compiled again.
     return order.batch(batch, drop_remainder=True).map(
         lambda index: (tf.gather(images, index), tf.gather(labels, index))
     )
@@ -178,7 +159,7 @@ def _batches(data: tuple[np.ndarray, np.ndarray], batch: int, seed: int) -> Any:
 def repeated(
     design: Design, repetitions: int, inputs: int, depth: int, classes: int, seed: int
 ) -> Any:
-    """Fully connected ensembles of one design, independent and side by side.
+    """Build independent fully connected ensembles of one design, side by side.
 
     Returns:
         A Keras model from `(batch, inputs)` to logits `(batch, repetitions, classes)`.
@@ -208,15 +189,15 @@ def repeated(
 
 
 def sum_of_losses(labels: Any, logits: Any) -> Any:
-    """The cross entropy of every repetition, summed: their gradients do not meet."""
+    """Return the sum of the cross entropies of all repetitions; their gradients are separate."""
     from keras import ops
 
     each = ops.tile(ops.reshape(labels, (-1, 1)), (1, logits.shape[1]))
     return ops.sum(ops.sparse_categorical_crossentropy(each, logits, from_logits=True), axis=1)
 
 
-def _summary(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of both curves: mean errors, how far apart they are, and what they go with."""
+def summarize(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return, for both curves, mean errors, their range, and their rank correlations."""
     found: dict[str, dict[str, Any]] = {}
     for mode in MODES:
         rows = data["curves"][mode]
@@ -245,8 +226,8 @@ def _summary(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """What the caption says of both curves."""
-    summary = _summary(data)
+    """Compare with the statements of the caption."""
+    summary = data["summary"]
     primal, dual = summary["primal"], summary["dual"]
     (correlation, p), (capacity, capacity_p) = primal["variance"], dual["params"]
     return [
@@ -271,9 +252,21 @@ def compare(data: dict[str, Any]) -> list[Check]:
     ]
 
 
+def verdict(data: dict[str, Any]) -> str:
+    """Return the outcome in one sentence."""
+    primal = data["summary"]["primal"]
+    correlation, p = primal["variance"]
+    trend = "no clear trend" if p >= _CHANCE else f"a rank correlation of {correlation:.2f}"
+    return (
+        f"On the primal curve, test error shows {trend} with the kernel's variance (p = {p:.2f}); "
+        f"the design of least variance gains {primal['gain']:.2f} ± {primal['gain_error']:.2f} "
+        "points over the baseline."
+    )
+
+
 def say(data: dict[str, Any]) -> str:
-    """How large the effect is beside its error."""
-    settings, summary = data["settings"], _summary(data)
+    """Return what was trained, and how large the effect is beside its error."""
+    settings, summary = data["settings"], data["summary"]
     told = []
     for mode in MODES:
         row = summary[mode]
@@ -295,8 +288,8 @@ def say(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """Errors with what the theory says, as in the paper's four panels."""
-    summary = _summary(data)
+    """Draw error with variance and with parameters, in the paper's four panels."""
+    summary = data["summary"]
     axes = figure.subplots(2, 2, sharex=True)
     labels = {"variance": "Var(K)/E[K]²", "params": "parameters"}
     for row, quantity in enumerate(("variance", "params")):
@@ -311,11 +304,7 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
             other.set_ylabel(labels[quantity], color="tab:red", fontsize=8)
             if quantity == "variance" and mode == "primal":
                 other.set_yscale("log")
-            ax.set_xscale("log")
-            ax.set_xticks(widths, [str(n) for n in widths])
-            ax.minorticks_off()
+            log_axis(ax, widths, "width n of a path" if row == 1 else "")
             ax.set_ylabel("test error in %", color="tab:blue", fontsize=8)
             if row == 0:
                 ax.set_title(mode, fontsize=11)
-            else:
-                ax.set_xlabel("width n of a path")

@@ -1,4 +1,4 @@
-"""Figure 6: the primal and dual curves of ResNeXt-29, and the paper's errors along them. Exact."""
+"""Figure 6: the primal and dual curves of ResNeXt-29, and the paper's errors along them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import EXACT, MODES, Check, NoSettings, Points
+from ce_keras.reproduce.protocol import EXACT, MODES, Check, NoSettings
 from ce_keras.reproduce.statistics import rank_correlation
+from ce_keras.reproduce.store import Points
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SCALES = EXACT
 
 
 def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
-    """The optimum of both curves, and where the paper's networks lie on them."""
+    """Return the optimum of both curves, and the positions of the paper's networks on them."""
     del settings, seed, points
     errors = read_recipe("cifar100").expected.error
     data: dict[str, Any] = {}
@@ -55,23 +56,29 @@ def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """What the text and the caption say, and ours."""
+    """Compare with the numbers of the text and the caption."""
     primal, dual = data["primal"], data["dual"]
-    order = rank_correlation(
-        [row["objective"] for row in primal["networks"]],
-        [row["error"] for row in primal["networks"]],
-    )
+    columns = ([row[name] for row in primal["networks"]] for name in ("objective", "error"))
+    order = round(rank_correlation(*columns), 6)
     return [
         Check.same("primal design", "37x10d", primal["design"]),
         Check.same("dual design", "10x10d", dual["design"]),
         Check.rounded("dual m before rounding", "10", dual["m"]),
         Check.rounded("rho of the dual network, as built", "3.3", dual["rho"]),
-        Check.same("order of the paper's errors along the primal curve", 1.0, round(order, 6)),
+        Check.same("order of the paper's errors along the primal curve", 1.0, order),
     ]
 
 
+def verdict(data: dict[str, Any]) -> str:
+    """Return the outcome in one sentence."""
+    return (
+        f"The search gives the paper's designs, {data['primal']['design']} (primal) and "
+        f"{data['dual']['design']} (dual, {data['dual']['rho']:.2f} times fewer parameters)."
+    )
+
+
 def say(data: dict[str, Any]) -> str:
-    """How flat the minimum is."""
+    """Return how flat the minimum is."""
     near = data["primal"]["near"]
     return (
         f"The curves are flat at their optimum: the bare minimum is at n = {data['primal']['bare']}"
@@ -85,7 +92,7 @@ def say(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """Both curves, with the paper's errors on an axis of their own."""
+    """Draw both curves, with the paper's errors on a second axis."""
     for ax, mode in zip(figure.subplots(1, 2), MODES, strict=True):
         search(_BASELINE, mode).plot(ax)
         error = ax.twinx()

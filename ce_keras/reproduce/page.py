@@ -90,14 +90,15 @@ def agreement(checks: Sequence[Check]) -> str:
     Rows for which the paper has no figure are not counted.
 
     >>> agreement([Check("m", "12", "12.1", True), Check("rho", "2", "3", False)])
-    "1 of 2 figures agree with the paper's; these do not: rho."
+    "1 of 2 figures agree with the paper's; this one does not: rho."
     """
     agree, total = _counts(checks)
     differ = [check.quantity for check in checks if check.agrees is False]
     text = f"{agree} of {total} figures agree with the paper's"
     if differ:
         more = f"; and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
-        text += f"; these do not: {'; '.join(differ[:_NAMED])}{more}"
+        verb = "this one does" if len(differ) == 1 else "these do"
+        text += f"; {verb} not: {'; '.join(differ[:_NAMED])}{more}"
     return f"{text}."
 
 

@@ -169,6 +169,8 @@ class Result:
 
     def _command(self) -> str:
         """Return the shell command that computes it again."""
+        if "command" in self.data:
+            return self.data["command"]
         defaults = files.plain(experiment(self.name).SCALES[self.scale]._asdict())
         changes = "".join(
             " --set "

@@ -1,4 +1,4 @@
-"""Table 1: the designs of ResNeXt-29, exact; and a measured curve, at the scale of the machine."""
+"""Table 1: the designs of ResNeXt-29, counted; and the errors of designs trained here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
 from ce_keras.progress import progress
 from ce_keras.reproduce import tables
-from ce_keras.reproduce.result import MODES, Check, Points, Scale
+from ce_keras.reproduce.plots import log_axis, name_point
+from ce_keras.reproduce.protocol import MODES, Check, Scale
 from ce_keras.reproduce.statistics import mean_and_error
+from ce_keras.reproduce.store import Points
 from ce_keras.solution import Mode
 from ce_keras.training.recipe import read_recipe
 
@@ -23,17 +25,17 @@ TITLE = "Table 1: designs of ResNeXt-29, and a curve that was measured"
 
 
 class Settings(NamedTuple):
-    """What is trained.
+    """The settings.
 
     Attributes:
-        recipe: as for `ce-keras train`.
-        changes: to it.
-        runs: of every design.
-        widths: of the designs beside the baseline's and the search's own.
+        recipe: name of a recipe, as for `ce-keras train`.
+        changes: changes to the recipe.
+        runs: number of runs of every design.
+        widths: widths trained beside the baseline's and the search's own.
     """
 
     recipe: str = "cifar100"
-    changes: dict[str, Any] = {}  # noqa: RUF012  # Nobody writes to it.
+    changes: dict[str, Any] = {}  # noqa: RUF012  # Never changed.
     runs: int = 10
     widths: tuple[int, ...] = (4, 25, 58)
 
@@ -45,7 +47,7 @@ SCALES: dict[Scale, Settings] = {
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """Every row of the table; and the errors of designs on both curves of the recipe's network."""
+    """Return the rows of the table; train designs on both curves of the recipe's network."""
     errors = read_recipe("cifar100").expected.error
     return {
         "rows": tables.rows("1", errors),
@@ -55,7 +57,6 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-
     network = read_recipe(settings.recipe).model.name
     runs: dict[str, Any] = {}
     for mode in MODES:
@@ -63,25 +64,7 @@ def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
         base = baseline(network).width
         widths = sorted({*settings.widths, pick.width, base})
         curve = search(network, mode, widths=widths).curve
-        runs[mode] = {
-            "pick": str(pick),
-            "designs": [
-                {
-                    "design": str(Design(int(m), int(n))),
-                    "width": int(n),
-                    "variance": float(variance * real / m),
-                    "params": int(params),
-                }
-                for n, m, real, variance, params in zip(
-                    curve.width,
-                    curve.cardinality,
-                    curve.m,
-                    curve.variance,
-                    curve.parameters,
-                    strict=True,
-                )
-            ],
-        }
+        runs[mode] = {"pick": str(pick), "designs": tables.designs_on(curve)}
     chosen = [row for mode in MODES for row in runs[mode]["designs"]]
     with points.folder() as folder, progress(total=len(chosen), desc="table1", delay=1) as bar:
         for row in chosen:
@@ -92,7 +75,7 @@ def _trained(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
 
 
 def _errors(settings: Settings, seed: int, design: str, folder: Path) -> list[float]:
-    """Test errors of all runs of a design; what was trained before is not trained again."""
+    """Return the test errors of all runs of a design; finished runs are not trained again."""
     from ce_keras.training import train
 
     m, n = Design.parse(design)
@@ -107,17 +90,16 @@ def _errors(settings: Settings, seed: int, design: str, folder: Path) -> list[fl
 
 
 class Distance(NamedTuple):
-    """How far the search's pick is above another design.
+    """Difference in test error between the search's design and another.
 
     Attributes:
-        pick: the search's.
-        other: the best of the primal's curve; the baseline, for the dual, which promises its error
-            with fewer parameters.
-        points: mean error of the pick less the other's.
-        error: of that.
+        pick: the search's design.
+        other: on the primal curve, the design with the lowest error; for the dual, the baseline.
+        points: mean error of the pick less the other's, in percentage points.
+        error: standard error of the difference.
         pick_error: mean error of the pick.
-        other_error: the same of the other.
-        rho: the other's parameters over the pick's.
+        other_error: mean error of the other.
+        rho: parameters of the other over those of the pick.
     """
 
     pick: str
@@ -129,6 +111,11 @@ class Distance(NamedTuple):
     rho: float
 
 
+def summarize(data: dict[str, Any]) -> dict[Mode, Distance]:
+    """Return the difference between the search's design and another, for both curves."""
+    return {mode: _distance(data, mode) for mode in MODES}
+
+
 def _distance(data: dict[str, Any], mode: Mode) -> Distance:
     curve = data["trained"][mode]
     errors = {row["design"]: np.array(row["errors"]) for row in curve["designs"]}
@@ -136,38 +123,50 @@ def _distance(data: dict[str, Any], mode: Mode) -> Distance:
     pick, baseline_design = curve["pick"], curve["designs"][-1]["design"]
     best = min(errors, key=lambda design: errors[design].mean())
     other = best if mode == "primal" else baseline_design
-    # Runs of one number have the same seed: they are compared in pairs.
-    apart = errors[pick] - errors[other]
-    points, error = (float(apart.mean()), float("inf")) if len(apart) < 2 else mean_and_error(apart)
+    # Paired: runs of the same number have the same seed.
+    pairs = errors[pick] - errors[other]
+    points, error = (float(pairs.mean()), float("inf")) if len(pairs) < 2 else mean_and_error(pairs)
     means = float(errors[pick].mean()), float(errors[other].mean())
     return Distance(pick, other, points, error, *means, params[other] / params[pick])
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
-    """The table's rows, and whether the pick is the best of the measured curve."""
+    """Compare the rows; show the trained designs' difference, for which the paper has no figure."""
     checks = tables.compare(data)
     for mode in MODES:
-        found = _distance(data, mode)
+        found = data["summary"][mode]
         other = "the best of the curve" if mode == "primal" else "the baseline"
         checks.append(
             Check(
                 f"{data['trained']['network']}, {mode}: error of {found.pick} above {other}, "
                 f"{found.other}",
-                "none",
+                None,
                 f"{found.points:.2f} ± {found.error:.2f} points",
-                found.points <= 3 * found.error if np.isfinite(found.error) else None,
+                None,
             )
         )
     return checks
 
 
+def verdict(data: dict[str, Any]) -> str:
+    """Return the outcome in one sentence."""
+    dual, checks = data["summary"]["dual"], tables.compare(data)
+    agree = sum(check.agrees is True for check in checks)
+    total = sum(check.paper is not None for check in checks)
+    return (
+        f"{agree} of {total} designs, parameter counts and rho come out as printed; trained here, "
+        f"the dual has {dual.rho:.2f} times fewer parameters than the baseline and an error "
+        f"{dual.points:+.2f} ± {dual.error:.2f} points from it."
+    )
+
+
 def say(data: dict[str, Any]) -> str:
-    """What was trained, and what came of it."""
+    """Return what was trained, and the errors."""
     settings, trained = data["settings"], data["trained"]
     changes = ", ".join(f"{key} = {value}" for key, value in settings["changes"].items())
-    primal, dual = (_distance(data, mode) for mode in MODES)
+    primal, dual = (data["summary"][mode] for mode in MODES)
     return (
-        "Designs, parameters and rho are counted, exactly. Errors are of "
+        "Designs, parameters and rho are counted. Errors are of "
         f"{trained['network']} by the recipe {settings['recipe']}"
         f"{f' with {changes}' if changes else ''}, {settings['runs']} runs of each design: "
         f"the primal pick {primal.pick} has {primal.pick_error:.2f} % and the best of its curve, "
@@ -175,12 +174,12 @@ def say(data: dict[str, Any]) -> str:
         f"points apart); the dual pick {dual.pick}, with {dual.rho:.2f} times fewer parameters, "
         f"has {dual.pick_error:.2f} % and the baseline {dual.other} {dual.other_error:.2f} % "
         f"({dual.points:.2f} ± {dual.error:.2f} points apart). The best of several noisy means is "
-        "lower than it should be, so a pick within three standard errors of it counts as the best."
+        "lower than it should be, so a design within three standard errors of it is as good."
     )
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """The paper's errors, and the curves that were measured."""
+    """Draw the paper's errors, and the measured curves."""
     axes = figure.subplots(1, 3)
     tables.draw_errors(data, "resnext29", axes[0])
     axes[0].set_ylabel("the paper's error on CIFAR-100 in %")
@@ -193,19 +192,8 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
                 mean, error = mean_and_error(row["errors"])
             color = "tab:red" if row["design"] == curve["pick"] else "black"
             ax.errorbar(row["width"], mean, error, fmt="o", color=color, capsize=3)
-            ax.annotate(
-                row["design"],
-                (row["width"], mean),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=color,
-            )
-        ax.set_xscale("log")
-        widths = [row["width"] for row in curve["designs"]]
-        ax.set_xticks(widths, [str(n) for n in widths])
-        ax.minorticks_off()
+            name_point(ax, row["design"], row["width"], float(mean), color=color)
+        log_axis(ax, [row["width"] for row in curve["designs"]], "width n of a path")
         ax.margins(x=0.2)
-        ax.set_xlabel("width n of a path")
         ax.set_title(f"{data['trained']['network']}, {mode} (red: the search's)", fontsize=10)
     axes[1].set_ylabel("measured test error in %")

@@ -1,20 +1,23 @@
-"""What Tables 1 and 2 share: designs, parameters and rho, row by row. Exact."""
+"""Rows of Tables 1 and 2: designs, parameters and rho."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ce_keras.designs import PUBLISHED
-from ce_keras.geometry import baseline
+from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import MODES, Check
+from ce_keras.reproduce.plots import name_point
+from ce_keras.reproduce.protocol import MODES, Check
+from ce_keras.solution import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def rows(table: str, errors: dict[str, float]) -> list[dict[str, Any]]:
-    """Every row of a table, with what the search answers for its baseline and width."""
+    """Return every row of a table, with the search's answer for its baseline and width."""
     found = []
     for row in PUBLISHED:
         if not row.table.startswith(table):
@@ -23,7 +26,7 @@ def rows(table: str, errors: dict[str, float]) -> list[dict[str, Any]]:
         params = network.params(*row.design)
         derived = ""
         if row.mode == "primal" or row.mode == "dual":  # noqa: PLR1714  # For the type checker.
-            # The paper's width is given: the question is what cardinality belongs to it.
+            # The width is the paper's: only the cardinality is searched.
             solution = search(row.baseline, row.mode, widths=[row.design.width])
             derived = str(solution.design)
         found.append(
@@ -44,7 +47,7 @@ def rows(table: str, errors: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def answers(table: str) -> list[dict[str, str]]:
-    """What the search answers for every baseline of a table, if it may choose the width."""
+    """Return the search's answer for every baseline of a table, if it may choose the width."""
     return [
         {
             "baseline": name,
@@ -58,8 +61,23 @@ def answers(table: str) -> list[dict[str, str]]:
     ]
 
 
+def designs_on(curve: Curve) -> list[dict[str, Any]]:
+    """Return every design of a curve, with its variance and parameters as built."""
+    columns = curve.width, curve.cardinality, curve.m, curve.variance, curve.parameters
+    return [
+        {
+            "design": str(Design(int(m), int(n))),
+            "width": int(n),
+            # The curve's variance is at the real-valued cardinality.
+            "variance": float(variance * real / m),
+            "params": int(params),
+        }
+        for n, m, real, variance, params in zip(*columns, strict=True)
+    ]
+
+
 def compare(data: dict[str, Any]) -> list[Check]:
-    """Designs, parameters and rho as printed, and ours."""
+    """Compare designs, parameters and rho with the printed ones."""
     checks = []
     for row in data["rows"]:
         name = f"{row['network']} {row['design']}"
@@ -70,21 +88,32 @@ def compare(data: dict[str, Any]) -> list[Check]:
         checks.append(_millions(name, row["millions"], row["params"]))
         if row["rho"] is not None:
             checks.append(Check.rounded(f"{name}: rho", f"{row['rho']:.1f}", row["our_rho"]))
-    for answer in data["answers"]:
-        printed = [
-            row["design"]
-            for row in data["rows"]
-            if (row["baseline"], row["mode"]) == (answer["baseline"], answer["mode"])
-        ]
+    for answer, printed in _answers_and_printed(data):
         checks.append(
             Check(
                 f"{answer['baseline']}: {answer['mode']} of the search's own choice",
-                " or ".join(printed) or "none printed",
+                " or ".join(printed) or None,
                 answer["design"],
-                not printed or answer["design"] in printed,
+                answer["design"] in printed if printed else None,
             )
         )
     return checks
+
+
+def choices_printed(data: dict[str, Any]) -> str:
+    """Return how many of the search's own choices are printed in the table, as a clause."""
+    found = [
+        answer["design"] in printed for answer, printed in _answers_and_printed(data) if printed
+    ]
+    return f"it takes a printed design in {sum(found)} of {len(found)} cases"
+
+
+def _answers_and_printed(data: dict[str, Any]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Give every answer of the search, with the designs printed for its baseline and mode."""
+    for answer in data["answers"]:
+        key = answer["baseline"], answer["mode"]
+        rows = data["rows"]
+        yield answer, [row["design"] for row in rows if (row["baseline"], row["mode"]) == key]
 
 
 def _millions(name: str, printed: float, params: int) -> Check:
@@ -94,7 +123,7 @@ def _millions(name: str, printed: float, params: int) -> Check:
 
 
 def draw_errors(data: dict[str, Any], network: str, ax: Axes) -> None:
-    """The paper's errors of a network's designs against their parameters."""
+    """Draw the paper's errors of a network's designs against their parameters."""
     colors = {"baseline": "black", "resnext": "grey", "primal": "tab:red", "dual": "tab:blue"}
     for mode, color in colors.items():
         shown = [
@@ -110,13 +139,7 @@ def draw_errors(data: dict[str, Any], network: str, ax: Axes) -> None:
             label=mode,
         )
         for row in shown:
-            ax.annotate(
-                row["design"],
-                (row["params"] / 1e6, row["error"]),
-                xytext=(5, 3),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            name_point(ax, row["design"], row["params"] / 1e6, row["error"])
     ax.set_xlabel("parameters in millions")
     ax.set_title(network, fontsize=11)
     ax.margins(x=0.15, y=0.1)

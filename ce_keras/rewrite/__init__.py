@@ -1,4 +1,4 @@
-"""Any Keras model in, its optimal collegial ensemble out.
+"""Turn any Keras model into its optimal collegial ensemble.
 
 >>> import keras
 >>> model = keras.Sequential([keras.Input((784,)),
@@ -7,6 +7,10 @@
 >>> smaller = collegialize(model, mode="dual")
 >>> smaller.count_params() < model.count_params()
 True
+
+One call goes through the modules in this order: `options` are checked, `chains` are found,
+`decisions` gives each family of them a design, `building` makes the layers, `splitting` may carry
+weights over, and `costs` and `report` say what it came to.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -22,17 +26,13 @@ import keras
 from ce_keras.checks import brief, one_of, positive_int
 from ce_keras.cost import Budget
 from ce_keras.geometry import Design
-from ce_keras.layers.flops import flops as flops_of
-from ce_keras.layers.flops import parameters
-from ce_keras.rewrite.building import check_copies, rebuilt
-from ce_keras.rewrite.chains import Chain
-from ce_keras.rewrite.families import Answer, families_of, solve
-from ce_keras.rewrite.finding import find_chains
-from ce_keras.rewrite.graph import is_functional
-from ce_keras.rewrite.options import Options, Patterns, Per, checked_options
-from ce_keras.rewrite.report import Chosen, Costs, Found, Left, Report
+from ce_keras.rewrite.building import Decided, check_copies, rebuilt
+from ce_keras.rewrite.chains import Chain, find_chains, is_functional
+from ce_keras.rewrite.costs import check_measurable, costs_of, step_seconds
+from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
+from ce_keras.rewrite.options import Options, Patterns, Per
+from ce_keras.rewrite.report import Costs, Decision, Report, Skipped
 from ce_keras.rewrite.splitting import carry_over
-from ce_keras.rewrite.timing import check_measurable, step_seconds
 from ce_keras.solution import Mode
 
 __all__ = ["Report", "collegialize", "inspect"]
@@ -54,30 +54,21 @@ def inspect(
     per: Per = "network",
     seed: int | None = None,
 ) -> Report:
-    """What `collegialize` would do with a model: nothing is built.
+    """Return the report of what `collegialize` would do with a model. Nothing is built.
 
     Arguments are those of `collegialize`.
 
     Returns:
-        The report: what can be ensembled and how; layer by layer what cannot, and why.
+        Which layers can be ensembled and how, and why the others cannot.
 
     >>> layers = [keras.layers.Dense(64, "relu") for _ in range(2)] + [keras.layers.Dense(1)]
     >>> report = inspect(keras.Sequential([keras.Input((8,)), *layers]))
-    >>> report.found[0].widths, report.found[0].cardinality > 1
+    >>> report.candidates[0].widths, report.candidates[0].cardinality > 1
     ((64, 64), True)
     """
-    options = checked_options(
-        mode=mode,
-        alpha=alpha,
-        budget=budget,
-        tolerance=tolerance,
-        multiple_of=multiple_of,
-        design=design,
-        only=only,
-        skip=skip,
-        per=per,
-        seed=seed,
-    )
+    options = Options(
+        mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
+    ).checked()
     return _plan(model, options).report
 
 
@@ -101,7 +92,7 @@ def collegialize(
 
     Chains of 1x1, k x k and 1x1 convolutions, and stacks of two or more hidden dense layers, become
     `cardinality` paths side by side; everything else stays as it is. Chains of one kind and shape
-    are one family and get one design: the width is that of the narrowest, and wider ones get paths
+    form a family with one design: its width is that of the narrowest, and wider ones get paths
     wider in proportion, as in the paper.
 
     The new model is *not trained*: its weights are drawn from the model's own initialisers, and
@@ -119,19 +110,19 @@ def collegialize(
             names to any of these. By default the closed form, and a fit where there is none.
         budget: `"params"`, `"flops"`, or a function of cardinality and width, as for
             `ce_keras.search`.
-        tolerance: how far from the optimum a design counts as equal; the widest such is taken.
+        tolerance: relative distance from the optimum within which the widest design is taken.
         multiple_of: consider only widths that are multiples of this.
         design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
-        only: patterns, such as `"conv4_*"`: chains are taken that have a layer of such a name.
-        skip: patterns: chains with a layer of such a name are left.
+        only: patterns, such as `"conv4_*"`: only chains that have a layer of such a name are taken.
+        skip: patterns: chains that have a layer of such a name stay as they are.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
         seed: for the draws of a fit, and of a split. Random weights follow Keras' own generator:
             `keras.utils.set_random_seed`.
         init: `"random"`: new weights, drawn from the model's own initialisers. `"split"`: for a
             model that is trained: every path takes a share of its units and the weights between
-            them, and everything else is carried over. The function is not kept (only where paths
-            are as wide as the model was), but training starts ahead, most of all for dense stacks.
-        measure: a batch size: training steps before and after are timed, for the report.
+            them, and everything else is carried over. The function changes unless paths are as
+            wide as the model was, but training starts ahead, most of all for dense stacks.
+        measure: a batch size. Training steps before and after are timed, for the report.
 
     Returns:
         A new model of the same inputs, outputs and names: functional, sequential, or of a subclass
@@ -149,39 +140,30 @@ def collegialize(
     >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
-    options = checked_options(
-        mode=mode,
-        alpha=alpha,
-        budget=budget,
-        tolerance=tolerance,
-        multiple_of=multiple_of,
-        design=design,
-        only=only,
-        skip=skip,
-        per=per,
-        seed=seed,
-    )
+    options = Options(
+        mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
+    ).checked()
     one_of("init", init, ("random", "split"))
     if measure is not None:
         positive_int("measure", measure)
     plan = _plan(model, options)
     if measure is not None:
         check_measurable(model)
-    if not plan.report.found:
+    if not plan.report.candidates:
         raise ValueError(f"model: {plan.report}")
-    ensemble, pairs = rebuilt(model, plan.answers)
+    ensemble, pairs = rebuilt(model, plan.decided)
     if init == "split":
-        carry_over(pairs, plan.answers, seed)
-    times: Sequence[float | None] = (None, None)
+        carry_over(pairs, plan.decided, seed)
+    before, after = plan.report.before, costs_of(ensemble)
     if measure is not None:
         # Copies are timed: nobody's weights or optimisers are touched.
         copies = [rebuilt(each, compiled=False).model for each in (model, ensemble)]
         times = step_seconds(copies, measure)
-    report = dataclasses.replace(
-        plan.report,
-        before=dataclasses.replace(plan.report.before, step_seconds=times[0]),
-        after=Costs(parameters(ensemble), _flops_or_none(ensemble), times[1]),
-    )
+        before, after = (
+            dataclasses.replace(costs, step_seconds=seconds)
+            for costs, seconds in zip((before, after), times, strict=True)
+        )
+    report = dataclasses.replace(plan.report, before=before, after=after)
     logger.info("%s", report)
     ensemble.report = report
     return ensemble
@@ -192,44 +174,43 @@ def collegialize(
 
 class _Plan(NamedTuple):
     report: Report
-    answers: tuple[Answer, ...]
+    decided: Decided
 
 
 def _plan(model: keras.Model, options: Options) -> _Plan:
-    """What is found in the model, and the design that every family gets."""
+    """Find the model's chains, and decide on a design for every family of them."""
     _check_model(model)
-    params, flops = parameters(model), _flops_or_none(model)
-    chains, left = find_chains(model)
+    before = costs_of(model)
+    chains, skipped = find_chains(model)
     chains, excluded = _selected(chains, options)
     if chains:
         check_copies(model)
-    answers = []
+    decided: list[tuple[Family, Decision]] = []
     for family in families_of(chains, options.per):
-        why = None
+        decision = why = None
         if options.design is None and family.width < (options.multiple_of or 1):
             why = f"too narrow for a width that is a multiple of {options.multiple_of}"
         else:
-            answer = solve(family, params, flops, options)
-            if answer.design == Design(1, family.width):
+            decision = decide(family, before.params, before.flops, options)
+            if decision.design == Design(1, family.width):
                 why = "too narrow for more than a path: the optimum is the chain as it is"
-            else:
-                answers.append(answer)
-        excluded += [(chain, why) for chain in family.chains if why is not None]
-    left.update(
-        (chain.prefix + each.layer.name, (type(each.layer).__name__, reason))
-        for chain, reason in excluded
-        for each in chain.maps
-    )
+        if decision is None or why is not None:
+            excluded += [(chain, str(why)) for chain in family.chains]
+        else:
+            decided.append((family, decision))
+    for chain, reason in excluded:
+        for name, each in zip(chain.layers, chain.linear, strict=True):
+            skipped[name] = (type(each.layer).__name__, reason)
     report = Report(
         model.name,
         str(options.design or options.mode),
-        tuple(_found(answer, chain) for answer in answers for chain in answer.family.chains),
-        tuple(Left(name, *why) for name, why in left.items()),
-        Costs(params, flops),
-        _predicted(params, flops, answers),
-        tuple(_chosen(answer) for answer in answers),
+        tuple(each for both in decided for each in candidates_of(*both)),
+        tuple(Skipped(name, *why) for name, why in skipped.items()),
+        before,
+        _predicted(before, decided),
+        tuple(decision for _, decision in decided),
     )
-    return _Plan(report, tuple(answers))
+    return _Plan(report, decided)
 
 
 def _check_model(model: Any) -> None:
@@ -237,29 +218,22 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             f"model: got {brief(model)}; it must be a Keras model, as keras.models.load_model gives"
         )
-    if isinstance(model, keras.Sequential) and not is_functional(model):
+    if is_functional(model):
+        return
+    if isinstance(model, keras.Sequential):
         raise ValueError(
             f"model: {model.name!r} has no input yet; begin it with keras.Input(shape)"
         )
-    if not is_functional(model):
-        raise ValueError(
-            f"model: {model.name!r} is subclassed ({type(model).__name__}): Keras does not know "
-            "its layers' order. Where its `call` only calls layers, this makes it functional: "
-            "inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))"
-        )
-
-
-def _flops_or_none(model: keras.Model) -> int | None:
-    try:
-        return flops_of(model)
-    except ValueError as error:
-        logger.info("FLOPs of %s are not known: %s", model.name, error)
-        return None
+    raise ValueError(
+        f"model: {model.name!r} is subclassed ({type(model).__name__}): Keras does not know "
+        "its layers' order. Where its `call` only calls layers, this makes it functional: "
+        "inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))"
+    )
 
 
 def _selected(chains: list[Chain], options: Options) -> tuple[list[Chain], list[tuple[Chain, str]]]:
-    """The chains that were asked for, and those that were not."""
-    chosen, excluded = [], []
+    """Return the chains that were asked for, and the others with the reason."""
+    selected, excluded = [], []
     only, skip, alpha = options.only, options.skip, options.alpha
     names = [name for chain in chains for name in (chain.name, *chain.layers)]
     _check_patterns("only", only, names)
@@ -270,10 +244,10 @@ def _selected(chains: list[Chain], options: Options) -> tuple[list[Chain], list[
         elif only and not _fits(chain, only):
             excluded.append((chain, f"left out by only={only}"))
         else:
-            chosen.append(chain)
+            selected.append(chain)
     if isinstance(alpha, Mapping):
-        _check_patterns("alpha", list(alpha), [chain.name for chain in chosen])
-    return chosen, excluded
+        _check_patterns("alpha", list(alpha), [chain.name for chain in selected])
+    return selected, excluded
 
 
 def _fits(chain: Chain, patterns: list[str]) -> bool:
@@ -290,44 +264,15 @@ def _check_patterns(argument: str, patterns: list[str], names: list[str]) -> Non
             )
 
 
-def _found(answer: Answer, chain: Chain) -> Found:
-    return Found(
-        chain.name,
-        chain.kind,
-        tuple(chain.layers),
-        chain.widths,
-        answer.widths(chain),
-        answer.design.cardinality,
-        answer.alpha,
-        answer.baseline_variance,
-        answer.variance,
-    )
+def _predicted(before: Costs, decided: Decided) -> Costs:
+    """Return the model's costs with each family's paths in place of its single path."""
 
+    def change(cost: str) -> int:
+        return sum(
+            round(decision.design.cardinality * family.cost(cost, decision.design.width))
+            - round(family.cost(cost, family.width))
+            for family, decision in decided
+        )
 
-def _chosen(answer: Answer) -> Chosen:
-    family = answer.family
-    return Chosen(
-        family.name,
-        tuple(chain.name for chain in family.chains),
-        family.width,
-        answer.design,
-        answer.law,
-        answer.alpha,
-        round(sum(float(layer.params) for layer in family.path(answer.design.width))),
-    )
-
-
-def _predicted(params: int, flops: int | None, answers: list[Answer]) -> Costs:
-    """Each family's paths in place of its single path."""
-
-    def change(answer: Answer, cost: str) -> int:
-        def of(width: int) -> float:
-            return sum(float(getattr(layer, cost)) for layer in answer.family.path(width))
-
-        m, n = answer.design
-        return round(m * of(n)) - round(of(answer.family.width))
-
-    params += sum(change(answer, "params") for answer in answers)
-    if flops is not None:
-        flops += sum(change(answer, "flops") for answer in answers)
-    return Costs(params, flops)
+    flops = None if before.flops is None else before.flops + change("flops")
+    return Costs(before.params + change("params"), flops)

@@ -1,4 +1,4 @@
-"""Builds a model again, with paths in place of chains."""
+"""Build a model again, with paths in place of chains."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 
 import keras
 
-from ce_keras.geometry import scaled_widths
-from ce_keras.layers.collegial import CollegialDense
 from ce_keras.layers.grouping import widened
-from ce_keras.layers.initializers import SummedPaths
-from ce_keras.rewrite.chains import Chain
-from ce_keras.rewrite.families import Answer
-from ce_keras.rewrite.graph import is_functional, models_in
+from ce_keras.layers.keras_internals import all_layers
+from ce_keras.layers.layer_table import LAYERS
+from ce_keras.rewrite.chains import Chain, is_functional, models_in
+from ce_keras.rewrite.decisions import Family
+from ce_keras.rewrite.report import Decision
 
 logger = logging.getLogger("ce_keras")
 
+Decided = Sequence[tuple[Family, Decision]]
+
 
 class Rebuilt(NamedTuple):
-    """A model and what it is made of.
+    """A model that was built again.
 
     Attributes:
         model: the new model.
@@ -34,18 +35,19 @@ class Rebuilt(NamedTuple):
     pairs: list[tuple[Any, Any]]
 
 
-def rebuilt(
-    model: keras.Model, answers: Sequence[Answer] = (), *, compiled: bool = True
-) -> Rebuilt:
-    """The model with every chain's layers in place of the old; without answers, a copy.
+def rebuilt(model: keras.Model, decided: Decided = (), *, compiled: bool = True) -> Rebuilt:
+    """Build a model again, with paths in place of every family's chains, and with new weights.
 
-    Weights are new. `compiled`: whether a model that is compiled is compiled again.
+    Args:
+        model: functional.
+        decided: families of its chains, each with its design; without any, the result is a copy.
+        compiled: whether a model that is compiled is compiled again.
     """
     pairs: list[tuple[Any, Any]] = []
     new: dict[int, Any] = {}
-    for answer in answers:
-        for chain in answer.family.chains:
-            new.update(_paths_for(chain, answer))
+    for family, decision in decided:
+        for chain in family.chains:
+            new.update(_paths_for(chain, family, decision))
 
     def replaced(layer: Any) -> Any:
         pairs.append((layer, new[id(layer)] if id(layer) in new else _copied(layer)))
@@ -55,7 +57,7 @@ def rebuilt(
         ensemble = keras.models.clone_model(
             model, input_tensors=_inputs_like(model), clone_function=replaced, recursive=True
         )
-    if not model.trainable:  # Of layers it is kept by their configuration.
+    if not model.trainable:  # Layers keep this by their configuration.
         ensemble.trainable = False
     if compiled:
         if type(ensemble) is not type(model):
@@ -66,50 +68,6 @@ def rebuilt(
         if model.compiled:
             _compile_like(model, ensemble)
     return Rebuilt(ensemble, pairs)
-
-
-@contextlib.contextmanager
-def _uncompiled(model: keras.Model) -> Iterator[None]:
-    """Keras compiles what it clones, and fails where it cannot rebuild a loss."""
-    were = [(inner, inner.compiled) for _, inner in models_in(model)]
-    for inner, _ in were:
-        inner.compiled = False
-    try:
-        yield
-    finally:
-        for inner, compiled in were:
-            inner.compiled = compiled
-
-
-def _compile_like(model: keras.Model, ensemble: keras.Model) -> None:
-    try:
-        ensemble.compile_from_config(model.get_compile_config())
-    except (TypeError, ValueError) as error:
-        logger.warning(
-            "%s is returned uncompiled: Keras cannot rebuild what it was compiled with (%s)",
-            *(ensemble.name, str(error).partition("\n")[0]),
-        )
-
-
-def _inputs_like(model: keras.Model) -> Any:
-    """Inputs of the same names: left to itself, Keras names them after their tensors."""
-    if isinstance(model, keras.Sequential):
-        return None
-
-    def same(tensor: Any) -> Any:
-        layer = tensor._keras_history.operation
-        return keras.Input(
-            batch_shape=tensor.shape,
-            dtype=tensor.dtype,
-            sparse=tensor.sparse,
-            optional=layer.optional,
-            name=layer.name,
-        )
-
-    return keras.tree.map_structure(same, model.input)
-
-
-# Copies ------------------------------------------------------------------------------------------
 
 
 def check_copies(model: keras.Model) -> None:
@@ -124,7 +82,7 @@ def check_copies(model: keras.Model) -> None:
             if is_functional(layer):
                 continue
             _copied(layer)
-            members = list(layer._flatten_layers())
+            members = all_layers(layer)
             parents.update(map(id, members))
             shared = [member.name for member in members if parents[id(member)] > 1]
             if shared and len(members) > 1:
@@ -134,8 +92,54 @@ def check_copies(model: keras.Model) -> None:
                 )
 
 
+@contextlib.contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    """Keep Keras from compiling what it clones: it fails where it cannot rebuild a loss."""
+    compiled = [inner for _, inner in models_in(model) if inner.compiled]
+    for inner in compiled:
+        inner.compiled = False
+    try:
+        yield
+    finally:
+        for inner in compiled:
+            inner.compiled = True
+
+
+def _compile_like(model: keras.Model, ensemble: keras.Model) -> None:
+    try:
+        ensemble.compile_from_config(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        logger.warning(
+            "%s is returned uncompiled: Keras cannot rebuild what it was compiled with (%s)",
+            *(ensemble.name, str(error).partition("\n")[0]),
+        )
+
+
+def _inputs_like(model: keras.Model) -> Any:
+    """Return inputs of the same names: left to itself, Keras names them after their tensors."""
+    if isinstance(model, keras.Sequential):
+        return None
+    inputs = {
+        id(layer.output): layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+
+    def same(tensor: Any) -> Any:
+        layer = inputs[id(tensor)]
+        return keras.Input(
+            batch_shape=tensor.shape,
+            dtype=tensor.dtype,
+            sparse=tensor.sparse,
+            optional=layer.optional,
+            name=layer.name,
+        )
+
+    return keras.tree.map_structure(same, model.input)
+
+
 def _copied(layer: Any) -> Any:
-    """A fresh layer of the same configuration."""
+    """Return a fresh layer of the same configuration."""
     if hasattr(layer, "adapt"):
         return layer  # What it learnt is data, not weights.
     try:
@@ -154,7 +158,7 @@ def _copied(layer: Any) -> Any:
 
 
 def _config(layer: Any) -> dict[str, Any]:
-    """A layer's configuration, with functions of one's own as they are, not by name."""
+    """Return a layer's configuration, with functions of one's own as they are, not by name."""
     config = layer.get_config()
     for key in config:
         value = getattr(layer, key, None)
@@ -163,63 +167,32 @@ def _config(layer: Any) -> dict[str, Any]:
     return config
 
 
-# Paths -------------------------------------------------------------------------------------------
+def _paths_for(chain: Chain, family: Family, decision: Decision) -> dict[int, Any]:
+    """Return the layers of a chain as paths side by side, by the ids of those they replace."""
+    m, n = decision.design
 
+    def scaled(channels: int, base: int) -> int:
+        return channels // base * family.path_width(n, base)
 
-def _paths_for(chain: Chain, answer: Answer) -> dict[int, Any]:
-    """The layers of a chain as paths side by side, by what they replace."""
-    m = answer.design.cardinality
-
-    def scaled(size: int | None, base: int) -> int:
-        assert size is not None
-        (width,) = scaled_widths(answer.design.width, [base], answer.family.width)
-        return size // base * int(width)
-
-    def inside(shape: Sequence[int | None], base: int) -> Any:
+    def path_by_path(shape: Sequence[Any], base: int) -> Any:
         return keras.KerasTensor((*shape[:-1], m * scaled(shape[-1], base)))
 
-    *maps, last = chain.maps
-    new: dict[int, Any] = {id(last.layer): _exit(last.layer, m, chain.kind)}
-    for index, each in enumerate(maps):
-        size = "units" if hasattr(each.layer, "units") else "filters"
-        config = {**_config(each.layer), size: scaled(each.outputs, each.outputs)}
-        narrow = type(each.layer).from_config(config)
+    def paths(layer: Any, channels: int, base: int, tensors: list[Any], shared: bool) -> Any:
+        """Return m narrow copies of a layer of so many channels, as one layer."""
+        config, narrowed = _config(layer), LAYERS[type(layer)].narrowed
+        if narrowed is not None:
+            config.update(narrowed(config, channels, scaled(channels, base)))
+        return widened(type(layer).from_config(config), m, shared, tensors)
+
+    *hidden, last = chain.linear
+    summing = LAYERS[type(last.layer)].summing
+    assert summing is not None
+    new: dict[int, Any] = {id(last.layer): summing(_config(last.layer), m)}
+    for index, each in enumerate(hidden):
         shape = (*(None,) * (len(each.layer.output.shape) - 1), each.inputs)
-        x = keras.KerasTensor(shape) if index == 0 else inside(shape, each.base)
-        new[id(each.layer)] = widened(narrow, m, index == 0, [x])
-    for layer, shapes, base in chain.between:
-        config, channels = _config(layer), shapes[0][-1]
-        if isinstance(layer, keras.layers.Reshape):
-            config["target_shape"] = (*config["target_shape"][:-1], scaled(channels, base))
-        if isinstance(layer, keras.layers.GroupNormalization):
-            config["groups"] = _groups(config["groups"], channels, scaled(channels, base))
-        narrow = type(layer).from_config(config)
-        new[id(layer)] = widened(narrow, m, False, [inside(shape, base) for shape in shapes])
+        x = keras.KerasTensor(shape) if index == 0 else path_by_path(shape, each.base)
+        new[id(each.layer)] = paths(each.layer, each.outputs, each.outputs, [x], index == 0)
+    for layer, channels, shapes, base in chain.intermediate:
+        inputs = [path_by_path(shape, base) for shape in shapes]
+        new[id(layer)] = paths(layer, channels, base, inputs, False)
     return new
-
-
-def _groups(groups: int, before: int | None, width: int) -> int:
-    """Groups of channels in a path: as many as there can be, none smaller than before."""
-    assert before is not None
-    size = 1 if groups == -1 else before // groups
-    return max(
-        count
-        for count in range(1, width + 1)
-        if width % count == 0 and (count == 1 or width // count >= size)
-    )
-
-
-def _exit(layer: Any, m: int, kind: str) -> Any:
-    """The last layer, which sums the paths (Eq. 4)."""
-    config = _config(layer)
-    if kind == "dense":
-        # Without the options of `Dense` that matter only for a model that is trained.
-        for unused in ("lora_rank", "lora_alpha", "quantization_config"):
-            config.pop(unused, None)
-        return CollegialDense.from_config(
-            {**config, "cardinality": m, "aggregate": True, "shared_input": False}
-        )
-    if config.get("parameterization") != "ntk":
-        # There the forward pass divides by the fan-in of all paths together.
-        config["kernel_initializer"] = SummedPaths(config["kernel_initializer"], m)
-    return type(layer).from_config(config)

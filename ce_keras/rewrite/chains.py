@@ -1,49 +1,36 @@
-"""What can be ensembled in a Keras model: the modules of the paper, as chains of layers.
+"""Find what can be ensembled in a Keras model: the modules of the paper, as chains of layers.
 
 A chain is an *entry*, one or more *hidden* layers behind it and an *exit*, such that all that the
 entry computes reaches the model's output through the exit alone. Then whatever lies between can be
-computed path by path: the exit sums the paths.
+computed path by path, and the exit sums the paths.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
-from keras import layers
 
-from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
-from ce_keras.layers.grouping import (
-    CannotGroupError,
-    check_penalties,
-    is_unchanged,
-    widened,
-)
-from ce_keras.rewrite.graph import Graph, Step
-
-DENSE = (layers.Dense, CollegialDense)
-CONV = (layers.Conv2D, CollegialConv2D)
-BY_CHANNEL = (
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-)
+from ce_keras.layers.grouping import check_penalties, is_unchanged, widened
+from ce_keras.layers.keras_internals import all_layers
+from ce_keras.layers.layer_table import BY_CHANNEL, CONV, DENSE, CannotGroupError
 
 
-class Map(NamedTuple):
-    """A linear map of a chain.
+class LinearLayer(NamedTuple):
+    """A linear layer of a chain.
 
     Attributes:
         layer: the Keras layer.
-        pixels: of its kernel; 1 for a dense layer.
+        pixels: number of positions in its kernel; 1 for a dense layer.
         inputs: channels it reads.
         base: channels of the chain's layer before, of which the inputs are a multiple: behind a
-            Flatten it reads all pixels of each.
+            `Flatten` it reads all pixels of each.
         outputs: channels it gives.
         positions: places it is applied at; `None` if that is not known.
         gate: whether it lies beside the chain, as in squeeze-and-excite: the law leaves it out.
@@ -58,16 +45,18 @@ class Map(NamedTuple):
     gate: bool = False
 
 
-class Between(NamedTuple):
-    """A layer between linear maps that has a form of its own for paths.
+class IntermediateLayer(NamedTuple):
+    """A layer between linear layers that is another one for paths.
 
     Attributes:
         layer: the Keras layer.
+        channels: of its first input.
         shapes: of its inputs.
-        base: as of a `Map`.
+        base: channels of the linear layer before.
     """
 
     layer: Any
+    channels: int
     shapes: tuple[tuple[int | None, ...], ...]
     base: int
 
@@ -79,99 +68,295 @@ class Chain:
     Attributes:
         name: the common beginning of its layers' names.
         kind: `"bottleneck"` (convolutions 1x1, k x k, 1x1) or `"dense"`.
-        maps: its linear maps, first to last; the last is the exit.
-        between: the other layers that have to know of paths.
+        linear: its linear layers, first to last; the last is the exit.
+        intermediate: the other layers that have to know of paths.
         prefix: of the layers' names, where the chain lies in a model within the model.
     """
 
     name: str
     kind: str
-    maps: tuple[Map, ...]
-    between: tuple[Between, ...]
+    linear: tuple[LinearLayer, ...]
+    intermediate: tuple[IntermediateLayer, ...]
     prefix: str = ""
+
+    @property
+    def in_law(self) -> list[LinearLayer]:
+        """The linear layers, gates left out."""
+        return [each for each in self.linear if not each.gate]
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of the hidden layers, first to last, gates left out."""
-        return tuple(each.outputs for each in self.maps[:-1] if not each.gate)
+        return tuple(each.outputs for each in self.linear[:-1] if not each.gate)
 
     @property
-    def layers(self) -> list[str]:
+    def layers(self) -> tuple[str, ...]:
         """Names of the linear layers."""
-        return [self.prefix + each.layer.name for each in self.maps]
+        return tuple(self.prefix + each.layer.name for each in self.linear)
 
 
-def is_entry(layer: Any) -> bool:
-    """Whether a chain can begin with this layer."""
-    if cardinality_of(layer) > 1:
+def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, str]]]:
+    """Return all chains of a functional model, and why its other matrices are in none.
+
+    Returns:
+        The chains, first to last; and by layer's name, the layer's class and the reason.
+    """
+    graphs = [(prefix, inner, Graph(inner)) for prefix, inner in models_in(model)]
+    uses = Counter(
+        id(layer)
+        for _, _, graph in graphs
+        for call in graph.calls
+        for layer in _layers_of(call.operation)
+    )
+    chains: list[Chain] = []
+    reasons: dict[int, str] = {}
+    for prefix, _, graph in graphs:
+        chains += _chains_of(graph, prefix, uses, reasons)
+    names = Counter(chain.name for chain in chains)
+    # Keras' own layer names begin alike in all chains.
+    chains = [
+        dataclasses.replace(chain, name=f"{chain.layers[0]} to {chain.layers[-1]}")
+        if names[chain.name] > 1
+        else chain
+        for chain in chains
+    ]
+    taken = {id(each.layer) for chain in chains for each in chain.linear}
+    skipped = {}
+    for prefix, inner, _ in graphs:
+        for layer in inner.layers:
+            if id(layer) not in taken and not is_functional(layer) and _has_matrix(layer):
+                reason = reasons.get(id(layer)) or _why_in_no_chain(layer)
+                skipped[prefix + layer.name] = (type(layer).__name__, reason)
+    return chains, skipped
+
+
+def kernel_of(layer: Any) -> tuple[int, ...]:
+    """Return the sides of a layer's kernel, in pixels."""
+    return tuple(getattr(layer, "kernel_size", (1,)))
+
+
+# The graph of a model ----------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One call of a layer or operation in a model's graph."""
+
+    operation: Any
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+class _StandIn(keras.Operation):
+    """Takes an operation's place in a copy of its graph, with outputs of the same shapes."""
+
+    def __init__(self, operation: Any) -> None:
+        super().__init__(name=operation.name)
+        self._operation = operation
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self._operation.compute_output_spec(*args, **kwargs)
+
+
+class Graph:
+    """The calls of a functional model, first to last, and where each tensor is read.
+
+    `readers` has positions in `calls` by the tensor's id; -1 stands for whoever calls the model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.calls: list[Call] = []
+        stand_ins: dict[int, _StandIn] = {}
+
+        def record(operation: Any, *args: Any, **kwargs: Any) -> Any:
+            stand_in = stand_ins.setdefault(id(operation), _StandIn(operation))
+            outputs = stand_in(*args, **kwargs)
+            tensors = [
+                each
+                for each in keras.tree.flatten((args, kwargs))
+                if isinstance(each, keras.KerasTensor)
+            ]
+            self.calls.append(Call(operation, tensors, keras.tree.flatten(outputs)))
+            return outputs
+
+        # Keras has no public list of a model's calls, but it lets a copy's be intercepted.
+        plain = keras.Model(model.inputs, model.outputs, name=model.name)
+        copy = keras.models.clone_model(
+            plain, clone_function=lambda layer: layer, call_function=record
+        )
+        self.readers: dict[int, list[int]] = {id(tensor): [-1] for tensor in copy.outputs}
+        for position, call in enumerate(self.calls):
+            for tensor in call.inputs:
+                self.readers.setdefault(id(tensor), []).append(position)
+
+
+def is_functional(model: Any) -> bool:
+    """Return whether Keras knows the model's graph: functional, or sequential with an input."""
+    graphs = (keras.Function, keras.Sequential)
+    return isinstance(model, graphs) and getattr(model, "inputs", None) is not None
+
+
+def models_in(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the model and all functional models that are layers of it, each once, with prefixes."""
+    seen: set[int] = set()
+
+    def walk(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if id(model) not in seen:
+            seen.add(id(model))
+            yield prefix, model
+            for layer in model.layers:
+                if is_functional(layer):
+                    yield from walk(layer, f"{prefix}{layer.name}/")
+
+    return walk(model, "")
+
+
+def _layers_of(operation: Any) -> list[Any]:
+    """Return a layer and those inside it; a functional model inside has a graph of its own."""
+    if not isinstance(operation, keras.layers.Layer) or is_functional(operation):
+        return [operation]
+    return all_layers(operation)
+
+
+# All chains of one graph -------------------------------------------------------------------------
+
+
+def _chains_of(
+    graph: Graph, prefix: str, uses: Counter[int], reasons: dict[int, str]
+) -> list[Chain]:
+    starts: dict[int, list[int]] = {}
+    for position, call in enumerate(graph.calls):
+        if _is_entry(call.operation):
+            starts.setdefault(id(call.operation), []).append(position)
+    chains: list[Chain] = []
+    taken: set[int] = set()
+    for entry, positions in starts.items():
+        if entry in taken:
+            continue
+        try:
+            grown = [_grow(graph, position, prefix) for position in positions]
+            chain = _same_everywhere(grown, uses, taken)
+        except CannotGroupError as error:
+            reasons[entry] = str(error)
+            continue
+        chains.append(chain)
+        taken.update(id(each.layer) for each in chain.linear)
+    return chains
+
+
+def _is_entry(layer: Any) -> bool:
+    if _cardinality_of(layer) > 1:
         return False
     return type(layer) in DENSE or (type(layer) in CONV and kernel_of(layer) == (1, 1))
 
 
-def kernel_of(layer: Any) -> tuple[int, ...]:
-    """The sides of its kernel, in pixels."""
-    return tuple(getattr(layer, "kernel_size", (1,)))
+def _same_everywhere(grown: Sequence[Chain], uses: Counter[int], taken: set[int]) -> Chain:
+    """Return the one chain of a shared entry, all of whose layers must be shared in the same way.
+
+    Raises:
+        CannotGroupError: if a layer of the chain is also used elsewhere.
+    """
+    chain = grown[0]
+    rows = [[each.layer for each in other.linear] for other in grown]
+    if any(row != rows[0] for row in rows[1:]):
+        raise CannotGroupError("it is shared, and not followed by the same layers everywhere")
+    intermediate = [each for other in grown for each in other.intermediate]
+    members = [*itertools.chain(*rows), *(each.layer for each in intermediate)]
+    own_uses = Counter(map(id, members))
+    for layer in members:
+        if uses[id(layer)] != own_uses[id(layer)] or id(layer) in taken:
+            raise CannotGroupError(f"{layer.name!r} is also used outside the chain")
+    # What lies between the shared layers may be another layer at every use.
+    distinct: dict[int, IntermediateLayer] = {}
+    for each in intermediate:
+        if distinct.setdefault(id(each.layer), each) != each:
+            raise CannotGroupError(f"{each.layer.name!r} is applied to several shapes")
+    return dataclasses.replace(chain, intermediate=tuple(distinct.values()))
 
 
-def cardinality_of(layer: Any) -> int:
-    """How many groups it has, of whichever kind."""
-    return max(getattr(layer, "groups", 1), getattr(layer, "cardinality", 1))
+def _why_in_no_chain(layer: Any) -> str:
+    """Return why a layer that begins no chain is in none."""
+    if isinstance(layer, keras.Model):
+        return (
+            "subclassed: Keras does not know its layers' order; build it with "
+            "keras.Model(inputs, model.call(inputs))"
+        )
+    if isinstance(layer, BY_CHANNEL) or _cardinality_of(layer) > 1:
+        return "already grouped"
+    if type(layer) in CONV:
+        size = "x".join(map(str, kernel_of(layer)))
+        return f"not in a chain of 1x1, k x k and 1x1 convolutions: its kernel is {size}"
+    if isinstance(layer, (*DENSE, *CONV)):
+        return "subclassed: it may compute something else than its parent"
+    return f"there is no grouped form of a {type(layer).__name__}"
+
+
+def _has_matrix(layer: Any) -> bool:
+    return any(len(weight.shape) > 1 for weight in layer.variables)
+
+
+# One chain, from its entry -----------------------------------------------------------------------
 
 
 class _Growth:
-    """A chain while it is followed from its entry; `live` tensors still have readers to come."""
+    """A chain while it is followed through the graph from its entry."""
 
     def __init__(self, graph: Graph, kind: str) -> None:
         self.graph = graph
         self.kind = kind
-        self.maps: list[Map] = []
-        self.between: list[Between] = []
+        self.linear: list[LinearLayer] = []
+        self.intermediate: list[IntermediateLayer] = []
         self.inside: dict[int, Any] = {}
         self.bases: dict[int, int] = {}
-        self.seen = -1
 
-    def _live(self) -> list[Any]:
-        """Tensors that something still to come reads, be it whoever calls the model."""
-        return [
-            tensor
-            for tensor in self.inside.values()
-            if any(at > self.seen or at == -1 for at in self.graph.readers.get(id(tensor), []))
-        ]
+    @property
+    def in_law(self) -> list[LinearLayer]:
+        return [each for each in self.linear if not each.gate]
 
     def is_cut(self, position: int) -> bool:
-        """Whether all that the entry computed goes through this step."""
-        self.seen = position - 1
-        (only, *others) = self._live() or [None]
-        return not others and self.graph.readers.get(id(only)) == [position]
+        """Return whether all that the entry computed goes through this call."""
+        unread = [
+            id(tensor)
+            for tensor in self.inside.values()
+            if any(at >= position or at == -1 for at in self.graph.readers.get(id(tensor), []))
+        ]
+        return len(unread) == 1 and self.graph.readers.get(unread[0]) == [position]
 
-    def add(self, step: Step, position: int) -> None:
-        """The outputs are inside too."""
-        self.inside.update((id(tensor), tensor) for tensor in step.outputs)
-        self.seen = position
-        linear = type(step.operation) in (*DENSE, *CONV)
-        base = step.outputs[0].shape[-1] if linear else self.base(step)
-        self.bases.update((id(tensor), base) for tensor in step.outputs)
+    def add(self, call: Call) -> None:
+        """Take the call's outputs into the chain."""
+        self.inside.update((id(tensor), tensor) for tensor in call.outputs)
+        linear = type(call.operation) in (*DENSE, *CONV)
+        base = call.outputs[0].shape[-1] if linear else self.base(call)
+        self.bases.update((id(tensor), base) for tensor in call.outputs)
 
-    def base(self, step: Step) -> int:
-        """Outputs of the linear map that a step's input goes back to."""
-        tensor = step.inputs[0]
+    def base(self, call: Call) -> int:
+        """Return the outputs of the linear layer that a call's input goes back to."""
+        tensor = call.inputs[0]
         return self.bases.get(id(tensor), tensor.shape[-1])
 
+    def linear_layer(self, call: Call, gate: bool = False) -> LinearLayer:
+        """Describe the linear layer that is called."""
+        layer, (x,), (y,) = call
+        sides = y.shape[1:-1]
+        positions = None if None in sides else math.prod(sides)
+        pixels = math.prod(kernel_of(layer))
+        return LinearLayer(
+            layer, pixels, x.shape[-1], self.base(call), y.shape[-1], positions, gate
+        )
 
-def grow(graph: Graph, start: int, prefix: str) -> Chain:
-    """The chain that begins with a step.
+
+def _grow(graph: Graph, start: int, prefix: str) -> Chain:
+    """Return the chain that begins with a call.
 
     Raises:
         CannotGroupError: if there is none, saying why.
     """
-    entry = graph.steps[start]
-    kind = "dense" if type(entry.operation) in DENSE else "bottleneck"
-    growth = _Growth(graph, kind)
+    entry = graph.calls[start]
+    growth = _Growth(graph, "dense" if type(entry.operation) in DENSE else "bottleneck")
     if graph.readers.get(id(entry.outputs[0])) == [-1]:
         raise CannotGroupError("it gives the model's output: no hidden layer")
-    _check_map(entry, shared=True)
-    growth.maps.append(_map_of(growth, entry))
-    growth.add(entry, start)
+    _check_linear(entry, shared=True)
+    growth.linear.append(growth.linear_layer(entry))
+    growth.add(entry)
     best, stop = _followed(growth, start, prefix)
     if best is None:
         raise CannotGroupError(_why_no_chain(growth, stop))
@@ -181,34 +366,31 @@ def grow(graph: Graph, start: int, prefix: str) -> Chain:
 
 
 def _followed(growth: _Growth, start: int, prefix: str) -> tuple[Chain | None, str]:
-    """The longest chain of dense layers, or the first of convolutions; and what stopped it."""
-    graph = growth.graph
+    """Return the longest dense chain, or the first of convolutions; and what stopped it."""
     best: Chain | None = None
-    for position in range(start + 1, len(graph.steps)):
-        step = graph.steps[position]
-        mine = [id(tensor) in growth.inside for tensor in step.inputs]
-        if not any(mine):
+    for position, call in enumerate(growth.graph.calls[start + 1 :], start + 1):
+        inside = [id(tensor) in growth.inside for tensor in call.inputs]
+        if not any(inside):
             continue
-        if not all(mine):
-            return best, f"it meets other tensors at {step.operation.name!r}"
-        linear = type(step.operation) in (*DENSE, *CONV)
+        if not all(inside):
+            return best, f"it meets other tensors at {call.operation.name!r}"
+        linear = type(call.operation) in (*DENSE, *CONV)
         cut = linear and growth.is_cut(position)
-        if cut and _can_exit(growth, step.operation):
-            best = _chain(growth, step, prefix)
+        if cut and _can_exit(growth, call.operation):
+            best = _chain(growth, call, prefix)
             if growth.kind == "bottleneck":
                 return best, ""
         try:
-            _follow(growth, step, linear, cut)
+            _follow(growth, call, linear, cut)
         except CannotGroupError as error:
             return best, str(error)
-        growth.add(step, position)
+        growth.add(call)
     return best, "the model's output follows"
 
 
 def _can_exit(growth: _Growth, layer: Any) -> bool:
-    """Whether a layer that all paths reach may sum them: there must be two hidden layers."""
-    main = [each for each in growth.maps if not each.gate]
-    if cardinality_of(layer) > 1 or len(main) < 2:
+    """Return whether a layer that all paths reach may sum them: behind two hidden layers."""
+    if _cardinality_of(layer) > 1 or len(growth.in_law) < 2:
         return False
     try:
         _check_trains_its_kernel(layer)
@@ -217,34 +399,39 @@ def _can_exit(growth: _Growth, layer: Any) -> bool:
         return False
     if growth.kind == "dense":
         return type(layer) in DENSE
-    return type(layer) in CONV and kernel_of(layer) == (1, 1) and any(x.pixels > 1 for x in main)
+    has_kernel = any(each.pixels > 1 for each in growth.in_law)
+    return type(layer) in CONV and kernel_of(layer) == (1, 1) and has_kernel
 
 
-def _follow(growth: _Growth, step: Step, linear: bool, cut: bool) -> None:
-    """Take a step into the chain; raises where it cannot be done path by path."""
-    layer = step.operation
+def _follow(growth: _Growth, call: Call, linear: bool, cut: bool) -> None:
+    """Take a call into the chain; raise where it cannot be done path by path."""
+    layer = call.operation
     if linear:
-        if cardinality_of(layer) > 1:
+        if _cardinality_of(layer) > 1:
             raise CannotGroupError(f"{layer.name!r} is already grouped")
         if cut and (type(layer) in DENSE) != (growth.kind == "dense"):
             raise CannotGroupError(f"{layer.name!r}, a {type(layer).__name__}, follows")
-        _check_map(step, shared=False)
-        growth.maps.append(_map_of(growth, step, gate=not cut))
+        _check_linear(call, shared=False)
+        growth.linear.append(growth.linear_layer(call, gate=not cut))
         return
     if isinstance(layer, BY_CHANNEL):
         raise CannotGroupError(f"{layer.name!r} behind it is already grouped, channel by channel")
-    widened(layer, 2, False, [_doubled(tensor) for tensor in step.inputs])
+    widened(layer, 2, False, [_doubled(tensor) for tensor in call.inputs])
     if not is_unchanged(layer):
-        shapes = tuple(tuple(tensor.shape) for tensor in step.inputs)
-        growth.between.append(Between(layer, shapes, growth.base(step)))
+        shapes = tuple(tuple(tensor.shape) for tensor in call.inputs)
+        base = growth.base(call)
+        growth.intermediate.append(IntermediateLayer(layer, shapes[0][-1], shapes, base))
 
 
-def _check_map(step: Step, shared: bool) -> None:
+def _cardinality_of(layer: Any) -> int:
+    return max(getattr(layer, "groups", 1), getattr(layer, "cardinality", 1))
+
+
+def _check_linear(call: Call, shared: bool) -> None:
     """Raise if there is no layer that does for paths what this one does."""
-    layer = step.operation
-    _check_trains_its_kernel(layer)
-    tensor = step.inputs[0] if shared else _doubled(step.inputs[0])
-    widened(layer, 2, shared, [tensor])
+    _check_trains_its_kernel(call.operation)
+    tensor = call.inputs[0] if shared else _doubled(call.inputs[0])
+    widened(call.operation, 2, shared, [tensor])
 
 
 def _check_trains_its_kernel(layer: Any) -> None:
@@ -258,43 +445,20 @@ def _doubled(tensor: Any) -> Any:
     return keras.KerasTensor((*tensor.shape[:-1], 2 * tensor.shape[-1]), tensor.dtype)
 
 
-def _map_of(growth: _Growth, step: Step, gate: bool = False) -> Map:
-    (x,), (y,) = step.inputs, step.outputs
-    sides = y.shape[1:-1]
-    positions = None if None in sides else math.prod(sides)
-    pixels = math.prod(kernel_of(step.operation))
-    base = growth.base(step)
-    return Map(step.operation, pixels, x.shape[-1], base, y.shape[-1], positions, gate)
-
-
-def _chain(growth: _Growth, step: Step, prefix: str) -> Chain:
-    maps = (*growth.maps, _map_of(growth, step))
-    names = [each.layer.name for each in maps]
-    name = _common(names)
-    return Chain(
-        prefix + (name or f"{names[0]} to {names[-1]}"),
-        growth.kind,
-        maps,
-        tuple(growth.between),
-        prefix,
-    )
-
-
-def _common(names: Sequence[str]) -> str:
-    """The words that all names begin with: conv2_block1 for conv2_block1_1_conv and so on."""
+def _chain(growth: _Growth, call: Call, prefix: str) -> Chain:
+    linear = (*growth.linear, growth.linear_layer(call))
+    names = [each.layer.name for each in linear]
+    # conv2_block1 for conv2_block1_1_conv and so on.
     words = zip(*(name.split("_") for name in names), strict=False)
-    return "_".join(
-        first for first, *rest in itertools.takewhile(lambda w: len(set(w)) == 1, words)
-    )
+    alike = itertools.takewhile(lambda word: len(set(word)) == 1, words)
+    name = "_".join(word for word, *_ in alike) or f"{names[0]} to {names[-1]}"
+    return Chain(prefix + name, growth.kind, linear, tuple(growth.intermediate), prefix)
 
 
 def _why_no_chain(growth: _Growth, stop: str) -> str:
-    main = [each for each in growth.maps if not each.gate]
-    if growth.kind == "dense":
-        if len(main) == 1:
-            return f"not a chain: {stop}"
-        if len(main) == 2:
-            return "one hidden layer: paths of it side by side are only a wider layer"
-    if growth.kind == "bottleneck" and len(main) > 1:
-        return f"not a chain: no 1x1 convolution ends it after {main[-1].layer.name!r}: {stop}"
+    last, count = growth.in_law[-1], len(growth.in_law)
+    if growth.kind == "dense" and count == 2:
+        return "one hidden layer: paths of it side by side are only a wider layer"
+    if growth.kind == "bottleneck" and count > 1:
+        return f"not a chain: no 1x1 convolution ends it after {last.layer.name!r}: {stop}"
     return f"not a chain: {stop}"

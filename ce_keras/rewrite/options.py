@@ -1,4 +1,4 @@
-"""What `collegialize` is asked for, checked before any long work."""
+"""The options of `collegialize`, checked before any long work."""
 
 from __future__ import annotations
 
@@ -22,52 +22,38 @@ Patterns = str | Sequence[str] | None
 
 
 class Options(NamedTuple):
-    """The arguments of `collegialize`, known to be good; described there."""
+    """The options of `collegialize` that decide on designs; described there."""
 
     mode: Mode
     alpha: Any
     budget: Budget
     tolerance: float
     multiple_of: int | None
-    design: Design | None
-    only: list[str]
-    skip: list[str]
+    design: Any
+    only: Any
+    skip: Any
     per: Per
     seed: int | None
 
+    def checked(self) -> Options:
+        """Return the options in one form: a `Design`, lists of patterns.
 
-def checked_options(
-    *,
-    mode: Any,
-    alpha: Any,
-    budget: Any,
-    tolerance: Any,
-    multiple_of: Any,
-    design: Any,
-    only: Any,
-    skip: Any,
-    per: Any,
-    seed: Any,
-) -> Options:
-    """The options.
-
-    Raises:
-        ValueError: for an argument that cannot be meant.
-    """
-    one_of("mode", mode, get_args(Mode))
-    one_of("per", per, get_args(Per))
-    return Options(
-        mode,
-        _alpha(alpha),
-        one_of("budget", budget, ("params", "flops")),
-        checked_tolerance(tolerance),
-        None if multiple_of is None else positive_int("multiple_of", multiple_of),
-        None if design is None else _design(design),
-        _patterns("only", only),
-        _patterns("skip", skip),
-        per,
-        checked_seed(seed),
-    )
+        Raises:
+            ValueError: for an option that is not right.
+        """
+        one_of("mode", self.mode, get_args(Mode))
+        one_of("per", self.per, get_args(Per))
+        one_of("budget", self.budget, ("params", "flops"))
+        if self.multiple_of is not None:
+            positive_int("multiple_of", self.multiple_of)
+        return self._replace(
+            alpha=_alpha(self.alpha),
+            tolerance=checked_tolerance(self.tolerance),
+            design=None if self.design is None else _design(self.design),
+            only=_patterns("only", self.only),
+            skip=_patterns("skip", self.skip),
+            seed=checked_seed(self.seed),
+        )
 
 
 def _alpha(alpha: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What was found in a model and what was not, and what became of it."""
+"""The report on a model: candidates, decisions, skipped layers and costs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ce_keras.geometry import Design
 
 
 @dataclass(frozen=True)
-class Found:
-    """A chain that is, or would be, an ensemble.
+class Candidate:
+    """A chain of layers that is, or would be, an ensemble.
 
     Attributes:
         name: of the chain.
@@ -38,8 +38,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The design of one family of chains.
+class Decision:
+    """The design of one family of candidates: those of one kind and shape.
 
     Attributes:
         family: what its chains are.
@@ -48,6 +48,8 @@ class Chosen:
         design: cardinality, and the width that a path of the narrowest has.
         law: the variance law, in words.
         alpha: its constant; `None` for the closed form.
+        baseline_variance: Var(K) / E[K]^2 before, of the narrowest.
+        variance: the same after.
         path_params: parameters of one path of all chains together.
     """
 
@@ -57,17 +59,19 @@ class Chosen:
     design: Design
     law: str
     alpha: float | None
+    baseline_variance: float
+    variance: float
     path_params: int
 
 
 @dataclass(frozen=True)
-class Left:
+class Skipped:
     """A layer with a matrix that stays as it is.
 
     Attributes:
         name: of the layer.
         kind: its class.
-        reason: why it is left.
+        reason: why it stays.
     """
 
     name: str
@@ -77,7 +81,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs.
+    """The costs of a model.
 
     Attributes:
         params: trained parameters.
@@ -97,101 +101,86 @@ class Report:
     Attributes:
         model: name of the model.
         mode: `"primal"`, `"dual"`, or the design that was forced.
-        found: the chains that become ensembles.
-        left: the layers that stay, and why.
+        candidates: the chains that become ensembles.
+        skipped: the layers that stay, and why.
         before: costs of the model.
         after: costs with the ensembles: predicted by `inspect`, counted by `collegialize`.
-        answers: the designs, one for each family of chains.
+        decisions: the designs, one for each family of candidates.
     """
 
     model: str
     mode: str
-    found: tuple[Found, ...]
-    left: tuple[Left, ...]
+    candidates: tuple[Candidate, ...]
+    skipped: tuple[Skipped, ...]
     before: Costs
     after: Costs
-    answers: tuple[Chosen, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
-        content = dataclasses.asdict(dataclasses.replace(self, answers=()))
-        del content["answers"]
+        """Return plain numbers and strings, for JSON; the decisions are left out."""
+        content = dataclasses.asdict(dataclasses.replace(self, decisions=()))
+        del content["decisions"]
         return content
 
     def __repr__(self) -> str:
-        lines = [self._title(), *self._costs()]
-        for table in (self._found(), self._left()):
-            if len(table) > 1:
-                lines += ["", *_aligned(table)]
+        lines = self._summary()
+        for rows in self._tables():
+            columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines.append("")
+            for row in rows:
+                cells = (f"{cell:<{width}}" for cell, width in zip(row, columns, strict=True))
+                lines.append(f"  {'  '.join(cells)}".rstrip())
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        tables = "".join(
-            "<table>"
-            + "".join(
-                "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-                for row in table
-            )
-            + "</table>"
-            for table in (self._found(), self._left())
-            if len(table) > 1
-        )
-        title = html.escape(" ".join([self._title(), *self._costs()]))
-        return f"<p>{title}</p>{tables}"
+        def row(cells: list[str], tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    def _title(self) -> str:
-        if not self.found:
-            return f"{self.model}: nothing in it can be ensembled"
-        return f"{self.model}, {self.mode}: {len(self.found)} ensembles"
+        tables = [
+            f"<table>{row(head, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
+            for head, *rows in self._tables()
+        ]
+        return f"<p>{html.escape(' '.join(self._summary()))}</p>{''.join(tables)}"
 
-    def _costs(self) -> list[str]:
-        if not self.found:
-            return [f"  trained parameters {self.before.params:,}"]
-        lines = []
+    def _summary(self) -> list[str]:
         before, after = self.before, self.after
-        lines.append(
-            f"  trained parameters {before.params:,} -> {after.params:,} "
-            f"({before.params / after.params:.2f} times fewer)"
-        )
+        if not self.candidates:
+            return [
+                f"{self.model}: nothing in it can be ensembled",
+                f"  trained parameters {before.params:,}",
+            ]
+        lines = [
+            f"{self.model}, {self.mode}: {len(self.candidates)} ensembles",
+            _change("trained parameters", before.params, after.params),
+        ]
         if before.flops is not None and after.flops is not None:
-            lines.append(
-                f"  FLOPs {before.flops:,} -> {after.flops:,} "
-                f"({before.flops / max(after.flops, 1):.2f} times fewer)"
-            )
+            lines.append(_change("FLOPs", before.flops, after.flops))
         if before.step_seconds is not None and after.step_seconds is not None:
-            lines.append(
-                f"  training step {1e3 * before.step_seconds:.0f} ms -> "
-                f"{1e3 * after.step_seconds:.0f} ms"
-            )
+            times = (f"{1e3 * each.step_seconds:.0f} ms" for each in (before, after))  # type: ignore[operator]
+            lines.append(f"  training step {' -> '.join(times)}")
         return lines
 
-    def _found(self) -> list[list[str]]:
-        head = ["ensemble", "layers", "widths before", "after", "law", "Var(K)/E[K]^2"]
-        return [
-            head,
-            *(
-                [
-                    each.name,
-                    str(len(each.layers)),
-                    ", ".join(map(str, each.widths)),
-                    f"{each.cardinality} x ({', '.join(map(str, each.path_widths))})",
-                    "exact" if each.alpha is None else f"alpha = {each.alpha:.3g}",
-                    f"{each.baseline_variance:.4g} -> {each.variance:.4g}",
-                ]
-                for each in self.found
-            ),
+    def _tables(self) -> list[list[list[str]]]:
+        """Return a table of candidates and one of skipped layers, if any: a header, and rows."""
+        candidates = [
+            [
+                each.name,
+                str(len(each.layers)),
+                ", ".join(map(str, each.widths)),
+                f"{each.cardinality} x ({', '.join(map(str, each.path_widths))})",
+                "exact" if each.alpha is None else f"alpha = {each.alpha:.3g}",
+                f"{each.baseline_variance:.4g} -> {each.variance:.4g}",
+            ]
+            for each in self.candidates
         ]
+        skipped = [[each.name, each.kind, each.reason] for each in self.skipped]
+        heads = (
+            ["ensemble", "layers", "widths before", "after", "law", "Var(K)/E[K]^2"],
+            ["skipped", "class", "why"],
+        )
+        tables = zip(heads, (candidates, skipped), strict=True)
+        return [[head, *rows] for head, rows in tables if rows]
 
-    def _left(self) -> list[list[str]]:
-        return [
-            ["left as it is", "class", "why"],
-            *([each.name, each.kind, each.reason] for each in self.left),
-        ]
 
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        ("  " + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+def _change(what: str, before: int, after: int) -> str:
+    return f"  {what} {before:,} -> {after:,} ({before / max(after, 1):.2f} times fewer)"

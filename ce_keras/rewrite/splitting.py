@@ -18,22 +18,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from ce_keras.geometry import scaled_widths
-from ce_keras.rewrite.chains import Chain, Map
-from ce_keras.rewrite.families import Answer
+from ce_keras.rewrite.building import Decided
+from ce_keras.rewrite.chains import Chain, LinearLayer
+from ce_keras.rewrite.decisions import Family
+from ce_keras.rewrite.report import Decision
 from ce_keras.variance.samplers import generator
 
 _EXPONENT = 0.75
 
 
-def carry_over(
-    pairs: Sequence[tuple[Any, Any]], answers: Sequence[Answer], seed: int | None
-) -> None:
-    """Give the new layers the old ones' weights.
+def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, seed: int | None) -> None:
+    """Give new layers the weights of the old.
 
     Args:
         pairs: old layers, each with what took its place.
-        answers: whose chains became paths.
+        decided: the families whose chains became paths, and their designs.
         seed: of which path takes which units.
 
     Raises:
@@ -42,58 +41,57 @@ def carry_over(
     new = {id(old): layer for old, layer in pairs}
     in_chains: set[int] = set()
     rng = generator(seed)
-    for answer in answers:
-        for chain in answer.family.chains:
-            _Split(chain, answer, rng).fill(new)
-            in_chains.update(id(each.layer) for each in chain.maps)
-            in_chains.update(id(each.layer) for each in chain.between)
+    for family, decision in decided:
+        for chain in family.chains:
+            _Split(family, decision, rng).fill(chain, new)
+            in_chains.update(id(layer) for layer, *_ in (*chain.linear, *chain.intermediate))
     for old, layer in pairs:
         if old is not layer and id(old) not in in_chains and getattr(old, "weights", []):
-            layer.set_weights([keras.ops.convert_to_numpy(weight) for weight in old.weights])
+            layer.set_weights([_numpy(weight) for weight in old.weights])
 
 
 class _Split:
-    """One chain's units, shared out among its paths."""
+    """The units of one chain, shared out among its paths."""
 
-    def __init__(self, chain: Chain, answer: Answer, rng: np.random.Generator) -> None:
-        self._chain, self._answer, self._rng = chain, answer, rng
-        self._cardinality = answer.design.cardinality
+    def __init__(self, family: Family, decision: Decision, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._cardinality, self._width = decision.design
+        self._family = family
         self._units: dict[int, np.ndarray] = {}
 
-    def fill(self, new: dict[int, Any]) -> None:
+    def fill(self, chain: Chain, new: dict[int, Any]) -> None:
         """Set the weights of the chain's new layers."""
-        *maps, last = self._chain.maps
-        for index, each in enumerate(maps):
-            _check_standard(each.layer)
-            self._fill_map(each, new[id(each.layer)], first=index == 0)
-        for layer, shapes, base in self._chain.between:
-            channels = shapes[0][-1]
-            assert channels is not None
+        for each in chain.linear:
+            if getattr(each.layer, "parameterization", "standard") != "standard":
+                raise ValueError(
+                    "init: 'split' needs weights in the standard parameterisation; "
+                    f"{each.layer.name!r} has that of the NTK: use init='random'"
+                )
+        *hidden, last = chain.linear
+        for index, linear in enumerate(hidden):
+            self._fill_hidden(linear, new[id(linear.layer)], first=index == 0)
+        for layer, channels, _, base in chain.intermediate:
             units = np.concatenate(self._places(channels, base))
-            new[id(layer)].set_weights(
-                [np.take(_numpy(weight), units, axis=-1) for weight in layer.weights]
-            )
+            weights = [np.take(_numpy(weight), units, axis=-1) for weight in layer.weights]
+            new[id(layer)].set_weights(weights)
         self._fill_exit(last, new[id(last.layer)])
 
-    def _fill_map(self, each: Map, layer: Any, *, first: bool) -> None:
-        kernel = _numpy(each.layer.kernel)
-        outputs = self._places(each.outputs, each.outputs)
-        if first:
-            paths = [kernel[..., own] for own in outputs]
-        else:
-            inputs = self._places(each.inputs, each.base)
-            paths = [
-                self._scale(each) * kernel[..., read, :][..., own]
-                for read, own in zip(inputs, outputs, strict=True)
-            ]
+    def _fill_hidden(self, linear: LinearLayer, layer: Any, *, first: bool) -> None:
+        kernel = _numpy(linear.layer.kernel)
+        outputs = self._places(linear.outputs, linear.outputs)
+        paths = [kernel[..., own] for own in outputs]
+        if not first:
+            inputs = self._places(linear.inputs, linear.base)
+            scale = self._scale(linear)
+            paths = [scale * path[..., own, :] for path, own in zip(paths, inputs, strict=True)]
         # Dense paths have an axis of their own.
-        join = np.stack if len(layer.kernel.shape) > kernel.ndim else _beside
-        layer.kernel.assign(join(paths).reshape(layer.kernel.shape))
-        if each.layer.use_bias:
-            layer.bias.assign(np.take(_numpy(each.layer.bias), np.concatenate(outputs)))
+        has_axis = len(layer.kernel.shape) > kernel.ndim
+        joined = np.stack(paths) if has_axis else np.concatenate(paths, axis=-1)
+        layer.kernel.assign(joined.reshape(layer.kernel.shape))
+        if linear.layer.use_bias:
+            layer.bias.assign(np.take(_numpy(linear.layer.bias), np.concatenate(outputs)))
 
-    def _fill_exit(self, last: Map, layer: Any) -> None:
-        _check_standard(last.layer)
+    def _fill_exit(self, last: LinearLayer, layer: Any) -> None:
         m = self._cardinality
         units = np.concatenate(self._places(last.inputs, last.base))
         kernel = _numpy(last.layer.kernel)[..., units, :] * self._scale(last) / m
@@ -103,20 +101,16 @@ class _Split:
         if last.layer.use_bias:
             layer.bias.assign(_numpy(last.layer.bias))
 
-    def _scale(self, each: Map) -> float:
-        return (each.base / self._width(each.base)) ** _EXPONENT
-
-    def _width(self, base: int) -> int:
-        (width,) = scaled_widths(self._answer.design.width, [base], self._answer.family.width)
-        return int(width)
+    def _scale(self, linear: LinearLayer) -> float:
+        return (linear.base / self._family.path_width(self._width, linear.base)) ** _EXPONENT
 
     def _places(self, channels: int, base: int) -> list[np.ndarray]:
-        """Where every path's values lie among the baseline's channels.
+        """Return, for every path, where its values lie among the baseline's channels.
 
         Layers of one width share their units out alike: values that meet belong together.
         """
         if base not in self._units:
-            size = self._cardinality * self._width(base)
+            size = self._cardinality * self._family.path_width(self._width, base)
             rounds = [self._rng.permutation(base) for _ in range(-(-size // base))]
             self._units[base] = np.concatenate(rounds)[:size].reshape(self._cardinality, -1)
         # Behind a Flatten, every pixel has the channels of the layer before.
@@ -124,17 +118,5 @@ class _Split:
         return [(pixels + own).ravel() for own in self._units[base]]
 
 
-def _beside(paths: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(paths, axis=-1)
-
-
 def _numpy(weight: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(weight)
-
-
-def _check_standard(layer: Any) -> None:
-    if getattr(layer, "parameterization", "standard") != "standard":
-        raise ValueError(
-            f"init: 'split' needs weights in the standard parameterisation; {layer.name!r} has "
-            "that of the NTK: use init='random'"
-        )

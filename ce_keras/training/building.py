@@ -9,11 +9,8 @@ import keras
 from keras import ops
 
 from ce_keras import zoo
-from ce_keras.geometry import RESNEXTS, Design, resnext
-from ce_keras.optimum import search
 from ce_keras.training.optimizer import CoupledSGD, OneCycleSchedule, StepSchedule
-from ce_keras.training.recipe import ModelRecipe, Recipe
-from ce_keras.zoo.resnext import build_resnext
+from ce_keras.training.recipe import Recipe
 
 
 def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int) -> keras.Model:
@@ -26,8 +23,6 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int)
         seed: for the initial weights.
     """
     model = recipe.model
-    if model.stem or model.stem_strides:
-        return _other_stem(model, shape, classes, seed)
     own_design = model.cardinality is not None
     options: dict[str, Any] = {
         "mode": None if own_design else model.mode,
@@ -41,28 +36,6 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int)
     if model.name == "fully_connected":
         return zoo.fully_connected(depth=model.depth, base=model.base, **options)
     return zoo.NETWORKS[model.name](**options)
-
-
-def _other_stem(model: ModelRecipe, shape: tuple[int, ...], classes: int, seed: int) -> keras.Model:
-    """Return a ResNeXt of the zoo with another first convolution."""
-    known = RESNEXTS[model.name]
-    network = known._replace(
-        stem=model.stem or known.stem,
-        stem_strides=model.stem_strides or known.stem_strides,
-        input_shape=(shape[0], shape[1], shape[2]),
-        classes=classes,
-    )
-    if model.cardinality is not None and model.width is not None:
-        design = Design(model.cardinality, model.width)
-    elif model.mode == "resnext":
-        raise ValueError("model.mode: got 'resnext', but nobody has published one with this stem")
-    elif model.mode == "baseline":
-        design = Design(1, network.width)
-    else:
-        design = search(resnext(network), "dual" if model.mode == "dual" else "primal").design
-    return build_resnext(
-        network, design, classifier_activation=None, seed=seed, name=f"{model.name}_{design}"
-    )
 
 
 def build_loss(recipe: Recipe) -> Callable[[Any, Any], Any]:

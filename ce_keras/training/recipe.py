@@ -35,8 +35,6 @@ class ModelRecipe:
         mode: its design: `"primal"`, `"dual"`, `"baseline"` or `"resnext"`.
         cardinality: with `width`, any other design.
         width: path width in the first stage.
-        stem: channels of a ResNeXt's first convolution; the network's own if not given.
-        stem_strides: strides of a ResNeXt's first convolution; the network's own if not given.
         depth: of fully connected networks: number of weight matrices.
         base: of fully connected networks: width of the baseline.
     """
@@ -45,8 +43,6 @@ class ModelRecipe:
     mode: str = "primal"
     cardinality: int | None = None
     width: int | None = None
-    stem: int | None = None
-    stem_strides: int | None = None
     depth: int = 6
     base: int = 200
 
@@ -308,7 +304,6 @@ _SIZE = (1, 2**20)
 _PIXELS = 2**13
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("model.cardinality", "model.width", "model.base"), _SIZE),
-    **dict.fromkeys(("model.stem", "model.stem_strides"), _SIZE),
     **dict.fromkeys(("schedule.epochs", "schedule.batch_size"), _SIZE),
     **dict.fromkeys(("schedule.warmup", "schedule.reference_batch_size"), (0, 2**20)),
     "model.depth": (2, 10_000),
@@ -346,13 +341,11 @@ def _wrong_combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the keys whose values do not fit the others, each with a description."""
     model, data, schedule = recipe.model, recipe.data, recipe.schedule
     epochs, is_step = list(schedule.divide_at), schedule.name == "step"
-    is_resnext, resized = model.name in RESNEXTS, "resized_crop" in data.augment
+    resized = "resized_crop" in data.augment
     increasing = epochs == sorted({*epochs}) and min(epochs, default=1) >= 1
     one_design = (model.width is None) == (model.cardinality is None)
     rules = [
         ("model.width", one_design, "given with model.cardinality"),
-        ("model.stem", is_resnext or model.stem is None, "of a ResNeXt"),
-        ("model.stem_strides", is_resnext or model.stem_strides is None, "of a ResNeXt"),
         ("data.size", resized or data.size is None, "given with resized_crop among data.augment"),
         ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
         ("schedule.divide_at", is_step or not epochs, "[] with schedule.name = one_cycle"),

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ce_keras.layers.fan_in import leaves
+from ce_keras.layers.keras_internals import all_layers
 from ce_keras.training.input_pipeline import Shard
 
 #: Images and labels.
@@ -97,7 +97,7 @@ def _strategy(names: tuple[str, ...]) -> Strategy:
 
 def set_synchronized(model: keras.Model, synchronized: bool) -> None:
     """Set whether batch normalisation sees all replicas' images, or each replica's own."""
-    for layer in leaves(model):
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = synchronized
 

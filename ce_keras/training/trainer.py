@@ -32,7 +32,7 @@ from ce_keras.training.interruption import Termination
 from ce_keras.training.recipe import Recipe
 from ce_keras.training.strategy import Batch, Strategy, find_strategy, set_synchronized
 from ce_keras.training.train_step import make_test_step, make_train_step
-from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.building import defaults
 
 logger = logging.getLogger("ce_keras")
 

@@ -1,9 +1,8 @@
-"""An oracle within a budget: no model is too large to be tried."""
+"""An oracle within a budget of parameters or FLOPs, around any other."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import gc
 import logging
@@ -14,37 +13,35 @@ from typing import Any
 
 import keras
 import keras_tuner
+from keras_tuner.oracles import GridSearchOracle
 
 from ce_keras.checks import function, positive_int, shortened
 from ce_keras.layers.flops import flops, trained_parameters
+from ce_keras.tuner.keras_tuner_private import next_combination, plans, random_values, restore_plans
 from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
 
 logger = logging.getLogger("ce_keras")
 
-# How often a proposal beyond the budget is drawn again before the space counts as used up.
+# Number of proposals beyond the budget after which the space counts as used up.
 _DRAWS = 1000
 
-# A model that outgrows both this and ten budgets is not built to its end, to be counted.
+# Building a model stops, before its end, at a size beyond both this and ten budgets.
 _ABSURD = 10**8
-
-# Where KerasTuner's oracles keep what they mean to do next.
-_PLANS = ("_ordered_ids", "_populate_next", "_brackets", "_current_bracket", "_current_iteration")
 
 
 class BudgetOracle(WrappedOracle):
-    """Any oracle, of which no proposal is too large.
+    """Any oracle, restricted to models within a budget.
 
     A proposal beyond the budget is replaced before it becomes a trial: by the next combination of
-    a grid search, and by a random draw otherwise. So no model is too large to be tried, and none
-    fails because it is. To be counted a model must be built, as one with an `Input` is; one that
-    is not counts as too large. One that cannot be built at all is handed on, and fails as a trial.
+    a grid search, and by a random draw otherwise. A model that has no shapes yet (no `Input`)
+    cannot be counted, and is replaced too. A model whose building fails is passed on, and fails as
+    a trial.
 
     Args:
         inner: the oracle that proposes.
-        build: the hypermodel: from hyperparameters to a model whose parameters and FLOPs are
-            counted.
-        max_params: trained parameters, at most.
-        max_flops: FLOPs for one example, at most.
+        build: the hypermodel, from hyperparameters to a model to be counted.
+        max_params: the largest number of trained parameters.
+        max_flops: the largest number of FLOPs for one example.
 
     Raises:
         ValueError: without a budget, or one that is not a positive number.
@@ -70,56 +67,55 @@ class BudgetOracle(WrappedOracle):
             "a hypermodel, or a function from hyperparameters",
         )
         self._most = max_params, max_flops
-        self._known: dict[str, bool] = {}
+        self._known: dict[Any, bool] = {}
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """A proposal within the budget."""
+        """Return a proposal within the budget."""
         *_, innermost = chain(self)
-        is_grid = hasattr(innermost, "_get_next_combination")
+        grid = innermost if isinstance(innermost, GridSearchOracle) else None
+        another = self._redrawn if grid is None else functools.partial(next_combination, grid)
         while True:
-            before = {k: copy.deepcopy(v) for k, v in self.__dict__.items() if k in _PLANS}
+            before = plans(self)
             response = self.inner.populate_space(trial_id)
             if response["status"] != RUNNING:
                 return response
-            another = innermost._get_next_combination if is_grid else self._redrawn
             values = self._fitting(response["values"], another)
             if values is not None:
                 return {"status": RUNNING, "values": values}
-            # As if it had not been asked; but a grid goes on from elsewhere.
-            if is_grid and self.start_order:
-                before.pop("_populate_next")
-            self.__dict__.update(before)
-            if not (is_grid and self.start_order):
+            # Undo the proposal; a grid that has begun goes on from the next trial in its queue.
+            goes_on = grid is not None and bool(self.start_order)
+            restore_plans(self, before, queue=not goes_on)
+            if not goes_on:
                 return {"status": "IDLE" if self.ongoing_trials else STOPPED, "values": None}
 
     def _fitting(
         self, values: dict[str, Any] | None, another: Callable[[Any], dict[str, Any] | None]
     ) -> dict[str, Any] | None:
-        """Values within the budget that are new: these, or others until some are."""
+        """Return values within the budget that are new: these, or others until some are."""
+        tried = {_key(trial.hyperparameters.values) for trial in self.trials.values()}
         for _ in range(_DRAWS):
             if values is None:
                 return None
-            if self._within(values) and not self._duplicate(values):
+            if self._within(values) and _key(values) not in tried:
                 return values
             values = another(values)
         return None
 
     def _redrawn(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
-        drawn = self._random_values()
+        drawn = random_values(self)
         if drawn is None:
             return None
-        # What an oracle tells the tuner, such as Hyperband's epochs, is not up to chance.
-        told = {name: value for name, value in values.items() if name.startswith("tuner/")}
-        return {**drawn, **told}
+        # Values for the tuner, such as Hyperband's epochs, are not drawn.
+        return {**drawn, **{k: v for k, v in values.items() if k.startswith("tuner/")}}
 
     def _within(self, values: Mapping[str, Any]) -> bool:
-        """Return whether the model of these values may be tried; each is counted once."""
-        key = self._compute_values_hash(values)
+        """Return whether the model of these values is within the budget; build it only once."""
+        key = _key(values)
         if key not in self._known:
             hp = self.get_space()
             hp.values = dict(values)
             self._known[key] = self._fits(hp)
-            gc.collect()  # A model and its layers hold each other.
+            gc.collect()  # A model and its layers refer to each other.
         return self._known[key]
 
     def _fits(self, hp: Any) -> bool:
@@ -130,8 +126,7 @@ class BudgetOracle(WrappedOracle):
                 model = self._build(hp)
         except (_TooLargeError, keras_tuner.errors.FailedTrialError):
             return False
-        # Whatever the hypermodel raises, it raises again in the trial, where KerasTuner counts it
-        # as failed and goes on.
+        # The trial will raise the same error, and KerasTuner counts it as failed and goes on.
         except Exception as error:
             logger.warning("a model cannot be counted, and is tried: %s", shortened(str(error)))
             return True
@@ -144,17 +139,23 @@ class BudgetOracle(WrappedOracle):
             return False
 
 
+def _key(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return hyperparameters in a form to compare, without Hyperband's epochs and rounds."""
+    names = sorted(k for k in values if not k.startswith("tuner/") or k == "tuner/trial_id")
+    return tuple((name, str(values[name])) for name in names)
+
+
 class _TooLargeError(Exception):
-    """A model that is being built is far beyond the budget already."""
+    """Raised while a model is being built that is far beyond the budget."""
 
 
 @contextlib.contextmanager
 def _limited(max_params: int | None, max_flops: int | None) -> Iterator[None]:
-    """Have the building of a model end at the first weight that is far beyond the budget.
+    """Stop building a model at the first weight that is far beyond the budget.
 
-    Otherwise a search over sizes would allocate every model in full that it does not try. What is
-    trained is known only at the end, as layers may be frozen: so the limit is generous. Every
-    number of a kernel costs two FLOPs for each example at least, whether it is trained or not.
+    Otherwise a search over sizes would allocate in full every model that it rejects. The limit is
+    generous, as layers may be frozen later. Every weight of a kernel costs at least two FLOPs for
+    each example.
     """
     most = max(_ABSURD, min(10 * (max_params or math.inf), (max_flops or math.inf) / 2))
     add_weight = keras.layers.Layer.add_weight
@@ -177,5 +178,5 @@ def _limited(max_params: int | None, max_flops: int | None) -> Iterator[None]:
             keras.layers.Layer.add_weight = add_weight
 
 
-# Held while the layers of all models are counted as they are built.
+# Held while `add_weight` is replaced.
 _BUILDING = threading.RLock()

@@ -1,4 +1,4 @@
-"""The oracle that proposes what the theory answers, and what wraps another oracle."""
+"""The oracle that proposes the analytic design, and the base class of oracles around another."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from ce_keras.geometry import baseline as named_baseline
 from ce_keras.ntk import fit_alpha
 from ce_keras.optimum import search
 from ce_keras.solution import Mode, Solution
+from ce_keras.tuner.keras_tuner_private import project_folder, share_state
 from ce_keras.variance.law import FittedAlpha
 
 logger = logging.getLogger("ce_keras")
 
-#: Under which names a hypermodel asks for a design.
+#: Default names of the hyperparameters for a design.
 NAMES = ("cardinality", "width")
 
-#: What an oracle answers: a trial to run, or that there are no more.
+#: Statuses of an oracle's answer: a trial to run, or no more trials.
 RUNNING, STOPPED = "RUNNING", "STOPPED"
 
 
 class Space(NamedTuple):
-    """The values that a hypermodel declares for a design.
+    """Values that a hypermodel declares for a design.
 
     Attributes:
         cardinality: whole numbers, increasing; `None` for any.
-        width: the same.
+        width: likewise.
     """
 
     cardinality: Sequence[int] | None = None
@@ -43,8 +44,8 @@ class Space(NamedTuple):
 def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
     """Return the designs of a solution's curve, the optimum first, then by predicted objective.
 
-    A primal's cost what the baseline does; a dual's are as smooth as it. Where a space does not
-    have a cardinality, the primal's next lower one is taken, and the dual's next higher one.
+    Those of a primal have the baseline's cost; those of a dual its variance. A cardinality that
+    the space lacks is replaced by the next lower one for a primal, the next higher for a dual.
 
     Args:
         solution: from `ce_keras.search`.
@@ -90,7 +91,7 @@ def _nearest(wanted: int, allowed: Sequence[int] | None, below: bool) -> int | N
 
 
 def chain(oracle: Any) -> Iterator[Any]:
-    """An oracle, and all those inside it."""
+    """Yield an oracle, and those inside it."""
     yield oracle
     while isinstance(oracle, WrappedOracle):
         oracle = oracle.inner
@@ -98,10 +99,9 @@ def chain(oracle: Any) -> Iterator[Any]:
 
 
 class WrappedOracle(keras_tuner.Oracle):
-    """Another oracle, of which proposals are changed.
+    """Base class of an oracle that changes another's proposals.
 
-    The two have one state: what one of them records, the other has recorded. So the inner
-    oracle's seed, retries and reloading keep working.
+    The two share their state, so that the inner oracle's seed, retries and reloading keep working.
 
     Args:
         inner: any KerasTuner oracle.
@@ -110,7 +110,7 @@ class WrappedOracle(keras_tuner.Oracle):
         ValueError: for something else.
     """
 
-    # Not part of the common state: each wrapper has an inner oracle of its own.
+    # Not in the shared state: each wrapper has an inner oracle of its own.
     __slots__ = ("inner",)
 
     def __init__(self, inner: keras_tuner.Oracle) -> None:
@@ -118,13 +118,13 @@ class WrappedOracle(keras_tuner.Oracle):
             raise ValueError(f"inner: got {brief(inner)}; it must be a KerasTuner oracle")
         if any(type(each) is type(self) for each in chain(inner)):
             raise ValueError(f"inner: has a {type(self).__name__} already; one is enough")
-        self.__dict__ = inner.__dict__  # type: ignore[misc]
+        share_state(self, inner)
         self.inner = inner
-        # Whichever of the two saves, saves the state of both.
+        # Either of the two saves the state of both.
         self.save = super().save  # type: ignore[misc]
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """What the inner oracle proposes."""
+        """Return the inner oracle's proposal."""
         return self.inner.populate_space(trial_id)
 
     def score_trial(self, trial: Any) -> None:
@@ -139,16 +139,16 @@ class WrappedOracle(keras_tuner.Oracle):
         self.save()
 
     def get_state(self) -> dict[str, Any]:
-        """What a new process needs to go on."""
+        """Return the state that a new process resumes from."""
         return self.inner.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from a state."""
         self.inner.set_state(state)
 
 
 class _Defaults(keras_tuner.Oracle):
-    """Every hyperparameter at its default: the oracle of whoever searches nothing else."""
+    """An oracle that leaves every hyperparameter at its default."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:  # noqa: ARG002 - The contract.
         space = self.get_space()
@@ -159,15 +159,13 @@ class _Defaults(keras_tuner.Oracle):
 class CollegialOracle(WrappedOracle):
     """Proposes the analytic design, and then, if asked for more, its neighbours on the curve.
 
-    Trial 0 is the answer of `ce_keras.search`, or, where the hypermodel does not declare its
-    values, the best that it declares. The next ones walk the same curve in order of predicted
-    objective, so that the theory can be checked; when it is used up, the search stops. None has
-    more parameters (or FLOPs) than the baseline, unless `hard_budget` is false or the design is
-    one of `seed_designs`.
+    Trial 0 has the design of `ce_keras.search`, or the best that the hypermodel declares. Later
+    trials follow the curve in order of predicted objective, so that the theory can be checked; at
+    its end the search stops. None has more parameters (or FLOPs) than the baseline, unless
+    `hard_budget` is false or the design is one of `seed_designs`.
 
-    With `inner`, all trials have the optimal design, and the other hyperparameters are searched by
-    that oracle, in a space of two dimensions less. Without it they have their defaults, and a
-    warning says which.
+    With `inner`, all trials have the optimal design, and that oracle searches the other
+    hyperparameters. Without it they have their defaults, and a warning names them.
 
     Args:
         objective: as in KerasTuner.
@@ -175,27 +173,26 @@ class CollegialOracle(WrappedOracle):
         mode: `"primal"` or `"dual"`.
         alpha: the law's constant, a fit of it, `"closed_form"`, or `"fit"`: Algorithm 1 once,
             before the first trial; the module's own if not given.
-        max_trials: how many. Of the inner oracle, if there is one, its own.
+        max_trials: number of trials; with `inner`, give it there.
         inner: an oracle for the other hyperparameters.
-        seed_designs: tried before all others, like `["12x10d"]`.
-        names: of the hyperparameters for cardinality and width, as the hypermodel calls them:
+        seed_designs: designs that are tried first, like `["12x10d"]`.
+        names: names of the hyperparameters for cardinality and width in the hypermodel:
             `("block/groups", "block/width")` for `hp.Int("groups", ...)` inside
             `hp.name_scope("block")`.
         budget: the cost: `"params"` or `"flops"`.
-        hard_budget: no design costs more than the baseline, as KerasTuner's users mean a budget.
-            The first trial is still the answer of `ce_keras.search` where that meets it; where it
-            does not, that of `ce_keras.search(hard_budget=True)`.
+        hard_budget: whether no design may cost more than the baseline. The first trial has the
+            design of `ce_keras.search` if that meets the budget, else that of
+            `ce_keras.search(hard_budget=True)`.
         tolerance: as in `ce_keras.search`.
         multiple_of: as in `ce_keras.search`.
         widths: as in `ce_keras.search`.
-        seed: of Algorithm 1; the inner oracle's if not given.
-        options: of every KerasTuner oracle: `hyperparameters`, `max_retries_per_trial` and so on.
+        seed: seed of Algorithm 1; the inner oracle's if not given.
+        options: options of every KerasTuner oracle: `hyperparameters`, `max_retries_per_trial`...
 
     Raises:
-        ValueError: for what `search` refuses, designs that are none, names that are not two, or
-            options that belong to the inner oracle; and, when the first trial is asked for, if
-            the hypermodel has no hyperparameters of these names, or none of its values is a
-            design's.
+        ValueError: for arguments that `search` refuses, malformed designs or names, or options
+            that belong to the inner oracle; and, at the first trial, if the hypermodel has no
+            hyperparameters of these names, or no design of the curve is among its values.
 
     >>> oracle = CollegialOracle("val_loss", "resnext29", mode="dual", max_trials=3)
     >>> oracle.populate_space("0")["values"]
@@ -267,7 +264,7 @@ class CollegialOracle(WrappedOracle):
 
     def create_trial(self, tuner_id: str) -> Any:
         """Return the next trial."""
-        # Before KerasTuner takes its lock, which it does not let go of when something raises.
+        # Before KerasTuner takes its lock, which it does not release when something raises.
         self.check_space()
         return super().create_trial(tuner_id)
 
@@ -289,10 +286,10 @@ class CollegialOracle(WrappedOracle):
         return Fixed(hp.name, int(value), conditions=hp.conditions)
 
     def check_space(self) -> None:
-        """Hold the designs against what the hypermodel declares, once that is known.
+        """Restrict the designs to the declared values, once those are known.
 
         Raises:
-            ValueError: if no model would ever see them.
+            ValueError: if no model would have any of the designs.
         """
         if self._space_is_checked or self._seen is None:
             return
@@ -309,7 +306,7 @@ class CollegialOracle(WrappedOracle):
                 f"names: the hypermodel declares {told}; no design of the curve has such values. "
                 f"The optimum is {solution.design}"
             )
-        if not self.start_order:  # Those of a search that goes on are settled.
+        if not self.start_order:  # A resumed search keeps its own.
             self._designs = list(dict.fromkeys(designs))
             if not self._walks:
                 self._reserve(self._designs[0])
@@ -354,7 +351,7 @@ class CollegialOracle(WrappedOracle):
         return values[0] if len(values) == 1 else sorted(set().union(*values))
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """A trial's values: its design, and what the inner oracle says of the rest."""
+        """Return a trial's values: its design, and the inner oracle's for the rest."""
         self._solve()
         if self._walks and len(self.start_order) >= len(self._designs):
             return {"status": STOPPED, "values": None}
@@ -366,15 +363,15 @@ class CollegialOracle(WrappedOracle):
         return response
 
     def get_state(self) -> dict[str, Any]:
-        """The inner oracle's state, and the designs, with the fit that they are from."""
+        """Return the inner oracle's state, the designs, and the fit of alpha."""
         designs = [str(design) for design in self._designs]
         return {**super().get_state(), "collegial": {"designs": designs, "fit": self._fit}}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on with the designs that were begun with."""
+        """Resume a search with the designs it was begun with."""
         if "collegial" not in state:
             raise ValueError(
-                f"directory: {self._project_dir} has a search by another oracle; give "
+                f"directory: {project_folder(self)} has a search by another oracle; give "
                 "overwrite=True, or another project_name"
             )
         own = state["collegial"]
@@ -389,11 +386,11 @@ class CollegialOracle(WrappedOracle):
 
     @property
     def designs(self) -> list[Design]:
-        """What is proposed, in order; empty before the fit of alpha."""
+        """Designs in the order they are proposed; empty before the fit of alpha."""
         return list(self._designs)
 
     def _solve(self) -> Solution:
-        """Return the solution, found once, as are the designs: a search that goes on has them."""
+        """Return the solution, computed once; set the designs, unless a resumed search has them."""
         if self._solution is not None:
             return self._solution
         ask = dict(self._ask)
@@ -402,7 +399,7 @@ class CollegialOracle(WrappedOracle):
         solution = answer = search(**ask)
         if self._hard:
             solution = search(**ask, hard_budget=True)
-            if answer.rho >= 1:  # It costs no more than the baseline.
+            if answer.rho >= 1:  # Costs no more than the baseline.
                 self._first.append(answer.design)
         if not self._designs:
             self._designs = list(dict.fromkeys([*self._first, *designs_of(solution)]))
@@ -412,14 +409,14 @@ class CollegialOracle(WrappedOracle):
         return solution
 
     def _fitted(self) -> FittedAlpha:
-        """Return alpha by Algorithm 1; of a search that goes on, what it was fitted then."""
+        """Return alpha by Algorithm 1; a resumed search keeps its first fit."""
         if self._fit is None:
             found = fit_alpha(self._ask["baseline"].module, seed=self._fit_seed)
             self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
         return SimpleNamespace(**self._fit)
 
     def _reserve(self, design: Design) -> None:
-        """Give the design's hyperparameters, where the space has them, their one value."""
+        """Give the hyperparameters of the design their only value, where the space has them."""
         for name, value in zip(self._names, design, strict=True):
             for hp in self.hyperparameters.space:
                 if hp.name == name:

@@ -1,4 +1,4 @@
-"""The thin tuner, and a hypermodel of the zoo."""
+"""The tuner with a `CollegialOracle`, and a hypermodel of the zoo."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ import keras_tuner
 from ce_keras import zoo
 from ce_keras.checks import checked_seed, instance, one_of, positive_int
 from ce_keras.geometry import RESNEXTS, Module, Network
+from ce_keras.tuner.keras_tuner_private import ContinuingTuner
 from ce_keras.tuner.oracles import NAMES, CollegialOracle
 from ce_keras.zoo.resnext import checked_image_shape
 
 
 class CollegialHyperModel(keras_tuner.HyperModel):
-    """A ResNeXt of the zoo, ready to be tuned: its design, and the rate of its training.
+    """A ResNeXt of the zoo, whose hyperparameters are its design and learning rate.
 
     Args:
-        network: a family of the zoo.
-        classes: outputs.
-        input_shape: of the images; the family's if not given.
+        network: name of a family of the zoo.
+        classes: number of outputs; the family's if not given.
+        input_shape: shape of the images; the family's if not given.
         seed: for reproducible weights.
 
     Raises:
-        ValueError: for a network that is no family.
+        ValueError: for an unknown network.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class CollegialHyperModel(keras_tuner.HyperModel):
         }
 
     def build(self, hp: Any) -> keras.Model:
-        """A compiled model."""
+        """Return a compiled model."""
         instance("hp", hp, keras_tuner.HyperParameters, "HyperParameters")
         model = zoo.NETWORKS[self.network](
             cardinality=hp.Int("cardinality", 1, 256),
@@ -64,7 +65,7 @@ class CollegialHyperModel(keras_tuner.HyperModel):
         return model
 
 
-class CollegialTuner(keras_tuner.Tuner):
+class CollegialTuner(ContinuingTuner):
     """A tuner with a `CollegialOracle`.
 
     Args:
@@ -95,23 +96,9 @@ class CollegialTuner(keras_tuner.Tuner):
         directory = options.get("directory")
         options["directory"] = str(directory) if isinstance(directory, Path) else directory
         super().__init__(CollegialOracle(objective, baseline, **own), hypermodel, **options)
-        # Workers have a client in its place, and their chief checks.
+        # Workers have a client in place of the oracle, and their chief checks.
         if isinstance(self.oracle, CollegialOracle):
             self.oracle.check_space()
-
-    def run_trial(self, trial: Any, *arguments: Any, **options: Any) -> Any:
-        """Train a trial: for as many epochs as an inner Hyperband says."""
-        values = trial.hyperparameters.values
-        for name in ("epochs", "initial_epoch"):
-            if f"tuner/{name}" in values:
-                options[name] = values[f"tuner/{name}"]
-        return super().run_trial(trial, *arguments, **options)
-
-    def _build_hypermodel(self, hp: Any) -> keras.Model:
-        model = super()._build_hypermodel(hp)
-        if "tuner/trial_id" in hp.values:  # Hyperband goes on with this trial's weights.
-            model.load_weights(self._get_checkpoint_fname(hp.values["tuner/trial_id"]))
-        return model
 
 
 def _check_takes_hyperparameters(hypermodel: Any) -> None:

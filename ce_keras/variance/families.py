@@ -89,9 +89,9 @@ def _of_function(build_one: Callable[[int], keras.Model], width: int | None) -> 
         return model
 
     def inverse_fan_in(widths: np.ndarray) -> np.ndarray:
-        from ce_keras.layers import fan_in
+        from ce_keras.layers.layer_table import inverse_fan_in as of_model
 
-        return np.array([fan_in.inverse_fan_in(build(int(n))) for n in widths])
+        return np.array([of_model(build(int(n))) for n in widths])
 
     width = positive_int("width", width)
     shape = build(width).inputs[0].shape[1:]

@@ -1,9 +1,9 @@
-"""The zoo: ResNeXts with the paper's designs ready made and any other on request.
+"""The zoo: ResNeXts, Wide ResNets and fully connected networks, in any design.
 
     model = ce_keras.zoo.resnext50(mode="dual")
     model = ce_keras.zoo.create("resnext50_12x10d")
 
-The ResNeXts' functions have the arguments of `keras.applications`, in their order.
+The functions of ResNeXts have the arguments of `keras.applications`, in the same order.
 """
 
 from ce_keras.designs import PUBLISHED, Published, choose_design, published

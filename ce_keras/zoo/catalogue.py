@@ -1,4 +1,4 @@
-"""Every network of the zoo by name."""
+"""Networks of the zoo by name."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ce_keras.geometry import RESNEXTS, Design
 from ce_keras.zoo import perceptron, resnext, wide_resnet
 from ce_keras.zoo.resnext import Constructor
 
-#: Every ResNeXt by name.
+#: Functions that build the ResNeXts, by name.
 NETWORKS: dict[str, Constructor] = {name: getattr(resnext, name) for name in RESNEXTS}
 
 _RESNETS: dict[str, Constructor] = {
     name: getattr(resnext, name) for name in ("resnet50", "resnet101", "resnet152")
 }
 
-#: The network that the paper's Table 1 compares with.
+#: The network that Table 1 of the paper compares with.
 WIDE_RESNET = "wide_resnet28_10"
 
-
-# Characters of a name that are compared with the known ones.
+# Number of characters of a name that are compared with the known ones.
 _LONGEST = 100
 
 
@@ -35,12 +34,12 @@ class Entry(NamedTuple):
     """A network with a name.
 
     Attributes:
-        name: for `create`.
-        family: whose function builds it.
+        name: name, for `create`.
+        family: name of the function that builds it.
         design: cardinality and width; `None` for a Wide ResNet.
-        mode: which kind of design that is.
+        mode: `"primal"`, `"dual"`, `"baseline"` or `"resnext"`.
         origin: `"published"` in the paper, or `"derived"` by the search.
-        table: of the paper, where it is published.
+        table: table of the paper; empty for a derived design.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """All networks with names, the paper's first."""
+    """Return all networks with names, the paper's first."""
     found = [
         Entry(
             f"{row.network}_{row.design}", row.network, row.design, row.mode, "published", row.table
@@ -78,10 +77,10 @@ def entries() -> tuple[Entry, ...]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of networks, for `create`.
+    """Return the names of networks, for `create`.
 
     Args:
-        pattern: with `*` and `?` as in a shell.
+        pattern: pattern of the names, with `*` and `?` as in a shell.
 
     >>> list_models("resnext50_1*")
     ['resnext50_12x10d', 'resnext50_15x8d', 'resnext50_1x64d']
@@ -94,12 +93,12 @@ def create(name: str, /, **options: Any) -> keras.Model:
     """Build a network by name.
 
     Args:
-        name: from `list_models`, a family (its usual design), or a family with any design:
-            `"resnext50_6x10d"`.
-        options: as the family's function takes them.
+        name: a name of `list_models`, a family (in its default design), or a family with any
+            design: `"resnext50_6x10d"`.
+        options: arguments of the family's function.
 
     Raises:
-        ValueError: for a name that there is not; the message has the nearest.
+        ValueError: for an unknown name; the message has the nearest known one.
 
     >>> create("resnext11_3x5d", classes=7).output_shape
     (None, 7)

@@ -1,8 +1,8 @@
 """Weights of ResNets and ResNeXts to and from PyTorch, and from `keras.applications`.
 
 torchvision, timm and most others name the parts of a ResNet alike: `layer2.0.conv3.weight`,
-`layer2.0.downsample.1.running_var`, `fc.bias`. The networks are the same as ours: strides in the
-3x3 convolution, padding all round, 1e-5 in the normalisation.
+`layer2.0.downsample.1.running_var`, `fc.bias`. Their networks are those of this zoo: strides in the
+3x3 convolution, equal padding on all sides, 1e-5 in the normalisation.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"} | {
     "moving_variance": "running_var"
 }
 
-# Parts of other networks' state that ours have none of.
+# Parts of variants that this zoo does not have.
 _OTHER_STEM = re.compile(r"conv1\.\d|.*\.(se|attn|downsample\.2|aa)\b")
 
 
 def from_torch(
     model: keras.Model, state: Mapping[str, Any] | str | Path, partial: bool = False
 ) -> None:
-    """Give one of our networks the weights of a PyTorch ResNet or ResNeXt of the same design.
+    """Load the weights of a PyTorch ResNet or ResNeXt into a network of the zoo of the same design.
 
     Args:
         model: as built by `ce_keras.zoo`: `resnext50(mode="resnext")` for `resnext50_32x4d`.
         state: a state dictionary of arrays or tensors, or a file of `.safetensors` or of PyTorch
-            (`.pth`, `.pt`, `.pth.tar`, `.bin`, `.ckpt`), told by its content. PyTorch's need
-            PyTorch, and are read with `weights_only=True`. What training scripts wrap weights
-            in, `{"state_dict": ...}` or a `module.` before every name, is taken off.
-        partial: whether the state may have more, as of a classifier that the model lacks.
+            (`.pth`, `.pt`, `.pth.tar`, `.bin`, `.ckpt`), recognised by its content. A file of
+            PyTorch needs PyTorch, and is read with `weights_only=True`. Wrappers of training
+            scripts, `{"state_dict": ...}` or a `module.` before every name, are removed.
+        partial: whether the state may have more weights than the model, as of a classifier.
 
     Raises:
         ValueError: for a file that cannot be read; for weights that are missing, too many, of
-            other shapes, not numbers, or of a variant with another stem or other blocks.
-        ImportError: for a file of PyTorch's where it is not installed.
+            other shapes, not real numbers, or of a variant with another stem or other blocks.
+        ImportError: for a file of PyTorch if PyTorch is not installed.
     """
     keras_model("model", model)
     boolean("partial", partial)
@@ -68,10 +68,10 @@ def from_torch(
 
 
 def to_torch(model: keras.Model) -> dict[str, np.ndarray]:
-    """The state dictionary of one of our networks, as PyTorch's ResNets have it, of arrays.
+    """Return a network's weights as a state dictionary of PyTorch's ResNets, of NumPy arrays.
 
-    For `module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=False)`:
-    PyTorch's count of batches is not in it.
+    Load it with `module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()},
+    strict=False)`: it does not have PyTorch's count of batches.
 
     >>> from ce_keras import zoo
     >>> state = to_torch(zoo.create("resnext50_2x3d", classes=5))
@@ -91,10 +91,10 @@ def to_torch(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def _torch_name(name: str) -> str:
-    """PyTorch's name for one of our variables: `conv3_block1_0_bn/gamma` and so on.
+    """Return PyTorch's name of a variable such as `conv3_block1_0_bn/gamma`.
 
     Raises:
-        ValueError: for a variable that no ResNet has.
+        ValueError: for a variable that is not of a ResNet.
     """
     layer, _, weight = name.rpartition("/")
     kind = _NORM.get(weight, {"kernel": "weight"}.get(weight, weight))
@@ -133,18 +133,17 @@ def _array(where: str, value: Any) -> np.ndarray:
 
 
 def from_applications(model: keras.Model, source: keras.Model) -> None:
-    """Give our `resnet50`, or one like it, the weights of a ResNet of `keras.applications`.
+    """Load the weights of a ResNet of `keras.applications` into a `resnet50` or one like it.
 
-    The bias that its convolutions have before normalisation goes into the moving mean.
+    The biases of its convolutions, which precede normalisation, go into the moving means.
 
     Args:
-        model: of `ce_keras.zoo`, with one path.
-        source: with the same names of layers.
+        model: a network of `ce_keras.zoo`, with one path.
+        source: a network with the same names of layers.
 
     Raises:
-        ValueError: where the networks differ, as `keras.applications.ResNet50` does: its strides
-            are in the first 1x1 convolution of a block, ours in the 3x3, so that the same weights
-            would not be the same function.
+        ValueError: if the networks compute different functions. `keras.applications.ResNet50` is
+            one such: its strides are in the first 1x1 convolution of a block, here in the 3x3.
     """
     keras_model("model", model)
     keras_model("source", source)

@@ -1,4 +1,4 @@
-"""From images to what networks see, and from what they say to names."""
+"""Preprocessing of images, and names of predicted classes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from keras import ops
 from ce_keras.checks import brief, one_of, positive_int, real_array, text
 from ce_keras.zoo.weights import published_weights
 
-#: The usual mean and deviation of ImageNet's red, green and blue.
+#: Mean and standard deviation of ImageNet's red, green and blue.
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | None = None) -> Any:
-    """Normalise images as the networks' training does.
+    """Normalise images as in training.
 
     Args:
-        x: images, values 0 to 255.
+        x: images with values from 0 to 255.
         data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
-        weights: published weights, `"resnext11_7x7d/fashion_mnist"`; without them, by ImageNet's
-            mean and deviation of each colour.
+        weights: name of published weights, `"resnext11_7x7d/fashion_mnist"`, whose mean and
+            standard deviation are used; ImageNet's, of each colour, if not given.
 
     Raises:
-        ValueError: for weights that are not published, or images that are not of three channels
-            where ImageNet's constants are for three.
+        ValueError: for unknown weights, or, with ImageNet's constants, images that do not have
+            three channels.
 
     >>> float(preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0])
     0.0
@@ -38,32 +38,32 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
         real_array("x", x)
     if weights is not None:
         known = _published(weights)
-        mean, deviation = (np.array(known[key], "float32") for key in ("mean", "deviation"))
-        return (x - mean) / deviation
+        mean, std = (np.array(known[key], "float32") for key in ("mean", "deviation"))
+        return (x - mean) / std
     axis = -1 if (data_format or keras.config.image_data_format()) == "channels_last" else -3
     if x.shape[axis] != 3:
         raise ValueError(f"x: got shape {tuple(x.shape)}; its axis {axis} must have 3 channels")
-    mean, deviation = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in IMAGENET)
+    mean, std = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in IMAGENET)
     if isinstance(x, np.ndarray):
-        return (x - mean) / deviation
+        return (x - mean) / std
     if "float" not in keras.backend.standardize_dtype(x.dtype):
         x = ops.cast(x, keras.config.floatx())
-    return ops.divide(ops.subtract(x, ops.cast(mean, x.dtype)), ops.cast(deviation, x.dtype))
+    return ops.divide(ops.subtract(x, ops.cast(mean, x.dtype)), ops.cast(std, x.dtype))
 
 
 def decode_predictions(
     predictions: Any, top: int = 5, *, weights: str | None = None
 ) -> list[list[tuple[str, str, float]]]:
-    """The likeliest classes of each image: (identifier, name, probability).
+    """Return the most probable classes of each image: (identifier, name, probability).
 
     Args:
         predictions: probabilities, `(batch, classes)`.
-        top: how many.
-        weights: published weights, whose classes they are; without them, ImageNet's thousand,
-            whose names Keras downloads.
+        top: number of classes.
+        weights: name of published weights, whose classes are used; ImageNet's thousand, whose
+            names Keras downloads, if not given.
 
     Raises:
-        ValueError: for weights that are not published, or predictions of another shape.
+        ValueError: for unknown weights, or predictions of another shape.
 
     >>> decode_predictions(np.eye(10)[:1], top=1, weights="resnext11_7x7d/fashion_mnist")
     [[('0', 'T-shirt/top', 1.0)]]

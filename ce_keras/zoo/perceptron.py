@@ -8,25 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers
 
 from ce_keras import geometry
-from ce_keras.checks import (
-    brief,
-    checked_seed,
-    keras_object,
-    one_of,
-    positive_int,
-    sequence_of,
-    text,
-)
+from ce_keras.checks import brief, one_of, positive_int, sequence_of
 from ce_keras.geometry import Design
 from ce_keras.layers.collegial import Aggregate, CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
 from ce_keras.optimum import search
-from ce_keras.zoo.defaults import defaults
-from ce_keras.zoo.weights import find_weights, load_weights
+from ce_keras.zoo.building import check_outputs, defaults, layer_seeds, with_weights
+from ce_keras.zoo.weights import find_weights
 
 
 def fully_connected(
@@ -44,23 +35,23 @@ def fully_connected(
     seed: int | None = None,
     dtype: Any = None,
 ) -> keras.Model:
-    """Fully connected ReLU networks side by side, their outputs summed as in Eq. 4.
+    """Build fully connected ReLU networks side by side, their outputs summed as in Eq. 4.
 
     Args:
-        input_shape: of one example, flattened.
-        classes: outputs.
+        input_shape: shape of one example, which is flattened.
+        classes: number of outputs.
         classifier_activation: `"softmax"`, or `None` for logits.
-        weights: a `.weights.h5` or `.safetensors` file, or the name of the data that published
-            weights are of; `None` for random ones.
-        name: of the model.
-        depth: weight matrices of each path (L): `depth - 1` hidden layers.
+        weights: a `.weights.h5` or `.safetensors` file, or the data set of published weights;
+            `None` for random weights.
+        name: name of the model.
+        depth: number of weight matrices of each path (L): `depth - 1` hidden layers.
         base: width of the baseline's hidden layers.
         mode: `"primal"` or `"dual"`: the search's design, by the closed form; `"baseline"`: one
             path, `base` wide.
         cardinality: number of paths; with `width`, instead of `mode`.
         width: width of every path.
         seed: for reproducible weights.
-        dtype: of the layers, or a policy's name; Keras' default if not given.
+        dtype: dtype of the layers, or a policy's name; Keras' default if not given.
 
     Raises:
         ValueError: for arguments that contradict each other, or sizes that are not positive.
@@ -71,17 +62,12 @@ def fully_connected(
     input_shape = tuple(sequence_of("input_shape", input_shape, positive_int))
     if not input_shape:
         raise ValueError("input_shape: got (); it must have a size")
-    if name is not None:
-        text("name", name)
-    keras_object("classifier_activation", classifier_activation, keras.activations.get)
-    positive_int("classes", classes)
+    check_outputs(name, classes, classifier_activation)
     positive_int("base", base)
     if positive_int("depth", depth) < 2:
         raise ValueError(f"depth: got {depth}; it must be 2 or more: there is a hidden layer")
     design = connected_design(input_shape, classes, depth, base, mode, cardinality, width)
-    seeds: list[int | None] = [None] * depth
-    if checked_seed(seed) is not None:
-        seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
+    seeds = layer_seeds(seed, depth)
     source = find_weights(weights, f"fully_connected_{design}")
     with defaults(dtype):
         image = keras.Input(input_shape)
@@ -93,9 +79,7 @@ def fully_connected(
                 outputs
             )
         model = keras.Model(image, outputs, name=name or f"fully_connected_{design}")
-    if source is not None:
-        load_weights(model, source)
-    return model
+        return with_weights(model, source)
 
 
 def _paths(
@@ -126,7 +110,7 @@ def connected_design(
     cardinality: int | None,
     width: int | None,
 ) -> Design:
-    """The design that the arguments of `fully_connected` ask for."""
+    """Return the design that the arguments of `fully_connected` ask for."""
     if (cardinality is None) != (width is None):
         raise ValueError("cardinality, width: give both, or a mode")
     if cardinality is not None and width is not None:
@@ -136,13 +120,5 @@ def connected_design(
     if isinstance(mode, str) and mode == "baseline":
         return Design(1, base)
     one_of("mode", mode, (None, "primal", "dual", "baseline"))
-    module = connected_geometry(input_shape, classes, depth, base)
+    module = geometry.fully_connected(math.prod(input_shape), [base] * (depth - 1), classes)
     return search(module, "dual" if mode == "dual" else "primal", alpha="closed_form").design
-
-
-def connected_geometry(
-    input_shape: tuple[int, ...], classes: int, depth: int, base: int
-) -> geometry.Module:
-    """The baseline as the search sees it."""
-    inputs = math.prod(input_shape)
-    return geometry.fully_connected(inputs, [base] * (depth - 1), classes)

@@ -1,4 +1,4 @@
-"""ResNeXts of any depth and design: one builder, one block, a table of shapes."""
+"""ResNeXts of any depth and design: one builder, and the table of networks."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import keras
-import numpy as np
 from keras import layers
 
-from ce_keras.checks import (
-    boolean,
-    brief,
-    checked_seed,
-    instance,
-    keras_object,
-    one_of,
-    positive_int,
-    sequence_of,
-    text,
-)
+from ce_keras.checks import boolean, brief, instance, one_of, text
 from ce_keras.designs import DesignMode, choose_design
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.layers.bottleneck import batch_norm, collegial_bottleneck
-from ce_keras.layers.initializers import kernel_initializer
-from ce_keras.zoo.defaults import defaults
+from ce_keras.zoo.building import (
+    channel_axis,
+    check_outputs,
+    checked_shape,
+    classifier,
+    convolution,
+    defaults,
+    layer_seeds,
+)
 from ce_keras.zoo.weights import find_weights, load_weights
 
 
@@ -47,25 +43,23 @@ def build_resnext(
     dtype: Any = None,
     data_format: str | None = None,
 ) -> keras.Model:
-    """A ResNeXt of any shape and design, as a functional Keras model.
+    """Build a ResNeXt of any shape and design, as a functional Keras model.
 
     Args:
         shape: stages, stem and channels; `ce_keras.geometry.RESNEXTS` has the paper's.
         design: cardinality, and width of a path in the first stage; it doubles with each stage.
-        include_top: whether to end in a classifier.
-        weights: a `.weights.h5` or `.safetensors` file, or the name of published weights; `None`
-            for random ones.
+        include_top: as in `ce_keras.zoo.resnext50`, and so are all further arguments.
+        weights: `None`, a file, or the name of published weights.
         input_tensor: a Keras tensor to build on.
-        input_shape: of the images; the shape's with the classifier, any size without it.
+        input_shape: shape of the images.
         pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
-        classes: outputs of the classifier; the shape's if not given.
+        classes: number of outputs of the classifier; the shape's if not given.
         classifier_activation: `"softmax"`, or `None` for logits.
-        seed: for reproducible initial weights; Keras' global generator if not given.
-        name: of the model.
-        features_only: end in the feature maps of all stages, by level: `"P3"` is at an eighth of
-            the image's size.
-        dtype: of the layers, or a policy's name; Keras' default if not given.
-        data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
+        seed: for reproducible weights; Keras' global generator if not given.
+        name: name of the model.
+        features_only: whether to return the feature maps of all stages.
+        dtype: dtype of the layers, or a policy.
+        data_format: `"channels_last"` or `"channels_first"`.
 
     Raises:
         ValueError: for arguments that do not fit; before anything is built.
@@ -74,17 +68,20 @@ def build_resnext(
         instance("shape", shape, ResNeXt, "a geometry.ResNeXt")
         instance("design", design, Design, "a geometry.Design")
         classes = shape.classes if classes is None else classes
-        _check(pooling, classes, features_only, include_top, classifier_activation, name)
+        check_outputs(text("name", name), classes, classifier_activation)
+        one_of("pooling", pooling, (None, "avg", "max"))
+        top = boolean("include_top", include_top) and not boolean("features_only", features_only)
+        if pooling is not None and features_only:
+            raise ValueError(f"pooling: got {pooling!r}; there is none of feature maps")
         source = find_weights(weights, name)
-        top = include_top and not features_only
-        seeds = iter(_seeds(seed, sum(shape.blocks) + 2))
+        seeds = iter(layer_seeds(seed, sum(shape.blocks) + 2))
         image = _image_input(shape, input_tensor, input_shape, top)
         levels = _stages(image, shape, design, seeds)
         x: Any = list(levels.values())[-1]
         if features_only:
             x = levels
         elif include_top:
-            x = _classifier(x, classes, classifier_activation, next(seeds))
+            x = classifier(x, classes, classifier_activation, next(seeds))
         elif pooling == "avg":
             x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         elif pooling == "max":
@@ -93,7 +90,7 @@ def build_resnext(
         sources = keras.utils.get_source_inputs(image)
         model = keras.Model(sources[0] if len(sources) == 1 else sources, x, name=name)
     if source is not None:
-        # The file is of the layers built here, not of what `input_tensor` comes from.
+        # The file has the layers built here, not those that `input_tensor` comes from.
         load_weights(keras.Model(image, x), source, partial=not top)
     return model
 
@@ -101,7 +98,7 @@ def build_resnext(
 def _stages(
     image: Any, shape: ResNeXt, design: Design, seeds: Iterator[int | None]
 ) -> dict[str, Any]:
-    """The feature map of every stage, by its level."""
+    """Return the feature map of every stage, by its level."""
     level = int(math.log2(shape.stem_strides)) + shape.pool
     levels = {}
     x = _stem(image, shape, next(seeds))
@@ -121,39 +118,14 @@ def _stages(
 
 
 def _stem(x: Any, shape: ResNeXt, seed: int | None) -> Any:
-    padding = "same"
-    if shape.stem_strides > 1:
-        x = layers.ZeroPadding2D(shape.stem_kernel // 2, name="conv1_pad")(x)
-        padding = "valid"
-    x = layers.Conv2D(
-        shape.stem,
-        shape.stem_kernel,
-        strides=shape.stem_strides,
-        padding=padding,
-        use_bias=False,
-        kernel_initializer=kernel_initializer(seed=seed),
-        name="conv1_conv",
-    )(x)
-    axis = -1 if keras.config.image_data_format() == "channels_last" else 1
-    x = batch_norm(axis, "conv1_bn")(x)
+    x = convolution(x, shape.stem, shape.stem_kernel, shape.stem_strides, seed, "conv1")
+    x = batch_norm(channel_axis(), "conv1_bn")(x)
     x = layers.ReLU(name="conv1_relu")(x)
     if shape.pool:
-        # Zeros pad as well as minus infinity would: no value is negative after the ReLU.
+        # Padding with zeros is padding with minus infinity: after the ReLU no value is negative.
         x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
         x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
     return x
-
-
-def _classifier(x: Any, classes: int, activation: Any, seed: int | None) -> Any:
-    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    return layers.Dense(
-        classes,
-        activation=activation,
-        kernel_initializer=kernel_initializer(gain=1.0, seed=seed),
-        # Under a mixed policy the probabilities stay in full precision.
-        dtype=keras.config.dtype_policy().variable_dtype,
-        name="predictions",
-    )(x)
 
 
 class Constructor(Protocol):
@@ -182,30 +154,30 @@ class Constructor(Protocol):
 
 
 _PUBLISHED = "published in Tables 1 and 2 of the paper; `ce-keras list` prints them"
-_DERIVED = "derived by `ce_keras.search`: the paper has no such network"
+_DERIVED = "derived by `ce_keras.search`: the paper does not have this network"
 
 _DOCSTRING = """{what}, as a collegial ensemble of any design.
 
 Args:
     include_top: whether to end in a classifier.
-    weights: a `.weights.h5` or `.safetensors` file, or the name of the data that published
-        weights are of (`ce_keras.zoo.published_weights`); `None` for random ones.
+    weights: a `.weights.h5` or `.safetensors` file, or the data set of published weights
+        (`ce_keras.zoo.published_weights`); `None` for random weights.
     input_tensor: a Keras tensor to build on.
     input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
     pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
-    classes: outputs of the classifier.
+    classes: number of outputs of the classifier.
     classifier_activation: `"softmax"`, or `None` for logits.
-    name: of the model; `{family}_` and the design if not given.
-    mode: a ready design: `"primal"` (smoothest at the baseline's size), `"dual"` (smallest
-        at the baseline's smoothness), `"baseline"` (a single path), or `"resnext"` (found by grid
-        search, where somebody has). `"{usual}"` if neither this nor a design is given.
+    name: name of the model; `{family}_` and the design if not given.
+    mode: `"primal"` (the least kernel variance at the baseline's size), `"dual"` (the least size
+        at the baseline's variance), `"baseline"` (one path), or `"resnext"` (the ResNeXt paper's,
+        by grid search). `"{usual}"` if neither this nor a design is given.
     cardinality: number of paths; with `width`, instead of `mode`. With `mode`, it chooses among
-        that mode's designs.
+        that mode's published designs.
     width: channels of a path in the first stage.
     seed: for reproducible weights.
-    features_only: end in the feature maps of all stages, by level: `"P3"` is at an eighth of the
-        image's size.
-    dtype: of the layers, or a policy's name; Keras' default if not given.
+    features_only: whether to return the feature maps of all stages, by level: `"P3"` has an eighth
+        of the image's height and width.
+    dtype: dtype of the layers, or a policy's name; Keras' default if not given.
     data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
 
 Returns:
@@ -218,12 +190,12 @@ Designs: {source}.
 """
 
 
-def _constructor(
-    family: str, what: str, source: str = _PUBLISHED, name: str | None = None
-) -> Constructor:
+def _constructor(name: str, what: str, *, source: str = _PUBLISHED) -> Constructor:
+    """Return the function that builds a network of the table below."""
+    family = name.replace("resnet", "resnext")
     shape = RESNEXTS[family]
-    prefix = name or family
-    usual: DesignMode = "primal" if prefix == family else "baseline"
+    usual: DesignMode = "primal" if name == family else "baseline"
+    prefix = name
 
     def construct(
         include_top: bool = True,
@@ -266,47 +238,24 @@ def _constructor(
 
     construct.__name__ = construct.__qualname__ = prefix
     construct.__doc__ = _DOCSTRING.format(
-        what=what,
-        family=prefix,
-        usual=usual,
-        shape=shape.input_shape,
-        classes=shape.classes,
-        source=source,
+        what=what, family=prefix, usual=usual, shape=shape.input_shape, source=source
     )
     return construct
 
 
-resnext11 = _constructor(
-    "resnext11", "A small ResNeXt for 28x28 images, that two cores can train", _DERIVED
-)
-resnext11c = _constructor("resnext11c", "A small ResNeXt for CIFAR", _DERIVED)
+# The table of networks. The ResNets are the baselines by the names that everybody knows.
+resnext11 = _constructor("resnext11", "A small ResNeXt for 28x28 images", source=_DERIVED)
+resnext11c = _constructor("resnext11c", "A small ResNeXt for CIFAR", source=_DERIVED)
 resnext29 = _constructor("resnext29", "ResNeXt-29 for CIFAR")
 resnext38 = _constructor(
-    "resnext38", "ResNeXt-29 with a fourth stage, for ImageNet at 64x64 pixels", _DERIVED
+    "resnext38", "ResNeXt-29 with a fourth stage, for ImageNet at 64x64 pixels", source=_DERIVED
 )
 resnext50 = _constructor("resnext50", "ResNeXt-50 for ImageNet")
 resnext101 = _constructor("resnext101", "ResNeXt-101 for ImageNet")
-resnext152 = _constructor("resnext152", "ResNeXt-152 for ImageNet", _DERIVED)
-
-
-# The baselines by the names that everybody knows.
-resnet50, resnet101, resnet152 = (
-    _constructor(f"resnext{depth}", f"ResNet-{depth} for ImageNet", name=f"resnet{depth}")
-    for depth in (50, 101, 152)
-)
-
-
-def _check(
-    pooling: Any, classes: int, features_only: bool, include_top: bool, activation: Any, name: Any
-) -> None:
-    one_of("pooling", pooling, (None, "avg", "max"))
-    boolean("features_only", features_only)
-    boolean("include_top", include_top)
-    text("name", name)
-    keras_object("classifier_activation", activation, keras.activations.get)
-    if pooling is not None and features_only:
-        raise ValueError(f"pooling: got {pooling!r}; there is none of feature maps")
-    positive_int("classes", classes)
+resnext152 = _constructor("resnext152", "ResNeXt-152 for ImageNet", source=_DERIVED)
+resnet50 = _constructor("resnet50", "ResNet-50 for ImageNet")
+resnet101 = _constructor("resnet101", "ResNet-101 for ImageNet")
+resnet152 = _constructor("resnet152", "ResNet-152 for ImageNet")
 
 
 def _image_input(
@@ -315,7 +264,7 @@ def _image_input(
     input_shape: tuple[int | None, ...] | None,
     include_top: bool,
 ) -> Any:
-    channels_last = keras.config.image_data_format() == "channels_last"
+    channels_last = channel_axis() == -1
     if input_shape is not None:
         input_shape = checked_shape(input_shape)
     if tensor is not None:
@@ -345,7 +294,7 @@ def checked_image_shape(shape: ResNeXt, input_shape: Any) -> tuple[int | None, .
         ValueError: unless it has height, width and channels, large enough for every stage.
     """
     found = checked_shape(input_shape)
-    channels_last = keras.config.image_data_format() == "channels_last"
+    channels_last = channel_axis() == -1
     sides = found[:-1] if channels_last else found[1:]
     smallest = shape.stem_strides * 2 ** (len(shape.blocks) - 1 + shape.pool)
     if (
@@ -358,31 +307,3 @@ def checked_image_shape(shape: ResNeXt, input_shape: Any) -> tuple[int | None, .
             f"with sides of {smallest} or more"
         )
     return found
-
-
-def checked_shape(input_shape: Any) -> tuple[int | None, ...]:
-    """Return the shape of an image.
-
-    Raises:
-        ValueError: unless its sizes are whole numbers of 1 or more, or not known.
-    """
-
-    def size(argument: str, value: Any) -> int | None:
-        return None if value is None else positive_int(argument, value)
-
-    found = sequence_of("input_shape", input_shape, size)
-    if not 1 <= len(found) <= _MOST_AXES:
-        raise ValueError(
-            f"input_shape: got {brief(input_shape)}; it must have a size for each axis"
-        )
-    return tuple(found)
-
-
-# Axes of one example.
-_MOST_AXES = 8
-
-
-def _seeds(seed: int | None, count: int) -> list[int | None]:
-    if checked_seed(seed) is None:
-        return [None] * count
-    return [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(count)]

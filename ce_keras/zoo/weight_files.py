@@ -1,6 +1,6 @@
-"""Reading the files that other libraries keep weights in, whatever they are called.
+"""Read the weight files of PyTorch and safetensors.
 
-What a file is, is told from its first bytes. Nothing in it is run: PyTorch's files are read with
+The format is recognised by the first bytes. No code in a file is run: PyTorch's files are read with
 `weights_only=True`.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from ce_keras.checks import brief, file_path, shortened
 
-# Where training scripts put the weights among the other things that they keep.
+# Keys under which training scripts store the weights.
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "params")
 
-# What wrappers put before every name: of several devices, of compilation, of training libraries.
+# Prefixes of names that several devices, compilation and training libraries add.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
 
 _NO_WEIGHTS = {
@@ -29,16 +29,16 @@ _NO_WEIGHTS = {
 
 
 def read_state(argument: str, path: str | Path) -> dict[str, Any]:
-    """Return what a PyTorch or `.safetensors` file holds by name: arrays or tensors.
+    """Return the arrays or tensors of a PyTorch or `.safetensors` file, by name.
 
     Args:
-        argument: what the path is to the caller, for messages.
-        path: of the file.
+        argument: the caller's name of the path, for messages.
+        path: path of the file.
 
     Raises:
-        ValueError: for a file that is not there, empty, damaged, or something else; the message
+        ValueError: for a file that is missing, empty, damaged, or of another format; the message
             names it.
-        ImportError: for a file of PyTorch's where it is not installed.
+        ImportError: for a file of PyTorch if PyTorch is not installed.
     """
     path = file_path(argument, path)
     check_file(argument, path)
@@ -46,7 +46,7 @@ def read_state(argument: str, path: str | Path) -> dict[str, Any]:
         head = file.read(16)
     if zipfile.is_zipfile(path) or head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04")):
         return plain_state(argument, _read_torch(argument, path), path)
-    if head[8:9] == b"{":  # Behind the length of its header.
+    if head[8:9] == b"{":  # After the length of the header.
         return _read_safetensors(argument, path)
     raise ValueError(
         f"{argument}: {path} is neither a .safetensors file nor one of PyTorch's, or is damaged"
@@ -54,10 +54,10 @@ def read_state(argument: str, path: str | Path) -> dict[str, Any]:
 
 
 def check_file(argument: str, path: Path) -> None:
-    """Raise unless there is a file that may have weights.
+    """Check that there is a file that may have weights.
 
     Raises:
-        ValueError: for one that is not there, empty, or known to be something else.
+        ValueError: for a file that is missing, empty, or known to be something else.
     """
     if not path.is_file():
         raise ValueError(f"{argument}: there is no file {shortened(str(path), 300)}")
@@ -76,7 +76,7 @@ def _read_safetensors(argument: str, path: Path) -> dict[str, Any]:
 
     try:
         return load_file(path)
-    # NumPy has no 8-bit floats, which it says with an AttributeError.
+    # An AttributeError is NumPy's for 8-bit floats, which it lacks.
     except (SafetensorError, TypeError, ValueError, KeyError, OSError, AttributeError) as error:
         raise ValueError(f"{argument}: {path} cannot be read: {shortened(str(error))}") from None
 
@@ -88,11 +88,11 @@ def _read_torch(argument: str, path: Path) -> Any:
         raise ImportError(
             f"{argument}: {path} needs PyTorch to be read: pip install torch"
         ) from None
-    # Settings of a script's command line are data, and stand beside the weights in many files.
+    # Many files have the settings of a command line beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        # Whatever a damaged file, or one with objects in it, makes PyTorch raise.
+        # A damaged file, or one with objects in it, raises errors of many types.
         except Exception as error:
             raise ValueError(
                 f"{argument}: {path} is damaged, or has more than weights in it, such as a whole "
@@ -102,15 +102,15 @@ def _read_torch(argument: str, path: Path) -> Any:
 
 
 def plain_state(argument: str, content: Any, where: str | Path) -> dict[str, Any]:
-    """Return the weights among what a checkpoint holds, without what wrappers put before names.
+    """Return the weights in a checkpoint, without the prefixes that wrappers add to names.
 
     Args:
-        argument: what it is to the caller, for messages.
+        argument: the caller's name of the checkpoint, for messages.
         content: a state dictionary, or a dictionary with one in it.
-        where: it is from.
+        where: path or description of the source.
 
     Raises:
-        ValueError: if there are no weights, or several that could be meant.
+        ValueError: if there are no weights, or several sets of them.
     """
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -128,17 +128,17 @@ def plain_state(argument: str, content: Any, where: str | Path) -> dict[str, Any
 
 
 def _inner(argument: str, content: Mapping[Any, Any], where: str | Path) -> Any:
-    """Return the mapping in a checkpoint that has the weights: by its name, or the only one.
+    """Return the mapping in a checkpoint that has the weights: by its usual key, or the only one.
 
     Raises:
-        ValueError: for several.
+        ValueError: if there are several.
     """
     found = {name: value for name, value in content.items() if _has_weights(value)}
     for name in _NESTED:
         if name in found:
             return found[name]
     if any(_is_array(value) and value.ndim for value in content.values()):
-        return None  # It has them itself.
+        return None  # `content` itself has them.
     if len(found) > 1:
         raise ValueError(
             f"{argument}: {where} has weights under each of {brief(list(found))}; give one of them"
@@ -147,7 +147,7 @@ def _inner(argument: str, content: Mapping[Any, Any], where: str | Path) -> Any:
 
 
 def _has_weights(value: Any, depth: int = 2) -> bool:
-    """Return whether a value is a mapping of arrays, or one with such in it."""
+    """Return whether a value is a mapping of arrays, or of mappings of arrays."""
     return isinstance(value, Mapping) and any(
         bool(each.ndim) if _is_array(each) else depth > 1 and _has_weights(each, depth - 1)
         for each in value.values()

@@ -1,6 +1,6 @@
-"""Weights of networks: files of ours, published ones, and what keeps them apart.
+"""Weights of networks: save and load files, and find published ones.
 
-A `.safetensors` file of ours has Keras' names: `conv1_conv/kernel`. Nothing here reads a pickle.
+A `.safetensors` file written here has Keras' names: `conv1_conv/kernel`. No pickle is read.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ce_keras import files
 from ce_keras.checks import boolean, brief, file_path, keras_model, text
 from ce_keras.zoo.weight_files import check_file, read_state
 
-#: Published weights: files beside their index.
+#: Folder of the published weights and their index.
 FOLDER = Path(__file__).parent / "trained"
 
 _SUFFIXES = (".weights.h5", ".safetensors")
 
 
 def published_weights(name: str | None = None) -> dict[str, dict[str, Any]]:
-    """Published weights, by model and the data they were trained on.
+    """Return the published weights, by model and data set.
 
     Args:
-        name: of a model; all of them if not given.
+        name: name of a model; all models if not given.
 
     Returns:
-        By `"model/data"`: file, its SHA-256, names of classes, mean and deviation that images are
-        normalised by, test error in percent, and the recipe and seed that made them.
+        For each `"model/data"`: file, its SHA-256, names of classes, mean and standard
+        deviation of the images, test error in percent, and the recipe and seed of the training.
 
     >>> sorted(published_weights("resnext11_7x7d"))
     ['resnext11_7x7d/fashion_mnist']
@@ -44,14 +44,14 @@ def published_weights(name: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def find_weights(weights: str | Path | None, name: str) -> Path | None:
-    """The file that a network's argument `weights` asks for.
+    """Return the file that a network's argument `weights` means.
 
     Args:
-        weights: a path, the name of the data that published weights are of, or `None`.
-        name: of the model.
+        weights: a path, the data set of published weights, or `None`.
+        name: name of the model.
 
     Raises:
-        ValueError: if there is no such file, or it is not what was published.
+        ValueError: if there is no such file, or its hash is not the published one.
     """
     if weights is None:
         return None
@@ -78,7 +78,7 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
 
 
 def _fetched(entry: Mapping[str, Any]) -> Path:
-    """A published file: of the package, or downloaded once; and its hash is right."""
+    """Return a published file, of the package or downloaded once, after checking its hash."""
     if "url" in entry:
         options = {"file_hash": entry["sha256"], "hash_algorithm": "sha256"}
         return Path(keras.utils.get_file(entry["file"], entry["url"], **options))
@@ -93,12 +93,12 @@ def _fetched(entry: Mapping[str, Any]) -> Path:
 
 
 def load_weights(model: keras.Model, path: str | Path, partial: bool = False) -> None:
-    """Give a model the weights of a file, all or none.
+    """Load the weights of a file into a model, all or none.
 
     Args:
-        model: built.
+        model: a built model.
         path: a `.weights.h5` or `.safetensors` file.
-        partial: whether the file may have more, as of a classifier that the model lacks.
+        partial: whether the file may have more weights than the model, as of a classifier.
 
     Raises:
         ValueError: for weights that are missing, or of other shapes.
@@ -108,16 +108,16 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
     path = file_path("path", path)
     check_file("weights", path)
     if path.suffix != ".safetensors":
-        # What the file has more, as a classifier, Keras leaves alone. What it lacks may be no more
-        # than a warning, after which some layers would stay random.
+        # Keras ignores additional weights in the file, and may only warn about missing ones, which
+        # would leave layers with random weights.
         before = model.get_weights()
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             try:
                 model.load_weights(path)
-            # Whatever a damaged file, or one of another network, makes its readers raise.
+            # A damaged file, or one of another network, raises errors of many types.
             except Exception as error:
-                model.set_weights(before)  # Keras may have come halfway.
+                model.set_weights(before)  # Keras may have loaded some.
                 raise ValueError(f"weights: {path} does not fit: {error}") from error
         if wrong := _not_finite({v.path: np.asarray(v) for v in model.weights}):
             model.set_weights(before)
@@ -127,7 +127,7 @@ def load_weights(model: keras.Model, path: str | Path, partial: bool = False) ->
 
 
 def save_weights(model: keras.Model, path: str | Path) -> None:
-    """Write a model's weights as `.safetensors`.
+    """Save a model's weights as `.safetensors`.
 
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="one")])
@@ -144,10 +144,10 @@ def save_weights(model: keras.Model, path: str | Path) -> None:
 
 
 def named(model: keras.Model) -> dict[str, Any]:
-    """A model's variables, by the names that files have for them.
+    """Return a model's variables, by their names in files.
 
     Raises:
-        ValueError: for a model in which two variables have one name.
+        ValueError: if two variables have the same name.
     """
     found = {variable.path: variable for variable in model.weights}
     if len(found) < len(model.weights):
@@ -161,10 +161,11 @@ def named(model: keras.Model) -> dict[str, Any]:
 def assign(
     model: keras.Model, arrays: Mapping[str, np.ndarray], where: str, partial: bool = False
 ) -> None:
-    """Give a model's variables the values of arrays of the same names, all or none.
+    """Assign arrays to a model's variables of the same names, all or none.
 
     Raises:
-        ValueError: for names that are missing or too many, or other shapes; `where` begins it.
+        ValueError: for names that are missing or too many, or other shapes; the message begins
+            with `where`.
     """
     variables = named(model)
     missing = sorted(set(variables) - set(arrays))
@@ -186,7 +187,7 @@ def assign(
 
 
 def _not_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Return what is wrong with the first array that has anything but finite real numbers."""
+    """Return an error message for the first array that is not of finite real numbers."""
     for name, array in arrays.items():
         if array.dtype.kind in "biucOSU":
             return f"{name} has numbers of type {array.dtype}; weights are real numbers"

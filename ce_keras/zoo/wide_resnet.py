@@ -9,12 +9,18 @@ import keras
 import numpy as np
 from keras import layers
 
-from ce_keras.checks import checked_seed, keras_object, positive_int, text
+from ce_keras.checks import checked_seed, positive_int
 from ce_keras.layers.bottleneck import batch_norm
-from ce_keras.layers.initializers import kernel_initializer
-from ce_keras.zoo.defaults import defaults
-from ce_keras.zoo.resnext import checked_shape
-from ce_keras.zoo.weights import find_weights, load_weights
+from ce_keras.zoo.building import (
+    channel_axis,
+    check_outputs,
+    checked_shape,
+    classifier,
+    convolution,
+    defaults,
+    with_weights,
+)
+from ce_keras.zoo.weights import find_weights
 
 # Channels of the stem, and of the stages of a network of width 1.
 _STEM, _STAGES = 16, (16, 32, 64)
@@ -33,18 +39,18 @@ def wide_resnet(
     dtype: Any = None,
     data_format: str | None = None,
 ) -> keras.Model:
-    """A Wide ResNet: normalisation and ReLU before each of two 3x3 convolutions of a block.
+    """Build a Wide ResNet: normalisation and ReLU before each of two 3x3 convolutions of a block.
 
     Args:
-        input_shape: of the images, 32x32x3 if not given.
-        classes: outputs.
+        input_shape: shape of the images; 32x32x3 if not given.
+        classes: number of outputs.
         classifier_activation: `"softmax"`, or `None` for logits.
         weights: a `.weights.h5` or `.safetensors` file; `None` for random weights.
-        name: of the model.
-        depth: convolutions, 6 n + 4 for n blocks in each of three stages.
-        widening: how many times wider than a ResNet the stages are.
+        name: name of the model.
+        depth: number of convolutions, 6 n + 4 for n blocks in each of three stages.
+        widening: factor of the stages' widths over a ResNet's.
         seed: for reproducible weights.
-        dtype: of the layers, or a policy's name; Keras' default if not given.
+        dtype: dtype of the layers, or a policy's name; Keras' default if not given.
         data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
 
     Raises:
@@ -53,24 +59,21 @@ def wide_resnet(
     >>> wide_resnet(depth=10, widening=1).name
     'wide_resnet10_1'
     """
-    if name is not None:
-        text("name", name)
+    check_outputs(name, classes, classifier_activation)
     if input_shape is not None:
         input_shape = checked_shape(input_shape)
         if len(input_shape) != 3 or None in input_shape:
             raise ValueError(
                 f"input_shape: got {input_shape}; it must be height, width and channels"
             )
-    keras_object("classifier_activation", classifier_activation, keras.activations.get)
-    for argument, size in {"classes": classes, "widening": widening, "depth": depth}.items():
-        positive_int(argument, size)
-    blocks, rest = divmod(depth - 4, 6)
+    positive_int("widening", widening)
+    blocks, rest = divmod(positive_int("depth", depth) - 4, 6)
     if rest or blocks < 1:
         raise ValueError(f"depth: got {depth}; it must be 10, 16, 22, 28 or another 6 n + 4")
     name = name or f"wide_resnet{depth}_{widening}"
     source = find_weights(weights, name)
     with defaults(dtype, data_format):
-        axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+        axis = channel_axis()
         image = keras.Input(input_shape or ((32, 32, 3) if axis == -1 else (3, 32, 32)))
         block = _Block(axis, seed)
         x = block.conv(image, _STEM, "conv1")
@@ -79,23 +82,12 @@ def wide_resnet(
                 strides = 2 if stage > 2 and index == 0 else 1
                 x = block(x, channels * widening, strides, f"conv{stage}_block{index + 1}")
         x = block.activated(x, "post")
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        outputs = layers.Dense(
-            classes,
-            classifier_activation,
-            kernel_initializer=kernel_initializer(gain=1.0, seed=block.next_seed()),
-            # Under a mixed policy the probabilities stay in full precision.
-            dtype=keras.config.dtype_policy().variable_dtype,
-            name="predictions",
-        )(x)
-        model = keras.Model(image, outputs, name=name)
-    if source is not None:
-        load_weights(model, source)
-    return model
+        outputs = classifier(x, classes, classifier_activation, block.next_seed())
+        return with_weights(keras.Model(image, outputs, name=name), source)
 
 
 class _Block:
-    """A pre-activation block: the shortcut is projected after the activation, where it must be."""
+    """A pre-activation block, whose shortcut is projected after the activation."""
 
     def __init__(self, axis: int, seed: int | None) -> None:
         self._axis = axis
@@ -111,25 +103,13 @@ class _Block:
         return layers.Add(name=f"{name}_add")([shortcut, y])
 
     def activated(self, x: Any, name: str) -> Any:
-        """Normalised and rectified."""
+        """Apply normalisation and ReLU."""
         return layers.ReLU(name=f"{name}_relu")(batch_norm(self._axis, f"{name}_bn")(x))
 
     def conv(self, x: Any, channels: int, name: str, strides: int = 1, kernel: int = 3) -> Any:
-        """A convolution that is padded all round."""
-        padding = "same"
-        if strides != 1 and kernel > 1:
-            x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
-            padding = "valid"
-        return layers.Conv2D(
-            channels,
-            kernel,
-            strides,
-            padding,
-            use_bias=False,
-            kernel_initializer=kernel_initializer(seed=self.next_seed()),
-            name=f"{name}_conv",
-        )(x)
+        """Apply a convolution."""
+        return convolution(x, channels, kernel, strides, self.next_seed(), name)
 
     def next_seed(self) -> int | None:
-        """Another for each layer."""
+        """Return the seed of the next layer."""
         return None if self._seeds is None else int(self._seeds.integers(2**30))

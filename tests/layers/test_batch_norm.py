@@ -1,7 +1,12 @@
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import torch_batch_norm
 
 from ce_keras.layers import FusedBatchNormalization
 
@@ -70,6 +75,18 @@ def test_a_single_value_per_channel_has_no_variance():
     y = layer(tf.fill((1, 1, 1, 3), 5.0), training=True)
     np.testing.assert_array_equal(y, np.zeros((1, 1, 1, 3)))
     np.testing.assert_allclose(layer.moving_variance, np.full(3, 0.9))
+
+
+def test_on_pytorch_it_is_keras_batch_normalisation():
+    pytest.importorskip("torch", reason="`make torch` installs it")
+    done = subprocess.run(
+        [sys.executable, torch_batch_norm.__file__],
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_config_round_trip():

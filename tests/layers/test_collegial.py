@@ -1,7 +1,6 @@
 import math
-import subprocess
-import sys
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -283,7 +282,7 @@ def test_keras_file_loads_in_a_fresh_process_that_only_imports_the_package(tmp_p
     np.save(tmp_path / "x.npy", batch)
     model.save(tmp_path / "model.keras")
     files = [str(tmp_path / name) for name in ("model.keras", "x.npy", "y.npy")]
-    subprocess.run([sys.executable, "-c", LOAD, *files], check=True, capture_output=True)
+    fresh.run(["-c", LOAD, *files])
     ours = model.predict(batch, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), ours, rtol=1e-5, atol=1e-6)
 

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from ce_keras.layers import CollegialConv2D, CollegialDense
-from ce_keras.layers.fan_in import fan_ins, inverse_fan_in
+from ce_keras.layers.layer_table import fan_ins, inverse_fan_in
 
 LAYERS = {
     "dense": (layers.Dense(5), (7,)),

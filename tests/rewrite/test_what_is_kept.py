@@ -166,11 +166,11 @@ def test_an_exit_must_be_plain():
         last = layers.Dense(2, name="c", **options)
         return keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), last])
 
-    assert inspect(build(activation="softmax"), design="2x4d").found
-    assert not inspect(build(kernel_constraint="unit_norm"), design="2x4d").found
+    assert inspect(build(activation="softmax"), design="2x4d").candidates
+    assert not inspect(build(kernel_constraint="unit_norm"), design="2x4d").candidates
     quantised = build()
     quantised.get_layer("c").quantize("int8")
-    assert not inspect(quantised, design="2x4d").found
+    assert not inspect(quantised, design="2x4d").candidates
 
 
 def test_what_is_flattened_between_is_counted():
@@ -193,7 +193,7 @@ def test_one_slope_for_all_channels_is_no_paths():
     image = keras.Input((4, 4, 6))
     x = layers.PReLU(shared_axes=[1, 2, 3])(layers.Conv2D(8, 1, name="a")(image))
     x = layers.Conv2D(6, 1)(layers.Conv2D(8, 3, padding="same")(x))
-    (left, *_) = inspect(keras.Model(image, x)).left
+    (left, *_) = inspect(keras.Model(image, x)).skipped
     assert "has one slope for all channels" in left.reason
 
 
@@ -226,8 +226,8 @@ def test_bad_arguments_whatever_the_model(options, message):
 def test_a_multiple_that_is_too_wide_leaves_the_chain():
     model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
     report = inspect(model, multiple_of=16)
-    assert not report.found
-    assert "too narrow for a width that is a multiple of 16" in report.left[0].reason
+    assert not report.candidates
+    assert "too narrow for a width that is a multiple of 16" in report.skipped[0].reason
 
 
 def test_what_cannot_be_timed_is_said_before():
@@ -252,5 +252,5 @@ def test_the_report_does_not_hold_the_model():
     old = weakref.ref(model.get_layer("a"))
     del model
     gc.collect()
-    assert ensemble.report.found
+    assert ensemble.report.candidates
     assert old() is None

@@ -69,7 +69,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # A deep ResNeXt is traced for ten seconds and more.
+        pytest.param(name, marks=() if name in ("mnist", "fashion_mnist") else pytest.mark.slow)
+        for name in RECIPES
+    ],
+)
 def test_every_recipe_takes_three_steps(name, tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

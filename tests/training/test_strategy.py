@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fresh
 import keras
 import numpy as np
 import pytest
@@ -51,21 +52,22 @@ def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, *
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + (
             f"--xla_force_host_platform_device_count={len(devices) or 1}"
         )
-    command = [
-        sys.executable,
-        Path(__file__).with_name("train_in_process.py"),
-        folder,
-        json.dumps(asked),
-    ]
+    command = [Path(__file__).with_name("train_in_process.py"), folder, json.dumps(asked)]
+    if backend == "tensorflow":
+        return fresh.Process(command, environment)
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def done(folder, *processes, who="chief"):
     for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
     return np.load(folder / f"losses-{who}.npz")
 
 
@@ -85,6 +87,7 @@ def one(tmp_path_factory):
     return done(folder, ask(small(), folder))
 
 
+@pytest.mark.slow  # Processes that trace a ResNeXt: test_command has a smaller network.
 def test_two_devices_are_as_one(one, tmp_path):
     found = done(tmp_path, ask(small(), tmp_path, ["cpu:0", "cpu:1"]))
     assert len(found["losses"]) == 3
@@ -93,6 +96,7 @@ def test_two_devices_are_as_one(one, tmp_path):
     assert not model.get_layer("conv1_bn").synchronized, "what is saved is a network of its own"
 
 
+@pytest.mark.slow
 def test_two_devices_are_as_one_on_jax(tmp_path):
     pytest.importorskip("jax")
     # A batch that four devices share evenly, and one that they cannot.
@@ -123,6 +127,7 @@ def _workers(recipe, folder, **changes):
     ]
 
 
+@pytest.mark.slow
 def test_two_machines_are_as_one_and_go_on_where_they_were_killed(one, tmp_path):
     processes = _workers(small(), tmp_path, save_every=1, kill_at=2)
     for process in processes:

@@ -1,14 +1,14 @@
 """What every network of the zoo must do.
 
 The shapes of all of them are made and counted. What depends on the kind of network only is asked
-of thin ones, and of all, at up to 64 pixels, with `--every-network`.
+of thin ones, and of all, at up to 64 pixels, with `--every-network`. Of the deep ones that is slow.
 """
 
 import gc
 import math
-import subprocess
-import sys
+import re
 
+import fresh
 import keras
 import numpy as np
 import onnxruntime
@@ -32,6 +32,7 @@ SMALL = {
     "resnext29": (32, 32, 3),
     "wide_resnet": (32, 32, 3),
 }
+FAST = ("resnext11_2x3d", "fully_connected_3x5d")
 EVERY = {entry.name: SMALL.get(entry.family, (64, 64, 3)) for entry in ENTRIES}
 
 
@@ -41,7 +42,10 @@ def asked_of(config):
 
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", asked_of(metafunc.config))
+        names = asked_of(metafunc.config)
+        marks = [() if name in FAST else pytest.mark.slow for name in names]
+        cases = [pytest.param(name, marks=mark) for name, mark in zip(names, marks, strict=True)]
+        metafunc.parametrize("name", cases)
 
 
 def forget():
@@ -75,7 +79,16 @@ def operations(model):
     return total
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def sized(entries):
+    """Every network; the first of each family that is not deep belongs to the fast tests."""
+    seen = set()
+    for entry in entries:
+        fast = entry.family not in seen and not re.search(r"(38|101|152)$", entry.family)
+        seen.add(entry.family)
+        yield pytest.param(entry, id=entry.name, marks=() if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("entry", sized(ENTRIES))
 def test_every_network_is_of_the_size_it_should_be(entry):
     with keras.StatelessScope(initialize_variables=False):  # Shapes are all that is asked for.
         model = zoo.create(entry.name)
@@ -172,6 +185,7 @@ for file in Path(sys.argv[1]).glob("*.keras"):
 """
 
 
+@pytest.mark.slow
 def test_networks_come_back_in_a_new_process(rng, tmp_path, pytestconfig):
     expected = {}
     for name, shape in asked_of(pytestconfig).items():
@@ -192,7 +206,7 @@ def test_networks_come_back_in_a_new_process(rng, tmp_path, pytestconfig):
             path.unlink()  # Of every network they are gigabytes.
         del model, again
         forget()
-    subprocess.run([sys.executable, "-c", LOAD, tmp_path], check=True, capture_output=True)
+    fresh.run(["-c", LOAD, tmp_path])
     for name, outputs in expected.items():
         found = np.load(tmp_path / f"{name}.y.npy")
         np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-6)

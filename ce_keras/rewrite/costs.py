@@ -1,7 +1,8 @@
-"""How long a training step of a Keras model takes."""
+"""The costs of a Keras model: parameters, FLOPs, and the time of a training step."""
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,14 +11,29 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.layers.flops import flops, parameters
+from ce_keras.rewrite.report import Costs
+
+logger = logging.getLogger("ce_keras")
+
 _STEPS = 5
 
 
-def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
-    """Median seconds of a training step of each model, side by side, on random inputs.
+def costs_of(model: keras.Model) -> Costs:
+    """Return a model's parameters, and its FLOPs if they are known."""
+    try:
+        work = flops(model)
+    except ValueError as error:
+        logger.info("FLOPs of %s are not known: %s", model.name, error)
+        work = None
+    return Costs(parameters(model), work)
 
-    A step is a forward and a backward pass and the update, as `fit` compiles it. The models are
-    compiled and trained.
+
+def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
+    """Return the median seconds of a training step of each model, on random inputs.
+
+    A step is a forward and a backward pass and the update, as `fit` compiles it. Models take
+    turns; they are compiled and trained.
     """
     steps = [_step(model, batch_size) for model in models]
     for step in steps:
@@ -49,7 +65,12 @@ def check_measurable(model: keras.Model) -> None:
 def _step(model: keras.Model, batch_size: int) -> Any:
     copy = keras.Model(model.inputs, model.outputs)
     rng = np.random.default_rng(0)
-    inputs = [_draw(rng, tensor, batch_size) for tensor in copy.inputs]
+    inputs = [
+        np.zeros((batch_size, *tensor.shape[1:]), tensor.dtype)
+        if "int" in str(tensor.dtype)
+        else rng.standard_normal((batch_size, *tensor.shape[1:])).astype(np.float32)
+        for tensor in copy.inputs
+    ]
     # Any loss will do whose gradient is not zero.
     targets = [
         np.zeros([batch_size, *(1 if size is None else size for size in tensor.shape[1:])])
@@ -57,10 +78,3 @@ def _step(model: keras.Model, batch_size: int) -> Any:
     ]
     copy.compile("sgd", ["mse"] * len(targets))
     return lambda: copy.train_on_batch(inputs, targets)
-
-
-def _draw(rng: np.random.Generator, tensor: Any, batch_size: int) -> np.ndarray:
-    shape = (batch_size, *tensor.shape[1:])
-    if "int" in str(tensor.dtype):
-        return np.zeros(shape, tensor.dtype)
-    return rng.standard_normal(shape).astype(np.float32)
