@@ -51,6 +51,9 @@ CONTRASTS = (
 ALL_IMAGES = "all images"
 _TEST_IMAGES = 10_000
 
+# Rank correlations are of so many designs at least.
+_DESIGNS = 5
+
 # A difference is called one beyond so many standard errors.
 _ERRORS = 2.0
 
@@ -213,7 +216,7 @@ def summarize(data: dict[str, Any]) -> dict[str, Any]:
         summary[regime] = {
             "errors": errors,
             "train": _by_design(data, regime, "train_error"),
-            "correlations": _correlations(errors) if len(errors) > 2 else {},
+            "correlations": _correlations(errors) if len(errors) >= _DESIGNS else {},
             "contrasts": {
                 (a, b): difference(errors[a], errors[b])
                 for _, a, b, _ in CONTRASTS
@@ -245,15 +248,18 @@ def _correlations(errors: dict[str, np.ndarray], draws: int = 2_000) -> dict[str
         [rng.choice(values, (draws, len(values))).mean(1) for values in errors.values()]
     )
     picks = rng.integers(0, len(means), (draws, len(means)))
-    # Ranks of a sample with fewer than three different designs say nothing.
+    # In a sample of fewer than three different designs ranks are given, or undefined.
     picks = picks[[len(set(pick)) > 2 for pick in picks]]
     found = {}
     for name in known[0]:
         values = np.array([each[name] for each in known])
-        drawn = rank_correlation(values[picks], resampled[picks, np.arange(len(picks))[:, None]])
+        with np.errstate(invalid="ignore"):  # Equal values have no ranks.
+            drawn = rank_correlation(
+                values[picks], resampled[picks, np.arange(len(picks))[:, None]]
+            )
         found[name] = {
             "value": float(rank_correlation(values, means)),
-            "interval": [float(end) for end in np.quantile(drawn, [0.025, 0.975])],
+            "interval": [float(end) for end in np.nanquantile(drawn, [0.025, 0.975])],
             "p": permutation_p(values, means, seed=0),
         }
     return found
