@@ -1,4 +1,4 @@
-"""Search, look, build, train: the whole package in a page.
+"""Derive a design, look at its curve, build the network and train it.
 
 python examples/quickstart.py [--epochs 1] [--images 2000]
 """
@@ -12,7 +12,7 @@ parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--images", type=int, default=2000)
 options = parser.parse_args()
 
-# 1. The optimal design, from theory alone. The dual: as smooth as the baseline, but smaller.
+# 1. The design, from a formula. The dual is smaller than the baseline and as easy to train.
 solution = ce_keras.search("resnext11", mode="dual")
 print(solution)
 
@@ -25,7 +25,7 @@ model = ce_keras.zoo.resnext11(
     cardinality=solution.design.cardinality, width=solution.design.width, seed=0
 )
 
-# 4. Trained on real images, like any other.
+# 4. Train it on real images, like any other.
 train, test = ce_keras.training.load_fashion_mnist()
 subset = ce_keras.training.balanced(train, options.images)
 batches = ce_keras.training.pipeline(subset, batch_size=64, seed=0)

@@ -3,8 +3,8 @@
     python examples/tune_keras_model.py [--images 2000] [--epochs 3]
 
 The hypermodel asks for a cardinality and a width, as it would of any tuner. `RandomSearch` would
-try a dozen designs; `CollegialTuner` derives one and trains it. What theory says nothing about,
-here the learning rate, any oracle of KerasTuner may still search (`inner=`).
+train a dozen designs; `CollegialTuner` derives one and trains it. Other hyperparameters, here the
+learning rate, are left to any oracle of KerasTuner (`inner=`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def build(hp: keras_tuner.HyperParameters) -> keras.Model:
     model = zoo.fully_connected(
         cardinality=hp.Int("cardinality", 1, 64), width=hp.Int("width", 2, 100), base=100, seed=0
     )
-    rate = hp.Float("rate", 1e-4, 1e-2, sampling="log", default=1e-3)
-    optimizer = keras.optimizers.Adam(rate)
+    learning_rate = hp.Float("learning_rate", 1e-4, 1e-2, sampling="log", default=1e-3)
+    optimizer = keras.optimizers.Adam(learning_rate)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
 def main() -> None:
-    """Tune, and say what came of it."""
+    """Tune the design, then the learning rate, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=3)
@@ -48,10 +48,11 @@ def main() -> None:
         tuner.results_summary()
 
         rates = keras_tuner.oracles.RandomSearchOracle("val_accuracy", max_trials=3, seed=1)
-        shared = {"mode": "dual", "directory": folder, "project_name": "rate"}
+        shared = {"mode": "dual", "directory": folder, "project_name": "learning_rate"}
         tuner = CollegialTuner(build, baseline=baseline, inner=rates, **shared)
         tuner.search(x, train.labels, validation_data=(x_test, test.labels), epochs=options.epochs)
-        print("the best rate of three:", tuner.get_best_hyperparameters()[0].get("rate"))
+        best = tuner.get_best_hyperparameters()[0]
+        print("the best learning rate of three:", best.get("learning_rate"))
 
 
 if __name__ == "__main__":

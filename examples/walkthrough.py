@@ -13,8 +13,9 @@
 # %% [markdown]
 # # From a network to its optimal ensemble
 #
-# What a network's size buys, read off its tangent kernel: first the theory's answer, then why,
-# then a model of your own, trained. This page is made of `examples/walkthrough.py`.
+# One wide path of a network is replaced by several narrow ones. How many, and how wide? First the
+# answer, then why, then a model of your own, trained. This page is made of
+# `examples/walkthrough.py`.
 
 # %%
 import os
@@ -31,8 +32,9 @@ from ce_keras import ntk
 # %% [markdown]
 # ## The answer
 #
-# ResNeXt-29 with one path of width 128 is the baseline. The dual asks for the smallest ensemble
-# whose kernel fluctuates as little.
+# The baseline is ResNeXt-29 with one path of width 128, written 1x128d. The dual asks for the
+# smallest ensemble of paths whose tangent kernel varies as little from one random initialisation to
+# the next.
 
 # %%
 solution = ce_keras.search("resnext29", mode="dual")
@@ -46,8 +48,9 @@ for ax, mode in zip(axes, ("primal", "dual"), strict=True):
 # %% [markdown]
 # ## Why
 #
-# The kernel of a finite network is random. Here are four thousand fully connected networks of each
-# width, drawn in a second without building one, beside the exact variance.
+# The tangent kernel of a finite network depends on its random initial weights. Here are the kernels
+# of four thousand fully connected networks of each width, drawn in a second without building one,
+# and their variance beside the exact one.
 
 # %%
 for width in (10, 30, 100, 300):
@@ -57,19 +60,20 @@ for width in (10, 30, 100, 300):
     print(f"n = {width:3}: Var(K)/E[K]^2 = {drawn:.3f}, exact {exact:.3f}")
 
 # %% [markdown]
-# An ensemble's kernel is the mean of its paths': the spread falls as one over the root of their
-# number.
+# An ensemble's kernel is the mean of its paths' kernels: its standard deviation falls as one over
+# the root of their number.
 
 # %%
 kernels = ntk.chain_kernels([30] * 5, draws=64_000, seed=0).sum(axis=1)
 for paths in (1, 4, 16, 64):
     ensembles = kernels.reshape(-1, paths).mean(axis=1)
-    print(f"m = {paths:2}: spread {ensembles.std() / ensembles.mean():.3f}")
+    print(f"m = {paths:2}: std / mean = {ensembles.std() / ensembles.mean():.3f}")
 
 # %% [markdown]
 # ## Your own model
 #
-# Any Keras model with such chains is rewritten in one call.
+# `collegialize` makes paths of the hidden layers of any dense Keras model, and of the bottlenecks
+# of a ResNet.
 
 # %%
 keras.utils.set_random_seed(0)
@@ -102,7 +106,7 @@ for name, each in {"baseline": model, "dual": smaller}.items():
 # %% [markdown]
 # ## The kernel of the trained model
 #
-# Of any Keras model, with the axes of neural-tangents.
+# `empirical_ntk` computes it for any Keras model; axes are those of neural-tangents.
 
 # %%
 x = test.images[:32].astype("float32")

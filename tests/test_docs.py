@@ -167,3 +167,11 @@ def test_files_that_contributors_are_sent_to_exist():
     for path in paths:
         # Pages come into being when the site is built.
         assert (ROOT / path).exists(), path
+
+
+def test_the_extras_that_are_named_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for page in ("README.md", "docs/index.md"):
+        (extras,) = re.findall(r"'ce-keras\[(\w+)\]'`(.*?)\.\s", (ROOT / page).read_text(), re.S)
+        named = {extras[0], *re.findall(r"`(\w+)`", extras[1])}
+        assert named == set(project["optional-dependencies"]), page

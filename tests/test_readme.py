@@ -73,7 +73,7 @@ def test_the_papers_errors_are_the_papers():
     from ce_keras.training import read_recipe
 
     (row,) = [line for line in TEXT.splitlines() if line.startswith("| ResNeXt-29, CIFAR-10")]
-    expected = read_recipe("cifar10").expected["error"]
+    expected = read_recipe("cifar10").expected.error
     for design, error in re.findall(r"(\d+x\d+d), [*]*[\d.]+ M[*]*: [*]*([\d.]+) %", row):
         assert expected[f"resnext29_{design}"] == float(error)
 
