@@ -633,8 +633,8 @@ def _benchmark_page(rows: list[dict[str, Any]], trainings: list[dict[str, Any]])
         *lines,
         "",
         "One seed, and a learning rate that had not come down to 0: only that both ensembles are "
-        "below the narrower baselines of their size (1x57d and 1x74d) can be read from it, by more than half "
-        "a point. [All epochs](cifar10_gpu.jsonl).",
+        "below the narrower baselines of their size (1x57d and 1x74d) can be read from it, by more "
+        "than half a point. [All epochs](cifar10_gpu.jsonl).",
         "",
         "`python benchmarks/cifar10_gpu.py --part PART --data FOLDER --out DIR`",
         "",

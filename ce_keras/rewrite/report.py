@@ -126,6 +126,21 @@ class Report:
     after: Costs
     decisions: tuple[Decision, ...] = ()
 
+    @property
+    def found(self) -> tuple[Candidate, ...]:
+        """The candidates, by their name before version 0.2."""
+        return self.candidates
+
+    @property
+    def left(self) -> tuple[Skipped, ...]:
+        """The skipped layers, by their name before version 0.2."""
+        return self.skipped
+
+    @property
+    def answers(self) -> tuple[Decision, ...]:
+        """The decisions, by their name before version 0.2."""
+        return self.decisions
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, for JSON; the decisions are left out."""
         content = dataclasses.asdict(dataclasses.replace(self, decisions=()))
