@@ -1,9 +1,12 @@
 """Inner products of gradients, in every form that is chosen by size."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
+from ce_keras.ntk import empirical_ntk
 from ce_keras.ntk.contractions import (
     _MOST_SUMMED,
     EmbeddingGradients,
@@ -89,3 +92,15 @@ def test_kernels_of_equal_examples_are_the_diagonal_of_the_whole(kind, rng):
     whole = contribution.gram(contribution)
     expected = np.einsum("drnsn->drns", whole)
     np.testing.assert_allclose(contribution.gram(contribution, True), expected, rtol=1e-9)
+
+
+def test_long_texts_are_compared_a_few_at_a_time(rng, monkeypatch):
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(9, 4)(ids))
+    model = keras.Model(ids, layers.Dense(3)(x))
+    x1, x2 = (rng.integers(0, 9, (n, 6)) for n in (5, 4))
+    whole = empirical_ntk(model, x1, x2, trace_axes=())
+    monkeypatch.setattr("ce_keras.ntk.contractions._MOST_PAIRS", 2 * 6 * 4 * 6 * 9)
+    again = keras.models.clone_model(model)
+    again.set_weights(model.get_weights())
+    np.testing.assert_allclose(empirical_ntk(again, x1, x2, trace_axes=()), whole, rtol=1e-5)
