@@ -1,6 +1,7 @@
 """Cotangents are taken where they are needed, of layers that have the examples first."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 from kernel_models import agree, flat, inputs, sequential
