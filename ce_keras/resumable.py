@@ -1,13 +1,14 @@
-"""Long computations that go on where a killed process stopped: finished results, and large arrays.
+"""Long computations that resume where a stopped process was: named results, and large arrays.
 
-A JSON file holds the results that are finished and the key of what they belong to. Results of
-anything else are refused, not mixed with new ones.
+A JSON file holds what is finished and the key of what it belongs to. Results with another key are
+refused, not mixed with new ones.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,69 +20,73 @@ import numpy as np
 from ce_keras import files
 from ce_keras.checks import brief, file_path
 
+logger = logging.getLogger("ce_keras")
+
 
 class ResumableResults:
-    """Named results of a long computation, kept in a JSON file as they are finished.
+    """Results by name, written to a JSON file one by one, so that a stopped run can be resumed.
 
     Args:
-        argument: the caller's argument that names the file, for messages.
-        path: of the file; `None` keeps the results in memory only.
-        key: everything that the results depend on, as plain data.
-        other: what results with another key belong to, for messages: "another fit".
-        is_void: called with results of any key; true where they are to be started anew.
+        path: the file; `None` keeps the results in memory only.
+        key: everything that the results depend on; a file with another key is refused.
+        argument: the argument that names the file, for messages.
+        other: what results with another key belong to, for messages.
+        is_void: called with the file's results; where it returns true, they are ignored whatever
+            their key.
 
     Attributes:
-        results: the finished results, by name.
+        done: the results so far, by name.
 
     Raises:
-        ValueError: if the file is damaged, or holds results with another key.
+        ValueError: if the file is damaged, or has results of another key.
 
-    >>> results = ResumableResults("out", None, key={"seed": 0}, other="another fit")
-    >>> results.store("width 10", 1.5)
-    >>> results.results
-    {'width 10': 1.5}
+    >>> results = ResumableResults(None, key={"seed": 0})
+    >>> results.keep("first", (1, 2))
+    >>> results.done
+    {'first': [1, 2]}
     """
 
     def __init__(
         self,
-        argument: str,
-        path: Path | None,
+        path: str | Path | None,
         key: Any,
-        other: str,
+        argument: str = "checkpoint",
+        other: str = "another call, with other arguments",
         is_void: Callable[[dict[str, Any]], bool] = lambda _: False,
     ) -> None:
-        self._path, self._key = path, files.plain(key)
-        self.results: dict[str, Any] = {}
-        self._begun, self._earlier = time.perf_counter(), 0.0
-        if path is None or not path.exists():
+        self._path = None if path is None else Path(path)
+        self._key = files.plain(key)
+        self.done: dict[str, Any] = {}
+        self._start = time.perf_counter()
+        if self._path is None or not self._path.exists():
             return
         try:
-            content = files.read_json(path, dict)
+            content = files.read_json(self._path, dict)
         except (ValueError, OSError) as error:
             raise ValueError(f"{argument}: {error}") from None
-        results = content.get("results", {})
-        if is_void(results):
+        done = content.get("points", {})
+        if is_void(done):
             return
-        if content.get("key") != self._key:
-            raise ValueError(
-                f"{argument}: {path} was begun with {other}; delete it, or give another file"
-            )
-        self.results, self._earlier = results, content.get("seconds", 0.0)
+        if content.get("of") != self._key:
+            raise ValueError(f"{argument}: {path} is of {other}; delete it, or give another file")
+        self.done = done
+        self._start -= content.get("seconds", 0.0)
+        logger.info("%s: %d results are done", path, len(self.done))
 
     @property
     def seconds(self) -> float:
-        """The time spent until now, in this process and in those that were stopped."""
-        return self._earlier + time.perf_counter() - self._begun
+        """Time spent, in this process and in those that were stopped."""
+        return time.perf_counter() - self._start
 
-    def store(self, name: str, result: Any) -> None:
-        """Keep a finished result, in the file too."""
-        self.results[name] = files.plain(result)
+    def keep(self, name: str, result: Any) -> None:
+        """Add a result, and write the file."""
+        self.done[name] = files.plain(result)
         if self._path is not None:
-            content = {"key": self._key, "seconds": self.seconds, "results": self.results}
+            content = {"of": self._key, "seconds": self.seconds, "points": self.done}
             files.write_json(self._path, content)
 
     def remove(self) -> None:
-        """Remove the file: the whole computation is finished and kept elsewhere."""
+        """Remove the file: the whole computation is finished and stored elsewhere."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -104,7 +109,7 @@ class PartialArray(NamedTuple):
 def resumable_array(
     argument: str, path: str | Path | None, shape: tuple[int, ...], dtype: Any, key: Any, other: str
 ) -> Iterator[PartialArray]:
-    """Give an array to fill, in memory or in a file; a killed process' array is gone on with.
+    """Yield an array to fill, in memory or in a file; the array of a stopped process is resumed.
 
     The unfinished array lies beside `path` under another name, `.NAME.part-ID.npy`, and
     `.NAME.progress.json` lists its finished blocks. It takes its place when the `with` block ends.
@@ -134,24 +139,23 @@ def resumable_array(
 
     with files.exclusive(argument, path):
         files.sweep(progress_path)
-        progress = ResumableResults(argument, progress_path, key, other, part_is_gone)
-        if progress.results:
-            part = path.with_name(progress.results["array"])
+        progress = ResumableResults(progress_path, key, argument, other, part_is_gone)
+        if progress.done:
+            part = path.with_name(progress.done["array"])
             array = np.lib.format.open_memmap(part, mode="r+")
         else:
-            for abandoned in path.parent.glob(
-                f".{glob.escape(path.stem)}.part-{32 * '[a-f0-9]'}.npy"
-            ):
-                abandoned.unlink()
+            abandoned = f".{glob.escape(path.stem)}.part-{32 * '[a-f0-9]'}.npy"
+            for each in path.parent.glob(abandoned):
+                each.unlink()
             part = path.with_name(f".{path.stem}.part-{uuid.uuid4().hex}.npy")
             array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-            progress.store("array", part.name)
-        finished = set(progress.results.get("blocks", ()))
+            progress.keep("array", part.name)
+        finished = set(progress.done.get("blocks", ()))
 
         def finish(block: int) -> None:
             array.flush()
             finished.add(block)
-            progress.store("blocks", sorted(finished))
+            progress.keep("blocks", sorted(finished))
 
         yield PartialArray(array, finished, finish)
         part.replace(path)

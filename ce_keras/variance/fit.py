@@ -28,10 +28,10 @@ from ce_keras.checks import (
     positive_int,
     real_array,
 )
-from ce_keras.files import ResumableResults
 from ce_keras.geometry import Module
 from ce_keras.plotting import COLOR, axes_for
 from ce_keras.progress import progress
+from ce_keras.resumable import ResumableResults
 from ce_keras.variance.closed_form import kernel_moments
 from ce_keras.variance.families import NetworkFamily, family_of, inputs_of
 from ce_keras.variance.law import PolynomialLaw
