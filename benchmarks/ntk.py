@@ -35,7 +35,7 @@ from ce_keras.ntk import chain_kernels, empirical_ntk, fit_alpha
 
 
 class Case(NamedTuple):
-    """A kernel to compute: of which network, for how many logits and inputs."""
+    """A kernel to compute: its network, its numbers of logits and of inputs."""
 
     name: str
     logits: int
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     @property
     def trace_axes(self) -> tuple[int, ...]:
-        """Of ten logits every pair, not the mean of ten kernels."""
+        """Return the axes to average: none of ten logits, of which every pair is computed."""
         return (-1,) if self.logits == 1 else ()
 
 
@@ -60,12 +60,12 @@ CASES = [
     Case("resnext29", 1, 16),
     Case("resnext29", 10, 16),
 ]
-#: What the tape finishes in less than a minute.
+#: The cases that the tape finishes in less than a minute.
 BY_TAPE = {Case("dense", 1), Case("dense", 10), Case("block", 1), Case("resnext29", 1, 16)}
 
 
 def build(case: Case) -> keras.Model:
-    """The case's network, with random weights."""
+    """Return the case's network, with random weights."""
     if case.name == "dense":
         hidden = [layers.Dense(500, "relu") for _ in range(5)]
         return keras.Sequential([keras.Input((100,)), *hidden, layers.Dense(case.logits)])
@@ -79,13 +79,13 @@ def build(case: Case) -> keras.Model:
 
 
 def draw(case: Case, model: keras.Model) -> np.ndarray:
-    """Inputs for the case's network."""
+    """Return random inputs for the case's network."""
     shape = (case.inputs, *model.input_shape[1:])
     return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
 
 def by_tape(model: keras.Model, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """The kernel as one writes it without us: eager jacobians, and their products."""
+    """Return a function that computes the kernel from eager jacobians, without this package."""
 
     def run() -> np.ndarray:
         with tf.GradientTape() as tape:
@@ -100,7 +100,7 @@ def by_tape(model: keras.Model, x: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 class Peer:
-    """neural-tangents in a process of its own, which computes when it is asked."""
+    """neural-tangents in a process of its own, which answers questions."""
 
     def __init__(self, python: str) -> None:
         script = Path(__file__).with_name("ntk_peer.py")
@@ -113,7 +113,7 @@ class Peer:
         )
 
     def ask(self, question: str) -> float:
-        """Its answer to a line."""
+        """Return the number that the process answers to a line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(question, file=self._process.stdin, flush=True)
@@ -124,7 +124,7 @@ class Peer:
 
 
 def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
-    """A line for every contestant of every case."""
+    """Time every way to compute every case; return the rows of the table."""
     lines = []
     for case in cases:
         model = build(case)
@@ -145,7 +145,7 @@ def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
 
 
 def memory(case: Case) -> float:
-    """MiB at the peak of three kernels, tracing and compiling included, above those before."""
+    """Return the peak memory of three kernels in MiB, tracing included, above that before."""
     model = build(case)
     x = draw(case, model)
     # The peer's process has had its compiler at work too, on the forward pass.
@@ -158,7 +158,7 @@ def memory(case: Case) -> float:
 
 
 def peak_memory(reset: bool = False) -> float:
-    """MiB the process has held at its peak, since the last reset (Linux)."""
+    """Return the peak memory of this process in MiB, since the last reset (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
@@ -166,7 +166,7 @@ def peak_memory(reset: bool = False) -> float:
 
 
 def memories(cases: list[Case], python: str | None) -> list[str]:
-    """A line for every case, each in a process of its own."""
+    """Measure the memory of every case in a process of its own; return the rows of the table."""
     lines = []
     for case in cases:
         command = [sys.executable, __file__, "--memory", case.name, str(case.logits)]
@@ -181,7 +181,7 @@ def memories(cases: list[Case], python: str | None) -> list[str]:
 
 
 def draws(peer: Peer | None, small: bool) -> list[str]:
-    """Draws a second of the kernel of five hidden layers, at one input."""
+    """Count draws a second of the kernel of five hidden layers; return the rows of the table."""
     lines = []
     for width in (10, 100, 500):
         count = 1000 if small else 1_000_000
@@ -200,7 +200,7 @@ def draws(peer: Peer | None, small: bool) -> list[str]:
 
 
 def algorithm_1(small: bool) -> list[str]:
-    """Fitting alpha of the paper's block: twelve widths, 2,000 draws each, by turns."""
+    """Time the fit of alpha of the paper's block: twelve widths, 2,000 draws each."""
     ratios = (0.05, 0.1, 0.2) if small else None
     counts = dict.fromkeys(("sampler", "ensemble", "tape"), 5 if small else 2000)
     counts["tape"] = min(20, counts["tape"])  # A draw takes as long as any other.

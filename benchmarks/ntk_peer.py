@@ -19,13 +19,13 @@ from neural_tangents import stax
 
 
 def dense(outputs):
-    """Five hidden layers, and the shape of its inputs."""
+    """Return five hidden layers, and the shape of their inputs."""
     layers = [layer for _ in range(5) for layer in (stax.Dense(500), stax.Relu())]
     return stax.serial(*layers, stax.Dense(outputs)), (64, 100)
 
 
 def block(outputs):
-    """The bottleneck block with a classifier, and the shape of its inputs."""
+    """Return the bottleneck block with a classifier, and the shape of its inputs."""
     branch = stax.serial(
         stax.Conv(64, (1, 1)),
         stax.Relu(),
@@ -39,7 +39,7 @@ def block(outputs):
 
 @functools.cache
 def network(name, outputs):
-    """The function, its weights and inputs."""
+    """Return the function, its weights and inputs."""
     (init, apply, _), shape = {"dense": dense, "block": block}[name](outputs)
     key = jax.random.PRNGKey(0)
     x = jax.random.normal(key, shape)
@@ -49,7 +49,7 @@ def network(name, outputs):
 
 
 def kernels(name, outputs):
-    """The kernel by each of its implementations, compiled."""
+    """Yield the kernel by each of the implementations, compiled."""
     apply, params, x = network(name, outputs)
     axes = (-1,) if outputs == 1 else ()
     for implementation in (
@@ -65,7 +65,7 @@ def kernels(name, outputs):
 
 @functools.cache
 def fastest(name, outputs):
-    """The kernel by the implementation that is fastest, once compiled."""
+    """Return the kernel by the implementation that is fastest once compiled."""
     timings = []
     for run in kernels(name, outputs):
         run()
@@ -74,7 +74,7 @@ def fastest(name, outputs):
 
 
 def memory(name, outputs, which):
-    """MiB at the peak of three kernels, compiling included, above what was held before."""
+    """Return the peak memory of three kernels in MiB, compiling included, above that before."""
     run = list(kernels(name, outputs))[which]
     before = peak_memory(reset=True)
     for _ in range(3):
@@ -83,7 +83,7 @@ def memory(name, outputs, which):
 
 
 def peak_memory(reset=False):
-    """MiB the process has held at its peak, since the last reset (Linux)."""
+    """Return the peak memory of this process in MiB, since the last reset (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
@@ -91,7 +91,7 @@ def peak_memory(reset=False):
 
 
 def draws(width, count):
-    """Kernels of `count` networks of five hidden layers, one input each, by its own function."""
+    """Return a function that draws kernels of `count` networks of five hidden layers."""
     layers = [layer for _ in range(5) for layer in (stax.Dense(width), stax.Relu())]
     init, apply, _ = stax.serial(*layers, stax.Dense(1))
     x = np.ones((1, 748), np.float32)
@@ -100,7 +100,7 @@ def draws(width, count):
 
 
 def timed(run):
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun
