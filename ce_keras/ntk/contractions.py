@@ -152,13 +152,17 @@ class OuterProducts(Contribution):
 
         Two plain matrix products: 1.7 times as fast as the einsums for any number of positions.
         """
-        inputs = [
-            tf.concat([materialize(piece)[:, 0, 0] for piece in each.inputs], 1)[None, None, None]
-            for each in (self, other)
-        ]
-        cotangents = [each.cotangents[..., 0, 0, :] for each in (self, other)]
-        products = (_inner_products(one, two, same_examples) for one, two in (inputs, cotangents))
-        return tf.multiply(*products)
+        inputs, cotangents = self._as_vectors()
+        other_inputs, other_cotangents = other._as_vectors()
+        input_products = _inner_products(inputs, other_inputs, same_examples)
+        return _inner_products(cotangents, other_cotangents, same_examples) * input_products
+
+    def _as_vectors(self) -> tuple[Any, Any]:
+        """Return the inputs `(1, 1, 1, n, f)` and the cotangents `(t, d, r, n, c)`."""
+        t, d, r, n, _, _, c = self.cotangents.shape
+        inputs = tf.concat([materialize(piece) for piece in self.inputs], -1)
+        inputs = tf.reshape(inputs, [1, 1, 1, n, inputs.shape[-1]])
+        return inputs, tf.reshape(self.cotangents, [t, d, r, n, c])
 
     def _is_cheaper_by_position(self, other: OuterProducts) -> bool:
         """Compare the multiplications of products by position with those of gradients.
