@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,56 +125,3 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-class ResumableResults:
-    """Results by name, written to a JSON file one by one, so that a stopped run can be resumed.
-
-    Args:
-        path: the file; `None` keeps the results in memory only.
-        key: everything that the results depend on; a file with another key is refused.
-        argument: the argument that names the file, for messages.
-
-    Attributes:
-        done: the results so far, by name.
-
-    Raises:
-        ValueError: if the file is damaged, or has results of another key.
-
-    >>> results = ResumableResults(None, key={"seed": 0})
-    >>> results.keep("first", (1, 2))
-    >>> results.done
-    {'first': [1, 2]}
-    """
-
-    def __init__(self, path: str | Path | None, key: Any, argument: str = "checkpoint") -> None:
-        self._path = None if path is None else Path(path)
-        self._key = plain(key)
-        self.done: dict[str, Any] = {}
-        self._start = time.perf_counter()
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            content = read_json(self._path, dict)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{argument}: {error}") from None
-        if content.get("of") != self._key:
-            raise ValueError(
-                f"{argument}: {path} is of another call, with other arguments; delete it, or give "
-                "another file"
-            )
-        self.done = content["points"]
-        self._start -= content.get("seconds", 0.0)
-        logger.info("%s: %d results are done", path, len(self.done))
-
-    @property
-    def seconds(self) -> float:
-        """Time spent, in this process and in those that were stopped."""
-        return time.perf_counter() - self._start
-
-    def keep(self, name: str, result: Any) -> None:
-        """Add a result, and write the file."""
-        self.done[name] = plain(result)
-        if self._path is not None:
-            content = {"of": self._key, "seconds": self.seconds, "points": self.done}
-            write_json(self._path, content)
