@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from ce_keras.checks import called
 from ce_keras.geometry import Stack
-from ce_keras.layers import CollegialConv2D, CollegialDense
+from ce_keras.layers import CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
 from ce_keras.ntk.contractions import Gradients
@@ -205,8 +205,6 @@ def _products(
     """
     variables = [value.variable for value in counted]
     recorder = Recorder(network, variables)
-    by_tape = {id(v) for v in [*recorder.without_rule, *_small_kernels(network)]}
-    taped = [variable for variable in variables if id(variable) in by_tape]
 
     def read(outputs: Any) -> Any:
         # (*positions, paths * channels) -> (paths, *positions, channels)
@@ -217,7 +215,7 @@ def _products(
 
     def gradients(example: np.ndarray) -> dict[int, Any]:
         one = tf.constant(example[None], network.inputs[0].dtype)
-        return recorder.by_variable(one, read, taped)
+        return recorder.by_variable(one, read, recorder.without_rule)
 
     def products(*values: Any) -> Any:
         mapping = zip([value.variable for value in drawn], values, strict=True)
@@ -227,18 +225,6 @@ def _products(
         return tf.stack([_by_path(value, first, last, paths) for value in counted], 1)
 
     return products
-
-
-def _small_kernels(network: keras.Model) -> list[Any]:
-    """Return kernels with fewer weights than patches hold numbers: cheapest as plain gradients."""
-    return [
-        layer.kernel
-        for layer in network.layers
-        if isinstance(layer, CollegialConv2D)
-        and math.prod(layer.kernel_size) > 1
-        and None not in layer.output.shape[1:]
-        and math.prod(layer.output.shape[1:-1]) > layer.filters // layer.cardinality
-    ]
 
 
 def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], paths: int) -> Any:

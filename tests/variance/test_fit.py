@@ -171,7 +171,7 @@ def test_a_checkpoint_knows_its_networks(tmp_path):
         {"readout": lambda y: keras.ops.square(y[:, 0])},
         {"readout": functools.partial(lambda scale, y: scale * y[:, 0], 2.0)},
     ):
-        with pytest.raises(ValueError, match="of another call"):
+        with pytest.raises(ValueError, match="with another fit"):
             fit_alpha(**{"module": perceptron("relu"), **how, **other})
 
 
@@ -210,7 +210,7 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("ce_keras.variance.fit.stack_kernels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_alpha(module, draws=200, seed=3, checkpoint=path)
-    assert len(json.loads(path.read_text())["points"]) == 4
+    assert len(json.loads(path.read_text())["results"]) == 4
     calls.clear()
     monkeypatch.setattr(
         "ce_keras.variance.fit.stack_kernels",
@@ -219,7 +219,7 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
     resumed = fit_alpha(module, draws=200, seed=3, checkpoint=path)
     assert len(calls) == len(whole.width) - 4
     np.testing.assert_array_equal(resumed.log_ratio, whole.log_ratio)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is of another call"):
+    with pytest.raises(ValueError, match=r"checkpoint: .* was begun with another fit"):
         fit_alpha(module, draws=300, seed=3, checkpoint=path)
 
 
