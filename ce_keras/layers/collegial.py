@@ -172,10 +172,8 @@ class CollegialDense(keras.layers.Dense):
         lora_rank: adds a low-rank matrix of this rank to every path's kernel, which alone is
             trained, as `enable_lora` does.
         lora_alpha: what the low-rank matrix is multiplied by, over the rank; the rank if not given.
-        activation: as in `keras.layers.Dense`.
-        use_bias: as in `keras.layers.Dense`.
-        kernel_initializer: replaces the one that `parameterization` implies.
-        **options: the other arguments of `keras.layers.Dense`.
+        activation: as in `keras.layers.Dense`, and so are the others: biases, initialisers,
+            regularisers and constraints.
 
     Input is `(..., cardinality * inputs)`, output `(..., units)`. The kernel's shape is
     `(cardinality, inputs, units / cardinality)`; with one path, a shared input, or an aggregate,
@@ -203,9 +201,14 @@ class CollegialDense(keras.layers.Dense):
         *,
         shared_input: bool = False,
         aggregate: bool = False,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
         parameterization: Parameterization = "standard",
         gain: float = 2.0,
-        kernel_initializer: Any = None,
         lora_rank: int | None = None,
         lora_alpha: float | None = None,
         **options: Any,
@@ -219,7 +222,15 @@ class CollegialDense(keras.layers.Dense):
         positive_int("cardinality", cardinality)
         if kernel_initializer is None:
             kernel_initializer = _default(parameterization, gain)
-        options.update(activation=activation, kernel_initializer=kernel_initializer)
+        options.update(
+            activation=activation,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+        )
         for argument, value in options.items():
             if read := _READERS.get(argument.rpartition("_")[2]):
                 options[argument] = keras_object(argument, value, read)
