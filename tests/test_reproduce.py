@@ -7,8 +7,9 @@ import pytest
 
 from ce_keras.geometry import Design
 from ce_keras.reproduce import NAMES, Result, fig4, reproduce, statistics, theorem1
-from ce_keras.reproduce.result import Check, Points, experiment
+from ce_keras.reproduce.protocol import Check, experiment
 from ce_keras.reproduce.result import index as index_of
+from ce_keras.reproduce.store import Points
 
 DOCS = Path(__file__).parents[1] / "docs/reproduction"
 

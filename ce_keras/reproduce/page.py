@@ -42,6 +42,9 @@ class Page(NamedTuple):
             f"| {check.quantity} | {check.paper or '—'} | {check.ours} | {_mark(check)} |"
             for check in self.checks
         ]
+        time = ""
+        if self.seconds is not None:
+            time = f", {_duration(self.seconds)} on the machine that wrote this page"
         return "\n".join(
             [
                 f"# {self.title}",
@@ -56,8 +59,8 @@ class Page(NamedTuple):
                 "|---|---|---|---|",
                 *rows,
                 "",
-                f"`{self.command}`: {_duration(self.seconds)} on the machine that wrote this "
-                f"page. The figures: [{self.stem}.json]({self.stem}.json).",
+                f"To compute it again: `{self.command}`{time}. The figures: "
+                f"[{self.stem}.json]({self.stem}.json).",
                 "",
             ]
         )
@@ -115,5 +118,5 @@ def _mark(check: Check) -> str:
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
-        return "an unknown time"
+        return "—"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
