@@ -24,6 +24,7 @@ class Page(NamedTuple):
         scale: `"small"` or `"full"`.
         seconds: time it took; `None` if unknown.
         variant: name of the settings, for a reproduction that has several pages; else empty.
+        details: more Markdown, shown before the table.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Page(NamedTuple):
     scale: str
     seconds: float | None
     variant: str = ""
+    details: str = ""
 
     def markdown(self) -> str:
         """Return the page: verdict, paragraph, picture, table and command."""
@@ -55,6 +57,7 @@ class Page(NamedTuple):
                 "",
                 f"![{self.title}]({self.stem}.png)",
                 "",
+                *([self.details, ""] if self.details else []),
                 "| | paper | ours | agrees |",
                 "|---|---|---|---|",
                 *rows,
