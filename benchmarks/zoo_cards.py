@@ -65,8 +65,8 @@ def rows() -> list[dict[str, Any]]:
                 "flops": counted["flops"],
                 "activations_mib": f"{counted['activations'] / 2**20:.1f}",
                 "peak_activations_mib": f"{counted['peak_activations'] / 2**20:.1f}",
-                "inference_images_per_second": _rate(counted["inference"]),
-                "training_images_per_second": _rate(counted["training"]),
+                "inference_images_per_second": _rate(counted.get("inference")),
+                "training_images_per_second": _rate(counted.get("training")),
                 **{f"{name}_times_keras": _times(counted, name) for name in _SPEEDS},
                 "paper_error": expected[0],
                 "paper_source": expected[1],
@@ -89,7 +89,10 @@ def _command(entry: Any) -> str:
     return f"ce-keras train {recipe}{name} --set model.cardinality={m} --set model.width={n}"
 
 
-def _rate(value: float) -> str:
+def _rate(value: float | None) -> str:
+    """Return a speed; empty if it was not measured."""
+    if value is None:
+        return ""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
@@ -242,7 +245,11 @@ def card(row: dict[str, Any], machine: str) -> str:
         f"| FLOPs for an image | {row['flops']:,} |",
         f"| activations alive at most, inference | {row['peak_activations_mib']} MiB |",
         f"| activations of all layers, training | {row['activations_mib']} MiB |",
-        *(f"| images a second, {name} | {row[f'{name}_images_per_second']} |" for name in _SPEEDS),
+        *(
+            f"| images a second, {name} | {speed} |"
+            for name in _SPEEDS
+            if (speed := row[f"{name}_images_per_second"])
+        ),
         *(
             f"| times faster than with Keras' own grouped layer, {name} | {times} |"
             for name in _SPEEDS
