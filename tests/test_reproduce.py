@@ -7,6 +7,7 @@ import pytest
 
 from ce_keras.geometry import Design
 from ce_keras.reproduce import NAMES, Result, fig4, reproduce, statistics, theorem1
+from ce_keras.reproduce.page import agreement
 from ce_keras.reproduce.protocol import Check, experiment
 from ce_keras.reproduce.result import index as index_of
 from ce_keras.reproduce.store import Points
@@ -183,6 +184,11 @@ def test_permutations_find_what_chance_would():
     assert statistics.rank_correlation([1, 2, 2, 3], [4, 3, 3, 1]) == -1.0
 
 
+def test_rows_without_a_figure_of_the_paper_are_not_counted():
+    rows = [Check("m", "12", "12", True), Check("error", None, "9 %", None)]
+    assert agreement(rows) == "1 of 1 figures agree with the paper's."
+
+
 def test_a_check_rounds_as_the_paper_prints():
     assert Check.rounded("m", "12", 12.47).agrees
     assert not Check.rounded("rho", "2.45", 2.441).agrees
@@ -264,6 +270,9 @@ def test_pages_and_pictures_are_of_what_was_measured(stem, tmp_path):
     result = Result.load(DOCS / f"{stem}.json")
     assert result.file == stem
     assert result.page() == (DOCS / f"{stem}.md").read_text()
+    assert result.page().splitlines()[2] == f"**{result.verdict}**"
+    assert result.verdict.endswith(".")
+    assert all(check.agrees is None for check in result.checks if check.paper is None)
     assert picture_of(DOCS / f"{stem}.png") == result.digest()
     result.save_picture(tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
