@@ -219,9 +219,11 @@ def main() -> None:
     cost = found["theory"], found["random"]
     shares = [statistics.mean(run["seconds"] for run in runs) for runs in cost]
     errors = [statistics.mean(run["error"] for run in runs) for runs in cost]
+    apart = errors[0] - errors[1]
     verdict = (
         f"One analytic trial costs {shares[0] / shares[1]:.0%} of a random search of "
-        f"{options.trials} trials, and its error is {errors[0] - errors[1]:+.1f} points from it."
+        f"{options.trials} trials, and is {abs(apart):.1f} points "
+        f"{'worse' if apart > 0 else 'better'}."
     )
     lines = [
         "# The oracle beside KerasTuner's sweeps",

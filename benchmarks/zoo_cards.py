@@ -1,4 +1,4 @@
-"""The cards in `zoo/`: what is known of every network, each figure with where it is from.
+"""Cards in `zoo/`: the figures of every network, each with its source.
 
 python benchmarks/zoo_cards.py              # Write them from what was counted and measured.
 python benchmarks/zoo_cards.py --measure    # Measure speeds first: an hour.
@@ -42,7 +42,7 @@ _SPEEDS = ("inference", "training")
 
 
 def rows() -> list[dict[str, Any]]:
-    """All that is known of every network, in the order of the catalogue."""
+    """Return the figures of every network, in the order of the catalogue."""
     from ce_keras import zoo
 
     measured = files.read_json(ZOO / "measured.json")
@@ -65,8 +65,8 @@ def rows() -> list[dict[str, Any]]:
                 "flops": counted["flops"],
                 "activations_mib": f"{counted['activations'] / 2**20:.1f}",
                 "peak_activations_mib": f"{counted['peak_activations'] / 2**20:.1f}",
-                "inference_images_per_second": _rate(counted["inference"]),
-                "training_images_per_second": _rate(counted["training"]),
+                "inference_images_per_second": _rate(counted.get("inference")),
+                "training_images_per_second": _rate(counted.get("training")),
                 **{f"{name}_times_keras": _times(counted, name) for name in _SPEEDS},
                 "paper_error": expected[0],
                 "paper_source": expected[1],
@@ -79,7 +79,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _command(entry: Any) -> str:
-    """What trains it; empty where no recipe does."""
+    """Return the command that trains a network; empty if no recipe does."""
     family = entry.family.replace("resnet", "resnext")
     if entry.design is None or family not in RECIPES:
         return ""
@@ -89,17 +89,20 @@ def _command(entry: Any) -> str:
     return f"ce-keras train {recipe}{name} --set model.cardinality={m} --set model.width={n}"
 
 
-def _rate(value: float) -> str:
+def _rate(value: float | None) -> str:
+    """Return a speed; empty if it was not measured."""
+    if value is None:
+        return ""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _times(counted: dict[str, Any], name: str) -> str:
-    """Empty where there are no paths: the layers are Keras' own."""
+    """Return the speed over Keras' own grouped layer; empty for a network of one path."""
     return f"{counted['times_keras'][name]:.1f}" if "times_keras" in counted else ""
 
 
 def _paper_error(entry: Any) -> tuple[Any, str]:
-    """Top-1, in percent, and of what it is."""
+    """Return the paper's top-1 error in percent, and its source."""
     family = entry.family.replace("resnet", "resnext") if entry.design else "resnext29"
     if family not in RECIPES:
         return "", ""
@@ -144,7 +147,7 @@ def _counted(model: Any) -> dict[str, int]:
 
 
 def peak_activations(model: Any) -> int:
-    """Bytes alive at most while an image passes, each output held from its layer to its last use.
+    """Return the peak of bytes of activations, each held from its layer to its last use.
 
     Operations run in the model's order, and none overwrites what it reads.
     """
@@ -167,14 +170,14 @@ def peak_activations(model: Any) -> int:
 
 
 def _bytes(tensors: Any) -> int:
-    """Of float32, for one image."""
+    """Return the bytes of float32 tensors for one image."""
     import keras
 
     return 4 * sum(math.prod(tensor.shape[1:]) for tensor in keras.tree.flatten(tensors))
 
 
 def _steps(model: Any) -> dict[str, Callable[[], Any]]:
-    """A batch of inference, and a step of training."""
+    """Return functions that run a batch of inference, and a training step."""
     import tensorflow as tf
 
     from ce_keras.training.optimizer import CoupledSGD
@@ -194,7 +197,7 @@ def _steps(model: Any) -> dict[str, Callable[[], Any]]:
 
 
 def _rates(model: Any) -> dict[str, float]:
-    """Images a second."""
+    """Return images a second."""
     timings = interleaved(_steps(model), _ROUNDS)
     return {name: _BATCH / timing.median for name, timing in timings.items()}
 
@@ -206,7 +209,7 @@ def _is_grouped(model: Any) -> bool:
 
 
 def _times_keras(model: Any) -> dict[str, float]:
-    """How many times longer it takes with `keras.layers.Conv2D(groups=...)`, turn by turn."""
+    """Return the time with `keras.layers.Conv2D(groups=...)` over ours, by interleaved runs."""
     from grouped_conv import with_stock_layers
 
     from ce_keras.layers import CollegialConv2D
@@ -223,7 +226,7 @@ def _times_keras(model: Any) -> dict[str, float]:
 
 
 def card(row: dict[str, Any], machine: str) -> str:
-    """One network's page."""
+    """Return the page of one network."""
     from ce_keras import zoo
 
     origin = (
@@ -242,7 +245,11 @@ def card(row: dict[str, Any], machine: str) -> str:
         f"| FLOPs for an image | {row['flops']:,} |",
         f"| activations alive at most, inference | {row['peak_activations_mib']} MiB |",
         f"| activations of all layers, training | {row['activations_mib']} MiB |",
-        *(f"| images a second, {name} | {row[f'{name}_images_per_second']} |" for name in _SPEEDS),
+        *(
+            f"| images a second, {name} | {speed} |"
+            for name in _SPEEDS
+            if (speed := row[f"{name}_images_per_second"])
+        ),
         *(
             f"| times faster than with Keras' own grouped layer, {name} | {times} |"
             for name in _SPEEDS
@@ -275,7 +282,7 @@ def card(row: dict[str, Any], machine: str) -> str:
 
 
 def readme(found: list[dict[str, Any]]) -> str:
-    """The table that people look at first."""
+    """Return the page with the table of all networks."""
     lines = [
         "# The zoo",
         "",
@@ -342,7 +349,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def write(folder: Path) -> None:
-    """All cards, the table as CSV, and the picture."""
+    """Write all cards, the table as CSV, and the picture."""
     found = rows()
     machine = files.read_json(ZOO / "measured.json")["machine"]
     text = io.StringIO()

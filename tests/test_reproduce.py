@@ -7,12 +7,14 @@ import pytest
 
 from ce_keras.geometry import Design
 from ce_keras.reproduce import NAMES, Result, fig4, reproduce, statistics, theorem1
-from ce_keras.reproduce.result import Check, Points, experiment
+from ce_keras.reproduce.page import agreement
+from ce_keras.reproduce.protocol import Check, experiment
 from ce_keras.reproduce.result import index as index_of
+from ce_keras.reproduce.store import Points
 
 DOCS = Path(__file__).parents[1] / "docs/reproduction"
 
-# A small instance of each.
+# A small instance of each; `cifar10`, whose images are not embedded, has a file of its own.
 SMALL = {
     "assumption1": {"draws": 200, "network_draws": 20, "width": 4, "narrow": 2, "channels": 8},
     "fig2": {"width": 20, "angles": 5, "paths": (1, 4), "draws": 40},
@@ -43,13 +45,13 @@ SMALL = {
 
 
 def test_everything_has_an_instance():
-    assert set(SMALL) == set(NAMES)
+    assert {*SMALL, "cifar10"} == set(NAMES)
 
 
 @pytest.mark.parametrize(
     "name",
     # The table trains three ResNeXts.
-    [pytest.param(each, marks=pytest.mark.slow if each == "table1" else ()) for each in NAMES],
+    [pytest.param(each, marks=pytest.mark.slow if each == "table1" else ()) for each in SMALL],
 )
 def test_what_is_written_can_be_told_again(name, tmp_path):
     result = reproduce(name, out=tmp_path, settings=SMALL[name])
@@ -182,6 +184,11 @@ def test_permutations_find_what_chance_would():
     assert statistics.rank_correlation([1, 2, 2, 3], [4, 3, 3, 1]) == -1.0
 
 
+def test_rows_without_a_figure_of_the_paper_are_not_counted():
+    rows = [Check("m", "12", "12", True), Check("error", None, "9 %", None)]
+    assert agreement(rows) == "1 of 1 figures agree with the paper's."
+
+
 def test_a_check_rounds_as_the_paper_prints():
     assert Check.rounded("m", "12", 12.47).agrees
     assert not Check.rounded("rho", "2.45", 2.441).agrees
@@ -263,6 +270,9 @@ def test_pages_and_pictures_are_of_what_was_measured(stem, tmp_path):
     result = Result.load(DOCS / f"{stem}.json")
     assert result.file == stem
     assert result.page() == (DOCS / f"{stem}.md").read_text()
+    assert result.page().splitlines()[2] == f"**{result.verdict}**"
+    assert result.verdict.endswith(".")
+    assert all(check.agrees is None for check in result.checks if check.paper is None)
     assert picture_of(DOCS / f"{stem}.png") == result.digest()
     result.save_picture(tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000

@@ -10,6 +10,7 @@ import numpy as np
 from ce_keras.geometry import BOTTLENECK_ALPHA, bottleneck
 from ce_keras.ntk import fit_alpha
 from ce_keras.progress import progress
+from ce_keras.reproduce.assumption1 import fit_data, residual_block
 from ce_keras.reproduce.protocol import Check, Scale
 from ce_keras.reproduce.store import Points
 from ce_keras.variance.closed_form import gram_of, relative_variance
@@ -76,7 +77,8 @@ def _cases(settings: Settings, seed: int) -> dict[str, Callable[[], dict[str, An
 
     def block(**options: Any) -> Callable[[], dict[str, Any]]:
         options = {"x1": gaussian, "method": "sampler", **options}
-        return lambda: _fit(bottleneck(_BASE, _BASE), settings.draws, seed, **options)
+        module = bottleneck(_BASE, _BASE)
+        return lambda: fit_data(fit_alpha(module, draws=settings.draws, seed=seed, **options))
 
     return {
         "the paper's: Gaussian input, one pixel, linear widths": block(),
@@ -97,45 +99,22 @@ def _cases(settings: Settings, seed: int) -> dict[str, Callable[[], dict[str, An
     }
 
 
-def _fit(module: Any, draws: int, seed: int, **options: Any) -> dict[str, Any]:
-    fit = fit_alpha(module, draws=draws, seed=seed, **options)
-    return {
-        "alpha": fit.alpha,
-        "error": fit.alpha_error,
-        "width": fit.width.tolist(),
-        "s": fit.inverse_fan_in.tolist(),
-        "log_ratio": fit.log_ratio.tolist(),
-        "log_ratio_error": fit.log_ratio_error.tolist(),
-    }
-
-
 def _pooled(settings: Settings, seed: int, *, positive: bool) -> dict[str, Any]:
     """Fit alpha to the mean of one output channel over all pixels, by drawing whole networks."""
-    from keras import Input, Sequential, layers, ops
+    from keras import ops
 
     size, channels = settings.size, settings.channels
-
-    def block(n: int) -> Any:
-        options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
-        return Sequential(
-            [
-                Input((size, size, channels)),
-                layers.Conv2D(n, 1, activation="relu", **options),
-                layers.Conv2D(n, 3, activation="relu", **options),
-                layers.Conv2D(channels, 1, **{**options, "kernel_initializer": "lecun_normal"}),
-            ]
-        )
-
     x = generator(seed).standard_normal((size, size, channels))
-    return _fit(
-        block,
-        settings.pooled_draws,
-        seed,
+    fit = fit_alpha(
+        lambda n: residual_block(n, channels, size, skip=False, norm=False),
+        draws=settings.pooled_draws,
+        seed=seed,
         x1=np.maximum(x, 0) if positive else x,
         readout=lambda outputs: ops.mean(outputs[..., 0], axis=(1, 2)),
         method="ensemble",
         width=channels,
     )
+    return fit_data(fit)
 
 
 def compare(data: dict[str, Any]) -> list[Check]:

@@ -67,10 +67,11 @@ Fit = Callable[[list[float]], AlphaFit]
 def _case(fit: Fit, settings: Settings) -> dict[str, Any]:
     widths = np.unique(np.rint(np.geomspace(1, settings.width, 14)))
     drawn = fit((widths / settings.width).tolist())
-    return {"all": _plain(drawn), "wide": _plain(drawn.from_width(settings.narrow))}
+    return {"all": fit_data(drawn), "wide": fit_data(drawn.from_width(settings.narrow))}
 
 
-def _plain(fit: AlphaFit) -> dict[str, Any]:
+def fit_data(fit: AlphaFit) -> dict[str, Any]:
+    """Return a fit as plain numbers, with the misfit of the law and of the line."""
     line = np.expm1(fit.intercept + fit.alpha * fit.inverse_fan_in) / fit.variance
     return {
         "alpha": fit.alpha,
@@ -131,8 +132,8 @@ def _cases(settings: Settings, seed: int) -> dict[str, Fit]:
     }
 
 
-def residual_block(n: int, channels: int, *, skip: bool, norm: bool) -> Any:
-    """Return the block as a Keras network on 3x3 pixels."""
+def residual_block(n: int, channels: int, side: int = 3, *, skip: bool, norm: bool) -> Any:
+    """Return the bottleneck block as a Keras network on `side` times `side` pixels."""
     import keras
     from keras import layers
 
@@ -143,7 +144,7 @@ def residual_block(n: int, channels: int, *, skip: bool, norm: bool) -> Any:
             x = layers.BatchNormalization()(x)
         return x if last else layers.ReLU()(x)
 
-    inputs = keras.Input((3, 3, channels))
+    inputs = keras.Input((side, side, channels))
     x = conv(conv(inputs, n, 1), n, 3)
     x = conv(x, channels, 1, last=True)
     return keras.Model(inputs, layers.Add()([inputs, x]) if skip else x)

@@ -352,6 +352,20 @@ _GROUPS = {
 }
 
 
+def details(data: dict[str, Any]) -> str:
+    """Return a table of all designs: parameters, test errors and training errors."""
+    regimes = list(dict.fromkeys(run["regime"] for run in data["runs"]))
+    kinds = ("test", "train")
+    header = ["design", "parameters", *(f"{kind} error, {n}" for n in regimes for kind in kinds)]
+    lines = [f"| {' | '.join(header)} |", f"|---|{'--:|' * (len(header) - 1)}"]
+    found = [_by_design(data, regime, f"{kind}_error") for regime in regimes for kind in kinds]
+    for design in data["settings"]["designs"]:
+        cells = [f"{each[design].mean():.2f} %" if design in each else "" for each in found]
+        params = f"{predictors(design)['parameters']:,.0f}"
+        lines.append(f"| {' | '.join([design, params, *cells])} |")
+    return "\n".join(lines)
+
+
 def draw(data: dict[str, Any], figure: Figure) -> None:
     """Draw the error against exact variance and parameters, and the regime of few images."""
     summary = data["summary"]

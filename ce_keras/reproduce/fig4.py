@@ -166,26 +166,14 @@ def repeated(
     """
     import keras
 
-    from ce_keras.layers import Aggregate, CollegialDense
-    from ce_keras.layers.initializers import kernel_initializer
+    from ce_keras.layers import Aggregate
+    from ce_keras.zoo.perceptron import paths
 
     m, n = design
-    paths = repetitions * m
-    seeds = [int(word) >> 2 for word in np.random.SeedSequence(seed).generate_state(depth)]
-    inputs_ = keras.Input((inputs,))
-    x = inputs_
-    for layer in range(depth - 1):
-        x = CollegialDense(
-            paths * n,
-            paths,
-            activation="relu",
-            shared_input=layer == 0,
-            kernel_initializer=kernel_initializer(seed=seeds[layer]),
-        )(x)
-    last = kernel_initializer(gain=1.0, seed=seeds[-1])
-    x = CollegialDense(paths * classes, paths, kernel_initializer=last)(x)
+    image = keras.Input((inputs,))
+    x = paths(image, Design(repetitions * m, n), depth, classes, seed)
     x = keras.layers.Reshape((repetitions, m * classes))(x)
-    return keras.Model(inputs_, Aggregate(m)(x))
+    return keras.Model(image, Aggregate(m)(x))
 
 
 def sum_of_losses(labels: Any, logits: Any) -> Any:

@@ -24,6 +24,7 @@ class Page(NamedTuple):
         scale: `"small"` or `"full"`.
         seconds: time it took; `None` if unknown.
         variant: name of the settings, for a reproduction that has several pages; else empty.
+        details: more Markdown, shown before the table.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Page(NamedTuple):
     scale: str
     seconds: float | None
     variant: str = ""
+    details: str = ""
 
     def markdown(self) -> str:
         """Return the page: verdict, paragraph, picture, table and command."""
@@ -42,6 +44,9 @@ class Page(NamedTuple):
             f"| {check.quantity} | {check.paper or '—'} | {check.ours} | {_mark(check)} |"
             for check in self.checks
         ]
+        time = ""
+        if self.seconds is not None:
+            time = f", {_duration(self.seconds)} on the machine that wrote this page"
         return "\n".join(
             [
                 f"# {self.title}",
@@ -52,12 +57,13 @@ class Page(NamedTuple):
                 "",
                 f"![{self.title}]({self.stem}.png)",
                 "",
+                *([self.details, ""] if self.details else []),
                 "| | paper | ours | agrees |",
                 "|---|---|---|---|",
                 *rows,
                 "",
-                f"`{self.command}`: {_duration(self.seconds)} on the machine that wrote this "
-                f"page. The figures: [{self.stem}.json]({self.stem}.json).",
+                f"To compute it again: `{self.command}`{time}. The figures: "
+                f"[{self.stem}.json]({self.stem}.json).",
                 "",
             ]
         )
@@ -115,5 +121,5 @@ def _mark(check: Check) -> str:
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
-        return "an unknown time"
+        return "—"
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -81,9 +81,9 @@ class Check(NamedTuple):
 class Experiment(Protocol):
     """Interface of a module of this package.
 
-    A module may also have `summarize(data)`, a dictionary of statistics that several of its
-    functions need: it is computed once, and `compare`, `verdict`, `say` and `draw` find it in
-    `data["summary"]`.
+    A module may also have `summarize(data)`, statistics that several of its functions need: they
+    are computed once, and `compare`, `verdict`, `say` and `draw` find them in `data["summary"]`;
+    and `details(data)`, more Markdown for its page.
     """
 
     TITLE: str

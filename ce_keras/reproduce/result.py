@@ -165,6 +165,7 @@ class Result:
             scale=self.scale,
             seconds=self.seconds,
             variant=self._variant,
+            details=getattr(experiment(self.name), "details", lambda _: "")(self._summarized),
         )
 
     def _command(self) -> str:

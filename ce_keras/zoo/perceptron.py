@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 from keras import layers
 
 from ce_keras import geometry
-from ce_keras.checks import brief, one_of, positive_int, sequence_of
+from ce_keras.checks import brief, checked_seed, one_of, positive_int, sequence_of
 from ce_keras.geometry import Design
 from ce_keras.layers.collegial import Aggregate, CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
@@ -67,11 +66,12 @@ def fully_connected(
     if positive_int("depth", depth) < 2:
         raise ValueError(f"depth: got {depth}; it must be 2 or more: there is a hidden layer")
     design = connected_design(input_shape, classes, depth, base, mode, cardinality, width)
-    seeds = layer_seeds(seed, depth)
+    checked_seed(seed)
     source = find_weights(weights, f"fully_connected_{design}")
     with defaults(dtype):
         image = keras.Input(input_shape)
-        outputs = _paths(image, design, depth, classes, seeds)
+        outputs = paths(image, design, depth, classes, seed)
+        outputs = Aggregate(design.cardinality, name="sum")(outputs)
         if classifier_activation is not None:
             # Under a mixed policy the probabilities stay in full precision.
             whole = keras.config.dtype_policy().variable_dtype
@@ -82,11 +82,11 @@ def fully_connected(
         return with_weights(model, source)
 
 
-def _paths(
-    image: Any, design: Design, depth: int, classes: int, seeds: Sequence[int | None]
-) -> Any:
+def paths(x: Any, design: Design, depth: int, classes: int, seed: int | None) -> Any:
+    """Apply fully connected paths; return their outputs side by side, `(batch, m * classes)`."""
     m, n = design
-    x = layers.Flatten()(image)
+    seeds = layer_seeds(seed, depth)
+    x = layers.Flatten()(x)
     for layer in range(depth - 1):
         x = CollegialDense(
             m * n,
@@ -97,8 +97,7 @@ def _paths(
             name=f"hidden{layer + 1}",
         )(x)
     last = kernel_initializer(gain=1.0, seed=seeds[-1])
-    x = CollegialDense(m * classes, m, kernel_initializer=last, name="outputs")(x)
-    return Aggregate(m, name="sum")(x)
+    return CollegialDense(m * classes, m, kernel_initializer=last, name="outputs")(x)
 
 
 def connected_design(
