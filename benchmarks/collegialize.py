@@ -67,7 +67,7 @@ def built(model: keras.Model, mode: str, batch: int) -> dict:
     loaded_loss = one_step(ensemble, x)
     assert math.isfinite(loaded_loss), loaded_loss
     return {
-        "designs": [str(answer.design) for answer in report.decisions],
+        "designs": [str(decision.design) for decision in report.decisions],
         "params": report.after.params,
         "step_before": report.before.step_seconds,
         "step": report.after.step_seconds,

@@ -28,6 +28,7 @@ ZOO = ROOT / "zoo"
 #: The recipe that trains a family, and its data.
 RECIPES = {
     "resnext11": ("fashion_mnist", "Fashion-MNIST"),
+    "resnext11c": ("cifar10_short", "CIFAR-10"),
     "resnext29": ("cifar10", "CIFAR-10"),
     "resnext38": ("imagenet64", "ImageNet at 64x64"),
     "resnext50": ("imagenet", "ImageNet"),

@@ -6,6 +6,7 @@ their product solves primal and dual. For two hidden layers, n* = sqrt(a c_2 / (
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -90,16 +91,12 @@ def stage_optima(
     found = []
     for index, (module, gram) in enumerate(zip(stages, correlations, strict=True)):
         law = ClosedFormLaw(module, gram)
-        counted = getattr(module, budget)
-
-        def cost(n: float, counted: Callable[..., float] = counted) -> float:
-            return float(counted(1, n))
-
+        cost = functools.partial(getattr(module, budget), 1)
         coefficients = law.coefficients
         best = None if coefficients is None else best_width(coefficients, cost)
         if best is None:
             return ()
         own = width * 2**index
-        products = [float(law.path_variance(np.array(n))) * cost(n) for n in (own, best)]
+        products = [float(law.path_variance(np.array(n)) * cost(n)) for n in (own, best)]
         found.append(Stage(own, best, products[0] / products[1] - 1))
     return tuple(found)

@@ -84,10 +84,8 @@ def whole_number(
         number = math.nan if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = math.nan
-    # A comparison with NaN is false.
-    if not (number >= (-math.inf if least is None else least)) or (
-        most is not None and number > most
-    ):
+    low, high = (-math.inf if least is None else least), (math.inf if most is None else most)
+    if not low <= number <= high:  # NaN is not.
         _refuse(argument, value, wanted)
     return int(number)
 

@@ -99,20 +99,20 @@ def choose_design(
     4x16d 8x64d
     """
     one_of("network", network, tuple(RESNEXTS))
-    asked = {"cardinality": cardinality, "width": width}
-    for argument, value in asked.items():
+    wanted = {"cardinality": cardinality, "width": width}
+    for argument, value in wanted.items():
         if value is not None:
-            asked[argument] = positive_int(argument, value)
+            wanted[argument] = positive_int(argument, value)
     if mode is None and cardinality is not None and width is not None:
         return Design(cardinality, width)
     if mode is None and (cardinality is not None or width is not None):
-        given, missing = sorted(asked, key=lambda name: asked[name] is None)
-        raise ValueError(f"{missing}: needed too, since {given}={asked[given]} is given")
+        given, missing = sorted(wanted, key=lambda name: wanted[name] is None)
+        raise ValueError(f"{missing}: needed too, since {given}={wanted[given]} is given")
     mode = "primal" if mode is None else mode
     one_of("mode", mode, DESIGN_MODES)
     known = [row.design for row in published(network, mode)] or [_derived(network, mode)]
     for design in known:
-        if all(value in (None, getattr(design, name)) for name, value in asked.items()):
+        if all(value in (None, getattr(design, name)) for name, value in wanted.items()):
             return design
     raise ValueError(
         f"mode: {mode!r} contradicts cardinality={cardinality}, width={width}: the {mode} designs "

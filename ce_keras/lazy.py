@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are asked for."""
+"""Lazy import of a package's names, when they are first used."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, str], public: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and the `__dir__` of a package.
+    """Return `__getattr__` and `__dir__` of a package.
 
     Args:
         package: its `__name__`.
-        modules: the module of the package that each name is imported from.
+        modules: the module of the package that defines each name.
         public: its `__all__`.
     """
 
     def getattribute(name: str) -> Any:
-        if name in modules:
-            return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
-    def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *public})
-
-    return getattribute, names
+    return getattribute, lambda: sorted({*vars(sys.modules[package]), *public})

@@ -14,6 +14,7 @@ Only NumPy is needed here.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -166,7 +167,7 @@ def _exact_optimum(
     if callable(budget):
         return found
     counted = getattr(baseline.module, budget)
-    found["best_width"] = best_width(path_law.coefficients, lambda n: float(counted(1, n)))
+    found["best_width"] = best_width(path_law.coefficients, functools.partial(counted, 1))
     if isinstance(baseline, Network) and baseline.stages:
         same = [path_law.gram] * len(baseline.stages)
         correlations = same if measured is None else measured.stages
@@ -179,7 +180,7 @@ _MANY = 1e150
 
 
 class _Optimum(NamedTuple):
-    """A problem of the paper, solved at every width; `multiplicity` will be rounded."""
+    """A problem of the paper, solved at every width; the search rounds `multiplicity`."""
 
     m: np.ndarray
     objective: np.ndarray
@@ -249,16 +250,16 @@ def _candidate_widths(
         )
     try:
         every = range(int(low), baseline + 1)
-        asked = every if widths is None else sorted({*map(operator.index, widths)})
+        candidates = every if widths is None else sorted({*map(operator.index, widths)})
     except TypeError:
         raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None
     step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
-    wrong = [n for n in asked if not low <= n <= baseline]
+    wrong = [n for n in candidates if not low <= n <= baseline]
     if wrong:
         raise ValueError(
             f"widths: got {brief(wrong[0])}; widths are {low:g} to {baseline}, the baseline's"
         )
-    kept = np.array([n for n in asked if n % step == 0], dtype=np.int64)
+    kept = np.array([n for n in candidates if n % step == 0], dtype=np.int64)
     if not kept.size:
         raise ValueError(
             f"widths: no width is left to choose from (widths={brief(widths)}, "

@@ -202,7 +202,7 @@ class Solution:
         """Return rows of quantity, the baseline's value, this design's value, and a note."""
         ratio = self.baseline_variance / self.variance
         times = f"{ratio:.2f} times smaller" if ratio >= 1 else f"{1 / ratio:.2f} times larger"
-        rho, unrounded = f"{self.rho:.2f}", f"{self.unrounded_rho:.2f} unrounded"
+        unrounded = f"{self.unrounded_rho:.2f} unrounded"
         design = self.design
         return [
             ("", "baseline", str(design), ""),
@@ -211,7 +211,7 @@ class Solution:
             ("parameters", f"{self.baseline_params:,}", f"{self.params:,}", ""),
             ("FLOPs", f"{self.baseline_flops:,}", f"{self.flops:,}", ""),
             ("Var(K)/E[K]^2", f"{self.baseline_variance:.5f}", f"{self.variance:.5f}", times),
-            ("efficiency rho", "1", rho, unrounded),
+            ("efficiency rho", "1", f"{self.rho:.2f}", unrounded),
         ]
 
     def _title(self) -> str:

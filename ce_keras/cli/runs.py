@@ -234,18 +234,18 @@ def _reproduce(options: argparse.Namespace) -> None:
     settings = {key: value_of(text) for key, text in changes.items()}
     if settings and len(names) > 1:
         raise ValueError(f"--set: got {options.set}; settings are of one figure or table, not all")
-    told = []
+    reports = []
     if not set(names) <= reproduce.NUMPY_ONLY:
         start_keras()
     for name in names:
         result = reproduce.reproduce(
             name, options.scale, options.out, seed=options.seed, settings=settings
         )
-        told.append({"name": name, "checks": [check._asdict() for check in result.checks]})
+        reports.append({"name": name, "checks": [check._asdict() for check in result.checks]})
         if not options.json:
             print(f"{result.title}\n{result.paragraph}\n", flush=True)
     if options.json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(reports, indent=2))
     else:
         print(f"Figures, pictures and pages are in {options.out}.")
 

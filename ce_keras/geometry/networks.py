@@ -39,11 +39,9 @@ def fully_connected(
 ) -> Module:
     """Return a fully connected ReLU network with hidden layers of the given `widths` (Eq. 3).
 
-    The paper scales a width vector by a ratio. The widest layer names the ratio here, so that
-    width `n` of the module means hidden layers of `n / max(widths)` times `widths`, rounded.
-
-    The sum of Eq. 9 runs over the hidden widths only, since the input's size has no influence:
-    given the input, the first layer's units are independent normals however many pixels they sum.
+    The paper scales a width vector by a ratio. Here width `n` of the module means hidden layers of
+    `n / max(widths)` times `widths`, rounded. The sum of Eq. 9 runs over the hidden widths only:
+    given the input, the first layer's units are independent normals, whatever the input's size.
 
     Args:
         inputs: size of the input.

@@ -1,7 +1,7 @@
 """Keras layers for collegial ensembles: grouped, block-diagonal, and the sum of the paths.
 
-Written in `keras.ops`, so they run on every Keras backend; on TensorFlow the grouped convolution
-takes a path of its own, right and fast in both directions.
+They are written in `keras.ops` and run on every Keras backend. On TensorFlow the grouped
+convolution is one operation forward and two backward, correct and fast.
 """
 
 from ce_keras.layers.batch_norm import FusedBatchNormalization

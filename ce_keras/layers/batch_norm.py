@@ -1,4 +1,4 @@
-"""Batch normalisation as one operation forward and one backward, where Keras spells it out."""
+"""Batch normalisation by one operation forward and one backward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keras import ops
 
 from ce_keras.layers.collegial import register
 
-#: What the fused operations compute in; their statistics are always float32.
+#: Types of the images that the fused operations take; their statistics are always float32.
 _FUSED_DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -17,11 +17,10 @@ _FUSED_DTYPES = ("float16", "bfloat16", "float32")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, in training by the backend's fused operation.
 
-    Keras spells the training pass out in a dozen operations over the whole feature map, and as
-    many backward. TensorFlow and PyTorch have it in one each. The function, the moving
-    statistics, the arguments and the weights are the same; whatever the fused operation does not
-    do (masks, synchronisation, renormalisation, float64, inputs that are not images, other
-    backends) is left to Keras.
+    Keras computes the training pass by a dozen operations over the whole feature map, and as many
+    backward; TensorFlow and PyTorch have one each. Function, moving statistics, arguments and
+    weights are Keras' own. Keras computes whatever the fused operation cannot: masks,
+    synchronisation, renormalisation, float64, inputs that are not images, other backends.
 
     >>> layer = FusedBatchNormalization(momentum=0.9, epsilon=1e-5)
     >>> tuple(layer(ops.ones((2, 4, 4, 3)), training=True).shape)
@@ -77,7 +76,7 @@ def _tensorflow(x: Any, gamma: Any, beta: Any, epsilon: float, channels_last: bo
 
 
 def _torch(x: Any, gamma: Any, beta: Any, epsilon: float, channels_last: bool) -> Any:
-    """As `_tensorflow`. At a momentum of 1 PyTorch's running statistics are the batch's."""
+    """Return what `_tensorflow` does: at a momentum of 1, running statistics are the batch's."""
     import torch
 
     mean, variance = torch.zeros_like(gamma), torch.ones_like(beta)

@@ -1,4 +1,4 @@
-"""The bottleneck block as a collegial ensemble (Fig. 5): ResNeXt's block, any design."""
+"""The bottleneck block as a collegial ensemble (Fig. 5): ResNeXt's block, of any design."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def collegial_bottleneck(
     """
     if len(getattr(x, "shape", ())) != 4:
         raise ValueError(f"x: got {brief(x)}; it must be a tensor of images, of four axes")
-    if name is not None:
-        text("name", name)
     sizes = {"filters": filters, "cardinality": cardinality, "width": width, "strides": strides}
     for argument, size in sizes.items():
         positive_int(argument, size)
     checked_parameterization(parameterization)
     checked_seed(seed)
+    if name is not None:
+        text("name", name)
     if data_format is not None:
         one_of("data_format", data_format, ("channels_last", "channels_first"))
     name = name or f"bottleneck_{keras.backend.get_uid('bottleneck')}"
@@ -115,5 +115,5 @@ def collegial_bottleneck(
 
 
 def batch_norm(axis: int, name: str) -> FusedBatchNormalization:
-    """Batch normalisation with the constants of the original experiments."""
+    """Return batch normalisation with the constants of the original experiments."""
     return FusedBatchNormalization(axis=axis, momentum=0.9, epsilon=1e-5, name=name)

@@ -1,4 +1,4 @@
-"""The layers a collegial ensemble is made of: paths side by side, and their sum (Fig. 1).
+"""The layers of a collegial ensemble: paths side by side, and their sum (Fig. 1).
 
 The m paths of an ensemble lie one after another along the channel axis, path by path: channels
 `j * n` to `(j + 1) * n - 1` are path j's. So any layer that treats channels alike (normalisation,
@@ -146,21 +146,20 @@ class CollegialConv2D(keras.layers.Conv2D):
         return {**config, **_own_config(self), "implementation": self.implementation}
 
 
-#: The module of Keras that reads and writes each argument.
-_KINDS: dict[str, Any] = {
-    "activation": activations,
-    "kernel_initializer": initializers,
-    "bias_initializer": initializers,
-    "kernel_regularizer": regularizers,
-    "bias_regularizer": regularizers,
-    "kernel_constraint": constraints,
-    "bias_constraint": constraints,
+#: Keras' reader of each kind of argument, by the last word of its name.
+_READERS = {
+    "activation": activations.get,
+    "initializer": initializers.get,
+    "regularizer": regularizers.get,
+    "constraint": constraints.get,
 }
 
 
 @register
-class CollegialDense(keras.layers.Layer):
+class CollegialDense(keras.layers.Dense):
     """A dense layer of `cardinality` independent paths: a block-diagonal matrix.
+
+    It has the arguments and methods of `keras.layers.Dense`, but for quantisation.
 
     Args:
         units: outputs of all paths together.
@@ -173,8 +172,10 @@ class CollegialDense(keras.layers.Layer):
         lora_rank: adds a low-rank matrix of this rank to every path's kernel, which alone is
             trained, as `enable_lora` does.
         lora_alpha: what the low-rank matrix is multiplied by, over the rank; the rank if not given.
-        activation: as in `keras.layers.Dense`, and so are the others: biases, initialisers,
-            regularisers and constraints.
+        activation: as in `keras.layers.Dense`.
+        use_bias: as in `keras.layers.Dense`.
+        kernel_initializer: replaces the one that `parameterization` implies.
+        **options: the other arguments of `keras.layers.Dense`.
 
     Input is `(..., cardinality * inputs)`, output `(..., units)`. The kernel's shape is
     `(cardinality, inputs, units / cardinality)`; with one path, a shared input, or an aggregate,
@@ -189,6 +190,10 @@ class CollegialDense(keras.layers.Layer):
     ((2, 12), (3, 2, 4))
     """
 
+    lora_enabled: bool
+    lora_rank: int | None
+    lora_alpha: float | None
+
     def __init__(
         self,
         units: int,
@@ -198,53 +203,40 @@ class CollegialDense(keras.layers.Layer):
         *,
         shared_input: bool = False,
         aggregate: bool = False,
-        kernel_initializer: Any = None,
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        bias_constraint: Any = None,
         parameterization: Parameterization = "standard",
         gain: float = 2.0,
+        kernel_initializer: Any = None,
         lora_rank: int | None = None,
         lora_alpha: float | None = None,
         **options: Any,
     ) -> None:
-        _check_paths("units", units, 1 if aggregate else cardinality)
-        positive_int("cardinality", cardinality)
-        width = units if aggregate else units // cardinality
-        options["name"] = options.get("name") or _name(self, cardinality, width)
-        super().__init__(**options)
-        self.supports_masking = True  # As `Dense` does.
-        self.lora_enabled = False
-        self.lora_rank = None if lora_rank is None else positive_int("lora_rank", lora_rank)
-        self.lora_alpha = None if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
         flags = {"use_bias": use_bias, "shared_input": shared_input, "aggregate": aggregate}
         for argument, flag in flags.items():
             boolean(argument, flag)
         if aggregate and shared_input:
             raise ValueError("aggregate: paths that are summed cannot also share their input")
-        self.units = units
+        _check_paths("units", units, 1 if aggregate else cardinality)
+        positive_int("cardinality", cardinality)
+        if kernel_initializer is None:
+            kernel_initializer = _default(parameterization, gain)
+        options.update(activation=activation, kernel_initializer=kernel_initializer)
+        for argument, value in options.items():
+            if read := _READERS.get(argument.rpartition("_")[2]):
+                options[argument] = keras_object(argument, value, read)
+        width = units if aggregate else units // cardinality
+        options["name"] = options.get("name") or _name(self, cardinality, width)
+        super().__init__(
+            int(units),
+            use_bias=use_bias,
+            lora_rank=None if lora_rank is None else positive_int("lora_rank", lora_rank),
+            lora_alpha=None if lora_alpha is None else finite_number("lora_alpha", lora_alpha),
+            **options,
+        )
         self.cardinality = cardinality
         self.shared_input = shared_input
         self.aggregate = aggregate
-        self.use_bias = use_bias
         self.parameterization = checked_parameterization(parameterization)
         self.gain = finite_number("gain", gain, above=0)
-        if kernel_initializer is None:
-            kernel_initializer = _default(parameterization, gain)
-        identifiers = {
-            "activation": activation,
-            "kernel_initializer": kernel_initializer,
-            "bias_initializer": bias_initializer,
-            "kernel_regularizer": kernel_regularizer,
-            "bias_regularizer": bias_regularizer,
-            "kernel_constraint": kernel_constraint,
-            "bias_constraint": bias_constraint,
-        }
-        for argument, identifier in identifiers.items():
-            setattr(self, argument, keras_object(argument, identifier, _KINDS[argument].get))
-        self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape: Any) -> None:
         inputs = input_shape[-1]
@@ -279,14 +271,6 @@ class CollegialDense(keras.layers.Layer):
             )
         if self.lora_rank is not None:
             self.enable_lora(self.lora_rank, self.lora_alpha)
-
-    @property
-    def kernel(self) -> Any:
-        """The kernel, with what `enable_lora` adds to it."""
-        if not self.lora_enabled:
-            return self._kernel
-        low_rank = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
-        return ops.add(self._kernel, ops.multiply(low_rank, self._lora_scale))
 
     def enable_lora(
         self,
@@ -326,7 +310,6 @@ class CollegialDense(keras.layers.Layer):
         self.lora_enabled = True
         self.lora_rank = rank
         self.lora_alpha = rank if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
-        self._lora_scale = self.lora_alpha / rank
 
     def _low_rank_factor(self, name: str, initializer: Any, inputs: int, outputs: int) -> Any:
         paths = self._kernel.shape[:-2]  # A kernel of several paths has an axis of them.
@@ -340,28 +323,8 @@ class CollegialDense(keras.layers.Layer):
             regularizer=self.kernel_regularizer,
         )
 
-    def save_own_variables(self, store: Any) -> None:
-        if self.built:
-            store["0"] = self.kernel
-            if self.bias is not None:
-                store["1"] = self.bias
-
-    def load_own_variables(self, store: Any) -> None:
-        if not self.built:
-            return
-        expected = 1 if self.bias is None else 2
-        if len(store.keys()) != expected:
-            raise ValueError(
-                f"Layer '{self.name}' expected {expected} variables, but received "
-                f"{len(store.keys())} variables during loading"
-            )
-        self._kernel.assign(store["0"])
-        if self.bias is not None:
-            self.bias.assign(store["1"])
-        if self.lora_enabled:  # What it had learnt is in the kernel that was saved.
-            self.lora_kernel_b.assign(ops.zeros(self.lora_kernel_b.shape))
-
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        del training
         kernel = _scaled(self.kernel, self)
         if self.aggregate:
             kernel = ops.divide(kernel, math.sqrt(self.cardinality))
@@ -378,20 +341,8 @@ class CollegialDense(keras.layers.Layer):
             outputs = ops.add(outputs, self.bias)
         return outputs if self.activation is None else self.activation(outputs)
 
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        return (*input_shape[:-1], self.units)
-
     def get_config(self) -> dict[str, Any]:
-        lora = self.lora_rank is not None
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "aggregate": self.aggregate,
-            "use_bias": self.use_bias,
-            **{name: kind.serialize(getattr(self, name)) for name, kind in _KINDS.items()},
-            **({"lora_rank": self.lora_rank, "lora_alpha": self.lora_alpha} if lora else {}),
-            **_own_config(self),
-        }
+        return {**super().get_config(), "aggregate": self.aggregate, **_own_config(self)}
 
 
 @register

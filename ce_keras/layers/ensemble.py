@@ -28,7 +28,7 @@ from ce_keras.layers.keras_internals import all_layers, learnt_frequencies
 
 logger = logging.getLogger("ce_keras")
 
-#: More members than anybody means.
+#: The largest cardinality that is accepted.
 MOST_MEMBERS = 2**20
 
 
@@ -142,7 +142,7 @@ class CollegialEnsemble(layers.Layer):
         return (*others, channels // self.cardinality)
 
     def get_member(self, path: int) -> keras.Model:
-        """Member `path` as a Keras model of its own, with a copy of its weights.
+        """Return member `path` as a Keras model of its own, with a copy of its weights.
 
         Raises:
             ValueError: for a path that is not 0 to `cardinality - 1`.
@@ -182,7 +182,7 @@ class CollegialEnsemble(layers.Layer):
             raise ValueError(f"path: got {brief(path)}; members are 0 to {self.cardinality - 1}")
 
     def _places(self, member: keras.Model, path: int) -> list[tuple[Any, Any, Any]]:
-        """A member's weights, each with the grouped weight that holds it, and where in that."""
+        """Return a member's weights, each with the grouped weight that holds it, and its index."""
         if not self.grouped:
             return []
         trained = [layer for layer in functional(member).layers if layer.weights]
@@ -230,7 +230,7 @@ class CollegialEnsemble(layers.Layer):
 
 
 def configuration(model: keras.Model) -> dict[str, Any] | None:
-    """What the model can be rebuilt from, or `None` where its classes do not say."""
+    """Return what the model can be rebuilt from, or `None` where its classes do not say."""
     if any(_misnamed(getattr(layer, "activation", None)) for layer in all_layers(model)):
         return None
     try:
@@ -240,7 +240,7 @@ def configuration(model: keras.Model) -> dict[str, Any] | None:
 
 
 def _misnamed(activation: Any) -> bool:
-    """Whether Keras would write down a function of one's own as its own of the same name."""
+    """Return whether Keras would save a user's function as its own of the same name."""
     if not inspect.isfunction(activation) or activation.__name__ == "<lambda>":
         return False
     name = keras.activations.serialize(activation)
@@ -290,8 +290,8 @@ def _is_adapted(model: keras.Model) -> bool:
 def _cloned(template: keras.Model, seed_of: Callable[[int | None], int | None]) -> keras.Model:
     """Return a model like the template, with what its layers have learnt by `adapt`.
 
-    That is in no configuration, and other layers' sizes can depend on it: it is handed on before
-    the next layer is made.
+    No configuration has that, and other layers' sizes can depend on it: it is copied before the
+    next layer is made.
     """
 
     def copied(layer: Any) -> Any:
@@ -332,7 +332,7 @@ def reseed(config: Any, seed_of: Callable[[int | None], int | None]) -> None:
 def _path_index(
     member: tuple[int, ...], whole: tuple[int, ...], path: int
 ) -> tuple[slice | int, ...]:
-    """Where one path's weight lies in the ensemble's."""
+    """Return the index of one path's weight in the ensemble's."""
     axis = path_axis(member, whole)
     if axis is None:
         return (slice(None),) * len(whole)

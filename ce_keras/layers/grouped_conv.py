@@ -1,9 +1,9 @@
-"""The grouped convolution, computed by whatever is right and fastest on the backend at hand.
+"""The grouped convolution, computed in the way that is correct and fastest on each backend.
 
 *native* hands the grouped kernel to the backend's own convolution. *split* cuts input and kernel
-into the groups and runs one convolution each; it is right everywhere. Keras' own route on
-TensorFlow compiles every grouped convolution with XLA, whose backward pass on a CPU is slower by
-two orders of magnitude; neither of these takes it.
+into the groups and runs one convolution each; it is correct everywhere. Keras itself compiles every
+grouped convolution on TensorFlow with XLA, whose backward pass on a CPU is slower by two orders of
+magnitude.
 
 Which of the two a layer uses is decided once for its data type and geometry:
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -30,7 +29,7 @@ logger = logging.getLogger("ce_keras")
 
 
 class ConvSpec(NamedTuple):
-    """What a grouped convolution is, apart from its input and kernel.
+    """The settings of a grouped convolution.
 
     Attributes:
         groups: independent groups of channels.
@@ -50,7 +49,7 @@ class ConvSpec(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any) -> ConvSpec:
-        """That of a Keras layer."""
+        """Return the settings of a Keras layer."""
         return cls(
             layer.groups,
             tuple(layer.kernel_size),
@@ -86,7 +85,7 @@ def grouped_conv(x: Any, kernel: Any, spec: ConvSpec, implementation: Implementa
 
 @functools.cache
 def choose(spec: ConvSpec, dtype: str) -> Implementation:
-    """The implementation that is right and fastest here, found once and logged."""
+    """Return the implementation that is correct and fastest here; found once and logged."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         chosen, why = _probe_tensorflow(spec, dtype)
@@ -149,29 +148,13 @@ class _TensorFlowConv:
         )
 
 
-def _each_group(
-    function: Callable[[Any, Any, Any], Any], x: Any, kernel: Any, upstream: Any, spec: ConvSpec
-) -> list[Any]:
-    """What `function` gives for each group by itself."""
-    import tensorflow as tf
-
-    groups = zip(
-        tf.split(x, spec.groups, axis=spec.channel_axis),
-        tf.split(kernel, spec.groups, axis=-1),
-        tf.split(upstream, spec.groups, axis=spec.channel_axis),
-        strict=True,
-    )
-    return [function(*group) for group in groups]
-
-
 def _tensorflow_native(x: Any, kernel: Any, spec: ConvSpec) -> Any:
-    """TensorFlow's own grouped convolution, with a gradient that survives vectorisation.
+    """Compute TensorFlow's own grouped convolution, with a gradient that can be vectorised.
 
     `tf.GradientTape.jacobian` and `tf.vectorized_map` turn the gradient for a kernel into one
-    larger convolution where the input is the same for all: a rule that ignores groups, and the
-    result is silently wrong. Where the input varies with the upstream gradient TensorFlow loops
-    instead, which is right. So the input is made to depend on it, in every graph: any of them may
-    be vectorised later.
+    larger convolution where the input is the same for all. That rule ignores groups: the result is
+    silently wrong. Where the input varies with the output gradient, TensorFlow loops instead. So
+    the input is made to depend on it in every graph, since any of them may be vectorised later.
     """
     import tensorflow as tf
 
@@ -192,7 +175,7 @@ def _tensorflow_native(x: Any, kernel: Any, spec: ConvSpec) -> Any:
 
 
 def _tied(x: Any, other: Any) -> Any:
-    """`x` itself, computed from `other` too: none of its examples are joined to those of `x`."""
+    """Return `x`, made to depend on `other`: none of its examples are joined to those of `x`."""
     import tensorflow as tf
 
     nothing = tf.reshape(other[:0], tf.concat([[0], tf.shape(x)[1:]], 0))
@@ -219,18 +202,23 @@ def _probe_tensorflow(spec: ConvSpec, dtype: str) -> tuple[Implementation, str]:
         # Sums of so few of these are exact in every floating type: the two must agree to the bit.
         return tf.constant(rng.integers(-1, 2, size=shape), dtype)
 
+    def split(value: Any, axis: int) -> Any:
+        return tf.split(value, spec.groups, axis=axis)
+
     # Lifted out of any graph that is being traced: the answer is needed now.
     with tf.init_scope():
         x, kernel = draw(shape), draw((*spec.kernel_size, 2, 4))
         try:
             upstream = draw(conv.forward(x, kernel).shape)
+            channels = spec.channel_axis
+            groups = [split(x, channels), split(kernel, -1), split(upstream, channels)]
             for function, axis in (
-                (conv.forward, spec.channel_axis),
-                (conv.input_gradient, spec.channel_axis),
+                (conv.forward, channels),
+                (conv.input_gradient, channels),
                 (conv.kernel_gradient, -1),
             ):
                 together = function(x, kernel, upstream)
-                apart = tf.concat(_each_group(function, x, kernel, upstream, spec), axis)
+                apart = tf.concat(list(map(function, *groups)), axis)
                 if not bool(tf.reduce_all(together == apart)):
                     return "split", "native disagrees with split"
         except tf.errors.OpError as error:

@@ -1,4 +1,4 @@
-"""All members of an ensemble as one network of grouped layers, where their layers allow it."""
+"""One network of grouped layers for all members of an ensemble, where their layers allow it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 from ce_keras.layers.keras_internals import function_name
-from ce_keras.layers.layer_table import LAYERS, MERGING, CannotGroupError, channelwise
+from ce_keras.layers.layer_table import LAYERS, MERGING, CannotGroupError, Member, channelwise
 
 __all__ = ["CannotGroupError", "functional", "path_axis", "side_by_side", "widened"]
 
@@ -107,7 +107,7 @@ def widened(
     if build is None:
         name = type(layer).__name__
         raise CannotGroupError(f"there is no grouped form of layer {layer.name!r} ({name})")
-    return build(layer, config, cardinality, tensors)
+    return build(Member(layer, config, cardinality, tensors))
 
 
 def is_unchanged(operation: Any) -> bool:

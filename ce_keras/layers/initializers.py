@@ -23,7 +23,7 @@ CONSTANTS = (
 def kernel_initializer(
     parameterization: Parameterization = "standard", gain: float = 2.0, seed: int | None = None
 ) -> keras.initializers.Initializer:
-    """The initializer a parameterisation stands for.
+    """Return the initializer that a parameterisation stands for.
 
     Args:
         parameterization: `"standard"`: variance `gain / fan_in`. `"ntk"`: unit normal, for a
@@ -49,11 +49,11 @@ def for_each_path(
     path_shape: Sequence[int],
     join: Callable[[list[Any]], Any],
 ) -> Callable[..., Any]:
-    """An initializer of a whole kernel that initialises every path as if it were alone.
+    """Return an initializer of a whole kernel that draws every path as if it were alone.
 
     Args:
-        initializer: what one path's kernel is initialised by: it sees one path's shape, so that
-            fan-in, fan-out and orthogonality are a path's own.
+        initializer: of one path's kernel, whose shape it is given: fan-in, fan-out and
+            orthogonality are a path's own.
         cardinality: the number of paths.
         path_shape: shape of one path's kernel.
         join: makes the whole kernel of the list of the paths'.
@@ -71,7 +71,7 @@ def for_each_path(
 
 
 def reseeded(initializer: Callable[..., Any], path: int) -> Callable[..., Any]:
-    """The same initializer with a seed of its own for a path: an integer seed repeats itself."""
+    """Return the initializer with another seed for each path: an integer seed repeats itself."""
     seed = getattr(initializer, "seed", None)
     if path == 0 or not isinstance(seed, int):
         return initializer
@@ -80,13 +80,13 @@ def reseeded(initializer: Callable[..., Any], path: int) -> Callable[..., Any]:
 
 
 def path_seed(seed: int, path: int) -> int:
-    """An independent seed for a path, from the seed of the first."""
+    """Return an independent seed for a path, from the seed of the first."""
     return int(np.random.SeedSequence((seed % 2**32, path)).generate_state(1)[0] >> 1)
 
 
 @keras.saving.register_keras_serializable(package="ce_keras")
 class SummedPaths(keras.initializers.Initializer):
-    """Initialises a layer that sums paths: each path's part as if alone, then scaled as in Eq. 4.
+    """The initializer of a layer that sums paths: each as if alone, then scaled as in Eq. 4.
 
     Args:
         initializer: of one path's kernel.

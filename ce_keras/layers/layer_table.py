@@ -1,4 +1,4 @@
-"""What this package knows of each kind of layer: a row a class, in `LAYERS`.
+"""The table of the kinds of layers that this package knows: a row a class, in `LAYERS`.
 
 To add a layer, add a row here, and the rule of its kernel to `ce_keras.ntk`. Whatever a row
 leaves out is a clear error where it is asked for.
@@ -23,16 +23,43 @@ from ce_keras.layers.layer_norm import CollegialLayerNormalization
 
 
 class CannotGroupError(Exception):
-    """Names the layer that cannot be computed for all paths at once, and why."""
+    """A layer cannot be computed for all paths at once; the message names it, and why."""
 
 
-#: Makes the layer of all paths from the layer of one, its configuration, the cardinality, and the
-#: tensors that the new layer will be applied to.
-Grouped = Callable[[Any, dict[str, Any], int, list[Any]], Any]
+class Member(NamedTuple):
+    """A layer of one path that all paths are to have.
+
+    Attributes:
+        layer: the Keras layer.
+        config: its configuration.
+        cardinality: how many paths there are.
+        tensors: what the layer of all paths will be applied to.
+    """
+
+    layer: Any
+    config: dict[str, Any]
+    cardinality: int
+    tensors: list[Any]
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The shape of the first tensor."""
+        return tuple(self.tensors[0].shape)
+
+    def copied(self, **changes: Any) -> Any:
+        """Return a new layer of the same class and configuration but for the changes."""
+        return type(self.layer).from_config({**self.config, **changes})
+
+    def cannot(self, reason: str) -> CannotGroupError:
+        """Return the error that names the layer."""
+        return CannotGroupError(f"layer {self.layer.name!r} {reason}")
+
+
+Grouped = Callable[[Member], Any]
 
 
 class LayerKind(NamedTuple):
-    """What is known of a kind of layer; `None` for what it has not.
+    """The entries of a kind of layer; `None` for what it has not.
 
     Attributes:
         fan_ins: returns the fan-in of each linear map of a built layer.
@@ -54,68 +81,62 @@ class LayerKind(NamedTuple):
 # Layers that treat every channel alike ------------------------------------------------------------
 
 
-def channelwise(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
+def channelwise(one: Member) -> Any:
     """Return a copy: on paths side by side the layer does what it does on one."""
-    del cardinality
-    if config.get("noise_shape") is not None:
-        raise CannotGroupError(f"layer {layer.name!r} shares its noise among channels")
-    if any(np.ndim(config.get(key, 0)) for key in ("scale", "offset")):
-        raise CannotGroupError(f"layer {layer.name!r} scales every channel differently")
-    return _merging(layer, config, 1, tensors)
+    if one.config.get("noise_shape") is not None:
+        raise one.cannot("shares its noise among channels")
+    if any(np.ndim(one.config.get(key, 0)) for key in ("scale", "offset")):
+        raise one.cannot("scales every channel differently")
+    return _merging(one)
 
 
-def _merging(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
-    del cardinality
-    if len({tensor.shape[-1] for tensor in tensors}) > 1:
-        raise CannotGroupError(f"layer {layer.name!r} merges different numbers of channels")
-    return type(layer).from_config(config)
+def _merging(one: Member) -> Any:
+    if len({tensor.shape[-1] for tensor in one.tensors}) > 1:
+        raise one.cannot("merges different numbers of channels")
+    return one.copied()
 
 
-def _noise_on_shared(layer: Any, *_: Any) -> Any:
-    raise CannotGroupError(f"layer {layer.name!r} draws noise on the shared input")
+def _noise_on_shared(one: Member) -> Any:
+    raise one.cannot("draws noise on the shared input")
 
 
-def _penalty_on_shared(layer: Any, *_: Any) -> Any:
-    raise CannotGroupError(f"layer {layer.name!r} would count the shared input once")
+def _penalty_on_shared(one: Member) -> Any:
+    raise one.cannot("would count the shared input once")
 
 
-def _prelu(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
-    if len(tensors[0].shape) - 1 in (config.get("shared_axes") or ()):
-        raise CannotGroupError(f"layer {layer.name!r} has one slope for all channels")
-    return channelwise(layer, config, cardinality, tensors)
+def _prelu(one: Member) -> Any:
+    if len(one.shape) - 1 in (one.config.get("shared_axes") or ()):
+        raise one.cannot("has one slope for all channels")
+    return one.copied()
 
 
 # Shapes ------------------------------------------------------------------------------------------
 
 
-def _flatten(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
+def _flatten(one: Member) -> Any:
     """Flatten each path's pixels by themselves: (h, w, m * n) -> m * (h * w * n)."""
-    del config
-    shape = tensors[0].shape
-    if len(shape) == 2:
-        return layers.Flatten(name=layer.name, dtype=layer.dtype_policy)
-    if None in shape[1:]:
-        raise CannotGroupError(f"layer {layer.name!r} flattens a shape that is not known: {shape}")
-    pixels, width = math.prod(shape[1:-1]), shape[-1] // cardinality
-    return keras.Sequential(
-        [
-            layers.Reshape((pixels, cardinality, width), dtype=layer.dtype_policy),
-            layers.Permute((2, 1, 3), dtype=layer.dtype_policy),
-            layers.Flatten(dtype=layer.dtype_policy),
-        ],
-        name=layer.name,
-    )
+    options = {"dtype": one.layer.dtype_policy}
+    if len(one.shape) == 2:
+        return layers.Flatten(name=one.layer.name, **options)
+    if None in one.shape[1:]:
+        raise one.cannot(f"flattens a shape that is not known: {one.shape}")
+    pixels, width = math.prod(one.shape[1:-1]), one.shape[-1] // one.cardinality
+    steps = [
+        layers.Reshape((pixels, one.cardinality, width), **options),
+        layers.Permute((2, 1, 3), **options),
+        layers.Flatten(**options),
+    ]
+    return keras.Sequential(steps, name=one.layer.name)
 
 
-def _reshape(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
+def _reshape(one: Member) -> Any:
     """Reshape in the same way, where the channels stay whole and last."""
-    shape = tensors[0].shape
-    *leading, channels = config["target_shape"]
-    if channels == -1 and None not in (*shape[1:], *leading) and -1 not in leading:
-        channels = math.prod(shape[1:]) // math.prod(leading) // cardinality
-    if channels * cardinality != shape[-1]:
-        raise CannotGroupError(f"layer {layer.name!r} reshapes channels into something else")
-    return layers.Reshape.from_config({**config, "target_shape": (*leading, shape[-1])})
+    *leading, channels = one.config["target_shape"]
+    if channels == -1 and None not in (*one.shape[1:], *leading) and -1 not in leading:
+        channels = math.prod(one.shape[1:]) // math.prod(leading) // one.cardinality
+    if channels * one.cardinality != one.shape[-1]:
+        raise one.cannot("reshapes channels into something else")
+    return one.copied(target_shape=(*leading, one.shape[-1]))
 
 
 def _narrow_reshape(config: dict[str, Any], channels: int, width: int) -> dict[str, Any]:
@@ -126,34 +147,27 @@ def _narrow_reshape(config: dict[str, Any], channels: int, width: int) -> dict[s
 # Normalisation -----------------------------------------------------------------------------------
 
 
-def _layer_norm(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
+def _layer_norm(one: Member) -> Any:
     """Normalise every path by itself, where it is over channels alone."""
-    axis, last = layer.axis, len(tensors[0].shape) - 1
+    axis, last = one.layer.axis, len(one.shape) - 1
     over_channels = (axis if isinstance(axis, int) else list(axis)) in (-1, [-1], last, [last])
-    if not over_channels or config.get("rms_scaling"):
-        raise CannotGroupError(f"layer {layer.name!r} normalises over more than the channels")
-    config.pop("rms_scaling", None)
-    own = config.pop("cardinality", 1)
-    return CollegialLayerNormalization.from_config(
-        {**config, "axis": -1, "cardinality": cardinality * own}
-    )
+    config = dict(one.config)
+    if config.pop("rms_scaling", False) or not over_channels:
+        raise one.cannot("normalises over more than the channels")
+    config["cardinality"] = one.cardinality * config.get("cardinality", 1)
+    return CollegialLayerNormalization.from_config({**config, "axis": -1})
 
 
-def _batch_norm(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
-    del cardinality
-    _check_last_axis(layer, tensors[0].shape)
-    return type(layer).from_config(config)
+def _batch_norm(one: Member) -> Any:
+    if one.layer.axis not in (-1, len(one.shape) - 1):
+        raise one.cannot(f"normalises along axis {one.layer.axis}")
+    return one.copied()
 
 
-def _group_norm(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
+def _group_norm(one: Member) -> Any:
     """Keep a path's groups its own; -1 is a group for every channel."""
-    _check_last_axis(layer, tensors[0].shape)
-    return type(layer).from_config({**config, "groups": max(-1, layer.groups * cardinality)})
-
-
-def _check_last_axis(layer: Any, shape: tuple[int | None, ...]) -> None:
-    if layer.axis not in (-1, len(shape) - 1):
-        raise CannotGroupError(f"layer {layer.name!r} normalises along axis {layer.axis}")
+    _batch_norm(one)
+    return one.copied(groups=max(-1, one.layer.groups * one.cardinality))
 
 
 def _narrow_groups(config: dict[str, Any], channels: int, width: int) -> dict[str, Any]:
@@ -170,17 +184,17 @@ def _narrow_groups(config: dict[str, Any], channels: int, width: int) -> dict[st
 def _wider(kind: Any, size: str, shared: bool) -> Grouped:
     """Return what makes one layer of `kind` of all paths, whose units are the option `size`."""
 
-    def wider(layer: Any, config: dict[str, Any], cardinality: int, tensors: list[Any]) -> Any:
-        del tensors
+    def wider(one: Member) -> Any:
+        config = dict(one.config)
         own = config.pop("groups", None) or config.pop("cardinality", 1)
         if own > 1 and (shared or config.get("shared_input") or config.get("aggregate")):
-            raise CannotGroupError(f"layer {layer.name!r} has several paths on one input")
+            raise one.cannot("has several paths on one input")
         # Of one path, a sum of paths is that path.
         for option in (*_OF_TRAINED, "aggregate"):
             config.pop(option, None)
-        config[size] *= cardinality
+        config[size] *= one.cardinality
         return kind.from_config(
-            {**config, "cardinality": cardinality * own, "shared_input": shared}
+            {**config, "cardinality": one.cardinality * own, "shared_input": shared}
         )
 
     return wider
@@ -232,7 +246,7 @@ def _own_fan_in(layer: Any) -> list[float]:
 
 
 def _transposed_fan_in(layer: Any) -> list[float]:
-    """Of the kernel's pixels, an output pixel meets one in `strides`."""
+    """Count the pixels that an output pixel meets: one in `strides` of the kernel's."""
     seen = math.prod(layer.kernel_size) / math.prod(layer.strides)
     return [seen * layer.kernel.shape[-1]]
 

@@ -89,8 +89,11 @@ SCALES: dict[Scale, Settings] = {
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """Train every design with every seed, on all images and on few."""
-    for design in settings.designs:
-        Design.parse(design)
+    try:
+        for design in settings.designs:
+            Design.parse(design)
+    except ValueError as error:
+        raise ValueError(f"designs: {error}") from None
     regimes = (ALL_IMAGES, f"{settings.few:,} images")
     cases = list(itertools.product(range(settings.seeds), regimes, settings.designs))
     runs = []

@@ -10,7 +10,7 @@ True
 
 One call goes through the modules in this order: `options` are checked, `chains` are found,
 `decisions` gives each family of them a design, `building` makes the layers, `splitting` may carry
-weights over, and `costs` and `report` say what it came to.
+weights over, and `report` has the result and its costs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import dataclasses
 import fnmatch
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import keras
 
@@ -28,10 +28,17 @@ from ce_keras.cost import Budget
 from ce_keras.geometry import Design
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
-from ce_keras.rewrite.costs import check_measurable, costs_of, step_seconds
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per
-from ce_keras.rewrite.report import Costs, Decision, Report, Skipped
+from ce_keras.rewrite.report import (
+    Costs,
+    Decision,
+    Report,
+    Skipped,
+    check_measurable,
+    costs_of,
+    step_seconds,
+)
 from ce_keras.rewrite.splitting import carry_over
 from ce_keras.solution import Mode
 
@@ -69,7 +76,7 @@ def inspect(
     options = Options(
         mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
     ).checked()
-    return _plan(model, options).report
+    return _plan(model, options)[0]
 
 
 def collegialize(
@@ -146,24 +153,24 @@ def collegialize(
     one_of("init", init, ("random", "split"))
     if measure is not None:
         positive_int("measure", measure)
-    plan = _plan(model, options)
+    report, decided = _plan(model, options)
     if measure is not None:
         check_measurable(model)
-    if not plan.report.candidates:
-        raise ValueError(f"model: {plan.report}")
-    ensemble, pairs = rebuilt(model, plan.decided)
+    if not report.candidates:
+        raise ValueError(f"model: {report}")
+    ensemble, pairs = rebuilt(model, decided)
     if init == "split":
-        carry_over(pairs, plan.decided, seed)
-    before, after = plan.report.before, costs_of(ensemble)
+        carry_over(pairs, decided, seed)
+    before, after = report.before, costs_of(ensemble)
     if measure is not None:
         # Copies are timed: nobody's weights or optimisers are touched.
-        copies = [rebuilt(each, compiled=False).model for each in (model, ensemble)]
+        copies = [rebuilt(each, compiled=False)[0] for each in (model, ensemble)]
         times = step_seconds(copies, measure)
         before, after = (
             dataclasses.replace(costs, step_seconds=seconds)
             for costs, seconds in zip((before, after), times, strict=True)
         )
-    report = dataclasses.replace(plan.report, before=before, after=after)
+    report = dataclasses.replace(report, before=before, after=after)
     logger.info("%s", report)
     ensemble.report = report
     return ensemble
@@ -172,12 +179,7 @@ def collegialize(
 # Planning ----------------------------------------------------------------------------------------
 
 
-class _Plan(NamedTuple):
-    report: Report
-    decided: Decided
-
-
-def _plan(model: keras.Model, options: Options) -> _Plan:
+def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
     """Find the model's chains, and decide on a design for every family of them."""
     _check_model(model)
     before = costs_of(model)
@@ -210,7 +212,7 @@ def _plan(model: keras.Model, options: Options) -> _Plan:
         _predicted(before, decided),
         tuple(decision for _, decision in decided),
     )
-    return _Plan(report, decided)
+    return report, decided
 
 
 def _check_model(model: Any) -> None:

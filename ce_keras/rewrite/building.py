@@ -7,7 +7,7 @@ import logging
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
@@ -23,25 +23,18 @@ logger = logging.getLogger("ce_keras")
 Decided = Sequence[tuple[Family, Decision]]
 
 
-class Rebuilt(NamedTuple):
-    """A model that was built again.
-
-    Attributes:
-        model: the new model.
-        pairs: the layers of the old, each with what took its place.
-    """
-
-    model: keras.Model
-    pairs: list[tuple[Any, Any]]
-
-
-def rebuilt(model: keras.Model, decided: Decided = (), *, compiled: bool = True) -> Rebuilt:
+def rebuilt(
+    model: keras.Model, decided: Decided = (), *, compiled: bool = True
+) -> tuple[keras.Model, list[tuple[Any, Any]]]:
     """Build a model again, with paths in place of every family's chains, and with new weights.
 
     Args:
         model: functional.
         decided: families of its chains, each with its design; without any, the result is a copy.
         compiled: whether a model that is compiled is compiled again.
+
+    Returns:
+        The new model, and the layers of the old, each with what took its place.
     """
     pairs: list[tuple[Any, Any]] = []
     new: dict[int, Any] = {}
@@ -67,7 +60,7 @@ def rebuilt(model: keras.Model, decided: Decided = (), *, compiled: bool = True)
             )
         if model.compiled:
             _compile_like(model, ensemble)
-    return Rebuilt(ensemble, pairs)
+    return ensemble, pairs
 
 
 def check_copies(model: keras.Model) -> None:

@@ -37,12 +37,12 @@ class Family:
 
     @property
     def width(self) -> int:
-        """Width of the reference: what a design's width stands for."""
+        """Width of the reference, which a design's width stands for."""
         return max(self.reference.widths)
 
     @property
     def name(self) -> str:
-        """What its chains are, in words."""
+        """Kind, kernels or widths, number and width of its chains, in words."""
         kernels = ("x".join(map(str, kernel_of(x.layer))) for x in self.reference.in_law)
         what = (
             f"dense {'-'.join(map(str, self.reference.widths))}"

@@ -1,13 +1,23 @@
-"""The report on a model: candidates, decisions, skipped layers and costs."""
+"""The report on a model: candidates, decisions, skipped layers, and measured costs."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
+import logging
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+import numpy as np
+
 from ce_keras.geometry import Design
+from ce_keras.layers.flops import flops, parameters
+
+logger = logging.getLogger("ce_keras")
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Costs:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `inspect` found, and what `collegialize` did.
+    """The report of `inspect` and `collegialize` on a model.
 
     Attributes:
         model: name of the model.
@@ -115,6 +125,21 @@ class Report:
     before: Costs
     after: Costs
     decisions: tuple[Decision, ...] = ()
+
+    @property
+    def found(self) -> tuple[Candidate, ...]:
+        """The candidates, by their name before version 0.2."""
+        return self.candidates
+
+    @property
+    def left(self) -> tuple[Skipped, ...]:
+        """The skipped layers, by their name before version 0.2."""
+        return self.skipped
+
+    @property
+    def answers(self) -> tuple[Decision, ...]:
+        """The decisions, by their name before version 0.2."""
+        return self.decisions
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, for JSON; the decisions are left out."""
@@ -184,3 +209,69 @@ class Report:
 
 def _change(what: str, before: int, after: int) -> str:
     return f"  {what} {before:,} -> {after:,} ({before / max(after, 1):.2f} times fewer)"
+
+
+# Costs -------------------------------------------------------------------------------------------
+
+_STEPS = 5
+
+
+def costs_of(model: keras.Model) -> Costs:
+    """Return a model's parameters, and its FLOPs if they are known."""
+    try:
+        work = flops(model)
+    except ValueError as error:
+        logger.info("FLOPs of %s are not known: %s", model.name, error)
+        work = None
+    return Costs(parameters(model), work)
+
+
+def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
+    """Return the median seconds of a training step of each model, on random inputs.
+
+    A step is a forward and a backward pass and the update, as `fit` compiles it. Models take
+    turns; they are compiled and trained.
+    """
+    steps = [_step(model, batch_size) for model in models]
+    for step in steps:
+        step()
+        step()
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(_STEPS):
+        for step, seconds in zip(steps, times, strict=True):
+            begun = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begun)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def check_measurable(model: keras.Model) -> None:
+    """Raise if a model's steps cannot be timed.
+
+    Raises:
+        ValueError: for inputs of text, or without a fixed size.
+    """
+    for tensor in model.inputs:
+        if None in tensor.shape[1:] or "string" in str(tensor.dtype):
+            raise ValueError(
+                f"measure: the input {tensor.name!r} of {model.name!r} is {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}; a time needs numbers of fixed sizes"
+            )
+
+
+def _step(model: keras.Model, batch_size: int) -> Any:
+    copy = keras.Model(model.inputs, model.outputs)
+    rng = np.random.default_rng(0)
+    inputs = [
+        np.zeros((batch_size, *tensor.shape[1:]), tensor.dtype)
+        if "int" in str(tensor.dtype)
+        else rng.standard_normal((batch_size, *tensor.shape[1:])).astype(np.float32)
+        for tensor in copy.inputs
+    ]
+    # Any loss will do whose gradient is not zero.
+    targets = [
+        np.zeros([batch_size, *(1 if size is None else size for size in tensor.shape[1:])])
+        for tensor in copy.outputs
+    ]
+    copy.compile("sgd", ["mse"] * len(targets))
+    return lambda: copy.train_on_batch(inputs, targets)

@@ -67,25 +67,17 @@ def crop_box(height: Any, width: Any, seed: Any) -> Any:
     draws = tf.random.stateless_uniform((4, 10), seed)
     size = tf.cast(tf.stack([height, width]), tf.float32)
     area = size[0] * size[1] * (0.08 + 0.92 * draws[0])
-    spread = tf.math.log(4 / 3)
-    aspect = tf.exp((2 * draws[1] - 1) * spread)
-    wide, high = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
-    fits = (wide >= 1) & (high >= 1) & (wide <= size[1]) & (high <= size[0])
-    at = tf.argmax(fits)  # The first that fits.
-    top = tf.floor(draws[2][at] * (size[0] - high[at] + 1))
-    left = tf.floor(draws[3][at] * (size[1] - wide[at] + 1))
-    drawn = tf.stack([top, left, high[at], wide[at]])
-    central_high = tf.minimum(size[0], tf.round(size[1] / (3 / 4)))
-    central_wide = tf.minimum(size[1], tf.round(size[0] * (4 / 3)))
-    central = tf.stack(
-        [
-            tf.floor((size[0] - central_high) / 2),
-            tf.floor((size[1] - central_wide) / 2),
-            central_high,
-            central_wide,
-        ]
-    )
-    return tf.cast(tf.where(tf.reduce_any(fits), drawn, central), tf.int32)
+    aspect = tf.exp((2 * draws[1] - 1) * tf.math.log(4 / 3))
+    boxes = tf.round(tf.sqrt(tf.stack([area / aspect, area * aspect])))  # Heights and widths.
+    fits = tf.reduce_all((boxes >= 1) & (boxes <= size[:, None]), axis=0)
+    first = tf.argmax(fits)
+    sides = tf.gather(boxes, first, axis=1)
+    corner = tf.floor(tf.gather(draws[2:], first, axis=1) * (size - sides + 1))
+    # The central box: no side is longer than 4/3 of the other.
+    central = tf.minimum(size, tf.round(size[::-1] * (4 / 3)))
+    middle = tf.floor((size - central) / 2)
+    fitting, failing = tf.concat([corner, sides], 0), tf.concat([middle, central], 0)
+    return tf.cast(tf.where(tf.reduce_any(fits), fitting, failing), tf.int32)
 
 
 def resized_crop(image: Any, seed: Any, size: tuple[int, int]) -> Any:

@@ -28,9 +28,10 @@ from ce_keras.training.images import (
     Images,
     balanced,
     balanced_rows,
-    gathered,
     load_fashion_mnist,
     load_idx,
+    read_tfds,
+    tfds_builder,
 )
 from ce_keras.training.recipe import DataRecipe
 
@@ -56,7 +57,7 @@ class DatasetInfo(NamedTuple):
     streamed: bool = False
 
 
-_IMAGENET = (1_281_167, 50_000)
+_IMAGENET = DatasetInfo((224, 224, 3), 1000, (1_281_167, 50_000), ("train", "validation"), True)
 
 #: Datasets of tensorflow_datasets that recipes can name.
 KNOWN = {
@@ -64,14 +65,9 @@ KNOWN = {
     "cifar100": DatasetInfo((32, 32, 3), 100, (50_000, 10_000)),
     "mnist": DatasetInfo((28, 28, 1), 10, (60_000, 10_000)),
     "fashion_mnist": DatasetInfo((28, 28, 1), 10, (60_000, 10_000)),
-    **{
-        name: DatasetInfo((side, side, 3), 1000, _IMAGENET, ("train", "validation"), True)
-        for name, side in {
-            "imagenet2012": 224,
-            "imagenet_resized/32x32": 32,
-            "imagenet_resized/64x64": 64,
-        }.items()
-    },
+    "imagenet2012": _IMAGENET,
+    "imagenet_resized/32x32": _IMAGENET._replace(shape=(32, 32, 3)),
+    "imagenet_resized/64x64": _IMAGENET._replace(shape=(64, 64, 3)),
 }
 
 # Shape that a network sees of images of unknown datasets, where they are resized.
@@ -98,6 +94,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
 
     Raises:
         ValueError: for a dataset that is not known, or not there; the message says how to get it.
+        ImportError: if tensorflow_datasets is needed and not installed.
     """
     if recipe.source == "embedded":
         if recipe.name != "fashion_mnist":
@@ -123,7 +120,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
                 "are for images in memory or in folders"
             )
         return TfdsDataset(builder, known._replace(shape=_resized_shape(recipe)))
-    train, test = (_read(builder, split) for split in known.splits)
+    train, test = (read_tfds(builder, split) for split in known.splits)
     return _limited(train, test, recipe, known.classes)
 
 
@@ -278,14 +275,7 @@ def _prepared(name: str) -> Any:
     Raises:
         ValueError: if it has not been; the message says how to.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise ValueError(
-            "data.source: 'tfds' needs tensorflow_datasets; run: pip install 'ce-keras[tfds]'"
-        ) from None
-
-    builder = tfds.builder(name)
+    builder = tfds_builder(name)
     if not _is_prepared(builder):
         by_hand = (
             "put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org into "
@@ -302,13 +292,6 @@ def _prepared(name: str) -> Any:
 
 def _is_prepared(builder: Any) -> bool:
     return builder.data_path.exists()
-
-
-def _read(builder: Any, split: str) -> Images:
-    import tensorflow_datasets as tfds
-
-    # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
-    return gathered(tfds.as_numpy(builder.as_dataset(split=split, batch_size=1000)))
 
 
 # Folders of images -------------------------------------------------------------------------------
@@ -342,11 +325,10 @@ class FolderDataset:
         limits: tuple[int | None, int | None] = (None, None),
     ) -> None:
         splits, names = find_classes(folder)
+        arguments = ("data.limit", "data.test_limit")
         self._files = [
             _limited_files(labelled_files(split, names), limit, argument)
-            for split, limit, argument in zip(
-                splits, limits, ("data.limit", "data.test_limit"), strict=True
-            )
+            for split, limit, argument in zip(splits, limits, arguments, strict=True)
         ]
         self.counts = len(self._files[TRAIN]), len(self._files[TEST])
         self.classes = len(names)

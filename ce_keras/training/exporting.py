@@ -77,11 +77,12 @@ def _replace(part: Path, to: Path, aside: Path) -> None:
 def _check_no_other_run(to: Path, folder: Path) -> None:
     """Check that a path is not in the folder of another run, whose model has the same name."""
     parent = to.parent.resolve()
-    run = next(
-        (each for each in (parent, *parent.parents) if (each / "recipe.json").exists()), None
-    )
-    if run is not None and not run.samefile(folder):
-        raise ValueError(f"to: {to} is in {run}, the folder of another run; name another place")
+    for each in (parent, *parent.parents):
+        if not (each / "recipe.json").exists():
+            continue
+        if each.samefile(folder):
+            return
+        raise ValueError(f"to: {to} is in {each}, the folder of another run; name another place")
 
 
 def _free_path(to: Path, form: str, kind: _Format) -> Path:
@@ -107,9 +108,8 @@ class _Format(NamedTuple):
     recognised: Callable[[Path], bool]
 
 
-def _exporter(form: str | None) -> Callable[[Any, Path], Any]:
-    options = {} if form is None else {"format": form}
-    return lambda model, path: model.export(path, verbose=False, **options)
+def _exporter(form: str) -> Callable[[Any, Path], Any]:
+    return lambda model, path: model.export(path, form, verbose=False)
 
 
 # All paths in the folder of a SavedModel; folders end in a slash.
@@ -143,7 +143,7 @@ def _begins(path: Path, content: bytes, at: int = 0) -> bool:
 
 _FORMATS = {
     "keras": _Format(".keras", lambda model, path: model.save(path), _is_keras_file),
-    "saved_model": _Format("", _exporter(None), _is_saved_model),
+    "saved_model": _Format("", _exporter("tf_saved_model"), _is_saved_model),
     "litert": _Format(".tflite", _exporter("litert"), lambda path: _begins(path, b"TFL3", 4)),
     # Its first fields: a version, and what wrote it.
     "onnx": _Format(".onnx", _exporter("onnx"), lambda path: _begins(path, b"\x12\x07tf2onnx", 2)),

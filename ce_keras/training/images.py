@@ -7,7 +7,7 @@ import itertools
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,9 @@ def load_fashion_mnist(source: str | Path = "embedded") -> tuple[Images, Images]
     """
     folder = file_path("source", source)
     if source == "tfds":
-        return _from_tfds("fashion_mnist")
+        builder = tfds_builder("fashion_mnist")
+        builder.download_and_prepare()
+        return read_tfds(builder, "train"), read_tfds(builder, "test")
     return load_idx(EMBEDDED if source == "embedded" else folder)
 
 
@@ -181,23 +183,24 @@ def balanced_rows(labels: np.ndarray, count: int, argument: str = "count") -> np
     return np.sort(np.lexsort((labels, number))[:count])
 
 
-def _from_tfds(name: str) -> tuple[Images, Images]:
+def tfds_builder(name: str) -> Any:
+    """Return the builder of a dataset of tensorflow_datasets.
+
+    Raises:
+        ImportError: if tensorflow_datasets is not installed.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError:
         raise ImportError(
             "source: 'tfds' needs tensorflow_datasets; run: pip install 'ce-keras[tfds]'"
         ) from None
-
-    def load(split: str) -> Images:
-        # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
-        return gathered(tfds.as_numpy(tfds.load(name, split=split, batch_size=1000)))
-
-    return load("train"), load("test")
+    return tfds.builder(name)
 
 
-def gathered(batches: Iterable[dict[str, np.ndarray]]) -> Images:
-    """Return all batches of a dataset of tensorflow_datasets as one."""
-    found = list(batches)
-    images, labels = (np.concatenate([each[key] for each in found]) for key in ("image", "label"))
+def read_tfds(builder: Any, split: str) -> Images:
+    """Return a split of a prepared dataset of tensorflow_datasets."""
+    # In batches: all at once (batch_size=-1) aborts the process in TensorFlow 2.21.
+    batches = list(builder.as_dataset(split=split, batch_size=1000).as_numpy_iterator())
+    images, labels = (np.concatenate([each[key] for each in batches]) for key in ("image", "label"))
     return Images(images, labels.astype(np.uint8 if labels.max() < 256 else np.int32))

@@ -111,18 +111,16 @@ def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator)
         if None in shape:
             raise ValueError(f"x1: needed, since an input of shape {shape} has no fixed size")
         return rng.standard_normal((1, *shape))
-    pairs = zip(("x1", "x2"), (x1, x2), strict=True)
-    given = [real_array(name, x) for name, x in pairs if x is not None]
-    for name, x in zip(("x1", "x2"), given, strict=False):
+    given = {"x1": real_array("x1", x1)}
+    if x2 is not None:
+        given["x2"] = real_array("x2", x2)
+    for name, x in given.items():
         # The one position of a fully connected stack may be left out.
-        allowed = (shape, shape[1:]) if family.stack and shape[0] == 1 else (shape,)
-        if not any(_fits(x.shape, one) for one in allowed) or x.size != given[0].size:
+        own = (1, *x.shape) if family.stack and shape[0] == 1 and x.ndim == 1 else x.shape
+        fits = len(own) == len(shape) and all(
+            size in (None, side) for side, size in zip(own, shape, strict=True)
+        )
+        if not fits or x.size != given["x1"].size:
             raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")
-    known = shape if None not in shape else given[0].shape
-    return np.stack([x.reshape(known) for x in given])
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        size is None or size == own for own, size in zip(shape, wanted, strict=True)
-    )
+    known = given["x1"].shape if None in shape else shape
+    return np.stack([x.reshape(known) for x in given.values()])

@@ -394,7 +394,7 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
 
 def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
     if ratios is None:
-        given = np.linspace(1, width, 12) / width
+        wanted = np.linspace(1, width, 12)
     else:
         given = np.atleast_1d(real_array("ratios", ratios))
         if given.ndim > 1:
@@ -402,7 +402,8 @@ def _checked_widths(width: int, ratios: Sequence[float] | None) -> np.ndarray:
         wrong = given[(given <= 0) | (given > 1)]
         if wrong.size:
             raise ValueError(f"ratios: got {wrong[0]}; they are above 0, and at most 1")
-    widths = np.unique(np.maximum(1, np.rint(given * width)).astype(int))
+        wanted = given * width
+    widths = np.unique(np.maximum(1, np.rint(wanted)).astype(int))
     if len(widths) < 2:
         raise ValueError(
             f"ratios: got {brief(ratios)} for a module {width} wide; a line needs two widths or "

@@ -77,6 +77,7 @@ def test_a_single_value_per_channel_has_no_variance():
     np.testing.assert_allclose(layer.moving_variance, np.full(3, 0.9))
 
 
+@pytest.mark.slow  # Another backend of Keras imports for itself.
 def test_on_pytorch_it_is_keras_batch_normalisation():
     pytest.importorskip("torch", reason="`make torch` installs it")
     done = subprocess.run(

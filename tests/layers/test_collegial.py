@@ -297,6 +297,22 @@ def test_saved_model_export_has_no_xla_op_and_equal_outputs(tmp_path, rng):
     np.testing.assert_allclose(loaded.serve(batch), model(batch), rtol=1e-5, atol=1e-6)
 
 
+def test_the_summary_of_a_model_shows_the_paths():
+    model = keras.Sequential([keras.Input((8, 8, 6))])
+    model.add(CollegialConv2D(12, 3, cardinality=3))
+    model.add(CollegialConv2D(12, 3, cardinality=3))
+    model.add(CollegialDense(8, 4, aggregate=True))
+    model.add(CollegialDense(8, 4, name="mine"))
+    lines = []
+    model.summary(print_fn=lines.append, line_length=100)
+    names = [layer.name for layer in model.layers]
+    assert names[0].startswith("collegial_conv2d_3x4d")
+    assert names[1].startswith("collegial_conv2d_3x4d_")
+    assert names[2].startswith("collegial_dense_4x8d")
+    assert names[3] == "mine"
+    assert all(name in "".join(lines) for name in names)
+
+
 # Bad input. ----------------------------------------------------------------------------------
 
 

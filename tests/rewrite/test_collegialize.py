@@ -42,8 +42,8 @@ def test_the_ensemble_is_what_the_report_says(name, rng, tmp_path):
         assert planned.candidates
         if mode == "primal":
             near = abs(planned.after.params - planned.before.params)
-            (answer, *_) = planned.decisions
-            assert near <= answer.path_params / 2 * len(planned.decisions)
+            (decision, *_) = planned.decisions
+            assert near <= decision.path_params / 2 * len(planned.decisions)
         else:
             for each in planned.candidates:
                 # The cardinality is a whole number: half a path to either side.
@@ -140,7 +140,7 @@ def test_one_design_for_each_stage():
     assert [each.path_widths for each in whole.candidates] == [(4, 4), (8, 8)]
     assert len(whole.decisions) == 1
     stages = inspect(model, "dual", per="stage").decisions
-    assert [answer.width for answer in stages] == [16, 32]
+    assert [decision.width for decision in stages] == [16, 32]
 
 
 def test_only_and_skip():
@@ -171,14 +171,14 @@ def test_alpha_by_chain_and_by_fit():
 
 
 def test_a_block_of_another_kernel_has_its_own_exact_law():
-    (answer,) = inspect(convolutional(kernel=5), only="a").decisions
-    n = answer.width
+    (decision,) = inspect(convolutional(kernel=5), only="a").decisions
+    n = decision.width
     gram = closed_form.gram_of(25, 1.0)
-    widths = [(n, n), (answer.design.width,) * 2]
+    widths = [(n, n), (decision.design.width,) * 2]
     before, path = (closed_form.relative_variance(list(each), gram) for each in widths)
-    (found,) = inspect(convolutional(kernel=5), only="a").candidates
-    assert found.baseline_variance == pytest.approx(before)
-    assert found.variance == pytest.approx(path / found.cardinality)
+    (candidate,) = inspect(convolutional(kernel=5), only="a").candidates
+    assert candidate.baseline_variance == pytest.approx(before)
+    assert candidate.variance == pytest.approx(path / candidate.cardinality)
 
 
 def test_a_deeper_chain_is_fitted_by_ensembles():
@@ -187,9 +187,9 @@ def test_a_deeper_chain_is_fitted_by_ensembles():
     for step, kernel in enumerate((1, (3, 1), (1, 3), 1)):
         y = layers.Conv2D(4 if step == 3 else 6, kernel, padding="same", name=f"d_{step}")(y)
     # No closed form is known of two kernels in a row: a fit is made without being asked for.
-    (answer,) = inspect(keras.Model(image, y), design="2x3d", seed=0).decisions
+    (decision,) = inspect(keras.Model(image, y), design="2x3d", seed=0).decisions
     # Three layers behind the first, as in a dense stack: 5 to first order, and somewhat less here.
-    assert 1 < answer.alpha < 5
+    assert 1 < decision.alpha < 5
 
 
 def test_the_variance_is_the_laws_for_the_built_layers():

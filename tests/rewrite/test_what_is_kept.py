@@ -243,6 +243,13 @@ def test_what_cannot_be_timed_is_said_before():
     assert collegialize(timed, design="2x4d", measure=2).report.after.step_seconds > 0
 
 
+def test_looking_at_a_model_leaves_its_graph_alone():
+    model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    outputs = [layer.output for layer in model.layers]
+    inspect(model)
+    assert all(layer.output is y for layer, y in zip(model.layers, outputs, strict=True))
+
+
 def test_the_report_does_not_hold_the_model():
     import gc
     import weakref

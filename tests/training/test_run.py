@@ -87,7 +87,7 @@ def test_every_recipe_takes_three_steps(name, tmp_path, monkeypatch):
         monkeypatch.setattr("ce_keras.training.datasets._is_prepared", lambda _: True)
         trainer = Trainer(recipe, load_dataset(recipe.data), tmp_path)
         if name != "fashion_mnist":
-            trainer.steps, trainer._test_steps = 3, (count, count)
+            trainer.steps, trainer._images = 3, count
         results = trainer.run()
     assert int(trainer.optimizer.iterations) == 3
     assert 0 <= results["top5_error"] <= results["error"] <= 100

@@ -197,6 +197,7 @@ WITHOUT = {
     "law.Law": "a protocol",
     "law.FittedAlpha": "a protocol",
     "law.FittedLaw": "a protocol",
+    "law.polynomial_text": "writes the coefficients that a law has found",
     **{f"variance.{name}": "the same as in `ntk`" for name in MOVED},
 }
 

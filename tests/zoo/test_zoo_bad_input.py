@@ -27,7 +27,7 @@ from ce_keras.geometry import Design
 RECORD = "a plain record; whatever takes one checks what it needs"
 RESNEXTS = (
     *("resnet50", "resnet101", "resnet152", "resnext29", "resnext38"),
-    *("resnext50", "resnext101", "resnext152"),
+    *("resnext50", "resnext101", "resnext152", "resnext11c"),
 )
 CASES = [
     case(
