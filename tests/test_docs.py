@@ -16,7 +16,13 @@ from ce_keras.cli import main
 
 ROOT = Path(__file__).parent.parent
 SHOWN = [ROOT / "docs/index.md", *sorted(ROOT.glob("docs/guides/*.md"))]
-PAGES = [path for path in SHOWN if "```python" in path.read_text()]
+# These build ResNet-50s.
+SLOW = ("collegialize", "zoo")
+PAGES = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+    for path in SHOWN
+    if "```python" in path.read_text()
+]
 CONSOLE = [
     pytest.param(block, id=f"{path.stem}-{number}")
     for path in SHOWN
@@ -83,7 +89,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}

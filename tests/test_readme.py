@@ -85,6 +85,7 @@ def test_make_targets_and_files_that_are_named_exist():
         "demo",
         "docs",
         "test",
+        "test-slow",
         "lint",
         "wheel",
         "peers",
