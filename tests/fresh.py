@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,9 @@ class Process:
     """
 
     def __init__(self, words, env=None, cwd=None):
-        self._files = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
-        paths = [file.name for file in self._files]
+        self._folder = Path(tempfile.mkdtemp())
+        self._written = None
+        paths = [str(self._folder / name) for name in ("stdout", "stderr")]
         words = [str(word) for word in words]
         arguments = (words, dict(env or os.environ), str(cwd or Path.cwd()), paths)
         self._process = _CONTEXT.Process(target=_begin, args=arguments, daemon=True)
@@ -57,15 +59,17 @@ class Process:
     def communicate(self, timeout=None):
         """Wait for the end, and return what was written to standard output and standard error."""
         self._process.join(timeout)
-        if self.returncode is None:
+        late = self.returncode is None
+        if late:
             self.kill()
-            raise TimeoutError(f"still running after {timeout} s: {self._written()[1]}")
-        return self._written()
-
-    def _written(self):
-        for file in self._files:
-            file.seek(0)
-        return tuple(file.read() for file in self._files)
+            self._process.join()
+        if self._written is None:
+            files = [self._folder / name for name in ("stdout", "stderr")]
+            self._written = tuple(file.read_text() if file.exists() else "" for file in files)
+            shutil.rmtree(self._folder)
+        if late:
+            raise TimeoutError(f"still running after {timeout} s: {self._written[1]}")
+        return self._written
 
 
 def run(words, env=None, cwd=None, check=True, timeout=300):
@@ -80,7 +84,7 @@ def run(words, env=None, cwd=None, check=True, timeout=300):
 def _begin(words, environment, folder, paths):
     """Do in the fork what an interpreter does with its command line."""
     for descriptor, path in enumerate(paths, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -167,6 +167,7 @@ WITHOUT = {
     "geometry.BASELINES": "a constant",
     "geometry.BOTTLENECK_ALPHA": "a constant",
     "geometry.RESNEXTS": "a constant",
+    "geometry.first_order_alpha": "sees widths that `fully_connected` has checked",
     **dict.fromkeys(("collegialize", "inspect"), "in tests/rewrite"),
 }
 

@@ -57,7 +57,8 @@ def test_the_ensemble_trains_and_comes_back(name, rng, tmp_path):
     model = collegialize(BUILDERS[name](), mode="dual", alpha=ALPHA.get(name))
     x = inputs_of(model, rng)
     y = keras.tree.map_structure(keras.ops.convert_to_numpy, model(x))
-    model.compile("sgd", keras.tree.map_structure(lambda _: "mse", y))
+    # Tracing takes longer than one step.
+    model.compile("sgd", keras.tree.map_structure(lambda _: "mse", y), run_eagerly=True)
     kernels = [w for w in model.trainable_weights if w.name == "kernel"]
     before = [kernel.numpy() for kernel in kernels]
     model.fit(x, keras.tree.map_structure(np.zeros_like, y), verbose=0)
