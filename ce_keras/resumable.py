@@ -30,11 +30,12 @@ class ResumableResults:
         path: the file; `None` keeps the results in memory only.
         key: everything that the results depend on; a file with another key is refused.
         argument: the argument that names the file, for messages.
-        other: what results with another key belong to, for messages.
+        other: what results with another key were begun with, for messages.
         is_void: called with the file's results; where it returns true, they are ignored whatever
             their key.
 
     Attributes:
+        path: the file.
         done: the results so far, by name.
 
     Raises:
@@ -51,24 +52,26 @@ class ResumableResults:
         path: str | Path | None,
         key: Any,
         argument: str = "checkpoint",
-        other: str = "another call, with other arguments",
+        other: str = "other arguments",
         is_void: Callable[[dict[str, Any]], bool] = lambda _: False,
     ) -> None:
-        self._path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path)
         self._key = files.plain(key)
         self.done: dict[str, Any] = {}
         self._start = time.perf_counter()
-        if self._path is None or not self._path.exists():
+        if self.path is None or not self.path.exists():
             return
         try:
-            content = files.read_json(self._path, dict)
+            content = files.read_json(self.path, dict)
         except (ValueError, OSError) as error:
             raise ValueError(f"{argument}: {error}") from None
         done = content.get("points", {})
         if is_void(done):
             return
         if content.get("of") != self._key:
-            raise ValueError(f"{argument}: {path} is of {other}; delete it, or give another file")
+            raise ValueError(
+                f"{argument}: {path} was begun with {other}; delete it, or give another file"
+            )
         self.done = done
         self._start -= content.get("seconds", 0.0)
         logger.info("%s: %d results are done", path, len(self.done))
@@ -81,14 +84,14 @@ class ResumableResults:
     def keep(self, name: str, result: Any) -> None:
         """Add a result, and write the file."""
         self.done[name] = files.plain(result)
-        if self._path is not None:
+        if self.path is not None:
             content = {"of": self._key, "seconds": self.seconds, "points": self.done}
-            files.write_json(self._path, content)
+            files.write_json(self.path, content)
 
     def remove(self) -> None:
         """Remove the file: the whole computation is finished and stored elsewhere."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 class PartialArray(NamedTuple):
@@ -120,7 +123,7 @@ def resumable_array(
         shape: of the array.
         dtype: of the array.
         key: everything that the content depends on, as plain data.
-        other: what an array with another key belongs to, for messages.
+        other: what an array with another key was begun with, for messages.
 
     Raises:
         ValueError: for a path that does not end in `.npy`, an unfinished array with another key,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ce_keras import files
+from ce_keras.resumable import ResumableResults
 
 
-class Points:
+class Points(ResumableResults):
     """Finished points of a measurement, written to a file one by one.
 
     Args:
@@ -29,43 +28,25 @@ class Points:
     """
 
     def __init__(self, path: Path | None = None, key: Any = None) -> None:
-        self._path, self._key = path, files.plain(key)
-        self._done: dict[str, Any] = {}
-        self._begun, self._before = time.perf_counter(), 0.0
-        if path is not None and path.exists():
-            content = files.read_json(path, dict)
-            if content.get("of") != self._key:
-                raise ValueError(
-                    f"out: {path} was begun with other settings, {content.get('of')}; delete it, "
-                    "or give another folder"
-                )
-            self._done, self._before = content["points"], content["seconds"]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent so far, in this process and in earlier ones."""
-        return self._before + time.perf_counter() - self._begun
+        super().__init__(path, key, "out", "other settings")
 
     def __call__(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
         """Return the point of a name; call `measure(*arguments)` if it is not there yet."""
-        if name not in self._done:
-            self._done[name] = files.plain(measure(*arguments))
-            if self._path is not None:
-                content = {"of": self._key, "seconds": self.seconds, "points": self._done}
-                files.write_json(self._path, content)
-        return self._done[name]
+        if name not in self.done:
+            self.keep(name, measure(*arguments))
+        return self.done[name]
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
         """Give a folder for files of the points: beside the store, or a temporary one."""
-        if self._path is not None:
-            yield self._path.with_suffix("")
+        if self.path is not None:
+            yield self.path.with_suffix("")
             return
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 
     def end(self) -> None:
-        """Remove the file and the folder, once the whole measurement is kept elsewhere."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            shutil.rmtree(self._path.with_suffix(""), ignore_errors=True)
+        """Remove the store and its folder."""
+        self.remove()
+        if self.path is not None:
+            shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)

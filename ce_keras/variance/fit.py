@@ -263,7 +263,7 @@ def fit_alpha(
         }
         draw = _draw_function(family, x, draws, method, readout, parameterization)
         path = None if checkpoint is None else Path(checkpoint)
-        results = ResumableResults("checkpoint", path, key, other="another fit")
+        results = ResumableResults(path, key, "checkpoint", "another fit")
         points, errors = _measure(draw, widths, rngs, results)
     return AlphaFit(
         module=family.name,
@@ -354,13 +354,13 @@ def _measure(
     for n, rng in progress(
         zip(map(int, widths), rngs, strict=False), "fit alpha", len(widths), unit="width", delay=1
     ):
-        if str(n) in results.results:
+        if str(n) in results.done:
             continue
         kernels = draw(n, rng)
         if not kernels.any():  # A layer normalisation of one unit gives zeros.
             raise ValueError(f"ratios: at width {n} the kernel is 0; leave that width out")
-        results.store(str(n), log_moment_ratio(kernels))
-    points, errors = np.array([results.results[str(n)] for n in widths]).T
+        results.keep(str(n), log_moment_ratio(kernels))
+    points, errors = np.array([results.done[str(n)] for n in widths]).T
     return points, errors
 
 

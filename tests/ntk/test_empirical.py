@@ -235,7 +235,9 @@ def test_a_kernel_of_other_weights_or_variables_is_not_resumed(model, tmp_path, 
     with pytest.raises(ValueError, match="inputs or arguments"):
         empirical_ntk(model, x, batch_size=2, out=path, variables=model.layers[1].variables)
     model.layers[0].kernel.assign(model.layers[0].kernel + 1)
-    with pytest.raises(ValueError, match="is of another model, weights, inputs or arguments"):
+    with pytest.raises(
+        ValueError, match="was begun with another model, weights, inputs or arguments"
+    ):
         empirical_ntk(model, x, batch_size=2, out=path)
 
 

@@ -210,7 +210,7 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("ce_keras.variance.fit.stack_kernels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_alpha(module, draws=200, seed=3, checkpoint=path)
-    assert len(json.loads(path.read_text())["results"]) == 4
+    assert len(json.loads(path.read_text())["points"]) == 4
     calls.clear()
     monkeypatch.setattr(
         "ce_keras.variance.fit.stack_kernels",
