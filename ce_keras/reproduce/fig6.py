@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
-from ce_keras.reproduce.protocol import EXACT, MODES, Check, NoSettings
+from ce_keras.reproduce.protocol import EXACT, Check, NoSettings
 from ce_keras.reproduce.statistics import rank_correlation
 from ce_keras.reproduce.store import Points
+from ce_keras.solution import MODES
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:

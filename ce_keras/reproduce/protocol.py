@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ce_keras.checks import one_of
 from ce_keras.reproduce.store import Points
-from ce_keras.solution import Mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Scale = Literal["small", "full"]
-
-MODES: tuple[Mode, ...] = ("primal", "dual")
 
 #: Names of all reproductions, in the order of the paper.
 NAMES = (

@@ -16,7 +16,6 @@ from ce_keras.checks import file_path, one_of
 from ce_keras.reproduce.page import Page, agreement, table_of_pages
 from ce_keras.reproduce.protocol import (
     EXACT,
-    MODES,
     NAMES,
     NUMPY_ONLY,
     Check,
@@ -26,6 +25,7 @@ from ce_keras.reproduce.protocol import (
     experiment,
 )
 from ce_keras.reproduce.store import Points
+from ce_keras.solution import MODES
 
 __all__ = [
     "EXACT",

@@ -9,8 +9,8 @@ from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
 from ce_keras.reproduce.plots import name_point
-from ce_keras.reproduce.protocol import MODES, Check
-from ce_keras.solution import Curve
+from ce_keras.reproduce.protocol import Check
+from ce_keras.solution import MODES, Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
