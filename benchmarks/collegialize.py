@@ -97,8 +97,8 @@ def page(rows: dict, batch: int, law: str) -> str:
         "|---|--:|--:|---|--:|--:|---|--:|--:|",
     ]
     for name, row in rows.items():
-        if row["candidates"]:
-            cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["candidates"])]
+        if row["found"]:
+            cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["found"])]
             for mode in ("primal", "dual"):
                 made = row[mode]
                 ratio = made["step"] / made["step_before"]
@@ -108,7 +108,7 @@ def page(rows: dict, batch: int, law: str) -> str:
     lines += ["", "Nothing can be ensembled in these:", ""]
     lines += ["| model | parameters | layers left, and why |", "|---|--:|---|"]
     for name, row in rows.items():
-        if not row["candidates"]:
+        if not row["found"]:
             why = "; ".join(f"{count}: {reason}" for reason, count in row["why"])
             lines.append(f"| {name} | {row['params'] / 1e6:.2f} M | {why} |")
     found = [name for name, row in rows.items() if row["found"]]
