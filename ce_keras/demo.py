@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ce_keras import plotting
 from ce_keras.checks import checked_seed, positive_int
 from ce_keras.geometry import Design, baseline
@@ -26,7 +28,7 @@ class Trained(NamedTuple):
     """A row of the demonstration's table.
 
     Attributes:
-        role: `"baseline"`, `"primal"` or `"dual"`.
+        role: `"baseline"`, `"primal"`, `"dual"`, or `"narrower"`: a single path of the dual's size.
         design: cardinality and width, such as `7x7d`.
         parameters: trained parameters of the Keras model.
         flops: floating-point operations for one image.
@@ -85,7 +87,8 @@ def compare(
 ) -> list[Trained]:
     """Train the baseline and the solutions' designs by one recipe, and test them.
 
-    The recipe is `fashion_mnist`, with a schedule of one cycle.
+    With the dual, a narrower baseline of its size is trained: what anybody would try first. The
+    recipe is `fashion_mnist`, with a schedule of one cycle.
 
     Args:
         solutions: from `derive`.
@@ -113,7 +116,21 @@ def compare(
     }
     designs = {"baseline": Design(1, baseline(NETWORK).width)}
     designs.update({mode: solution.design for mode, solution in solutions.items()})
+    if "dual" in designs:
+        designs["narrower"] = narrower_baseline(designs["dual"])
     return [_train(role, design, dataset, changes, seed) for role, design in designs.items()]
+
+
+def narrower_baseline(design: Design) -> Design:
+    """Return the single path that is nearest to a design in parameters.
+
+    >>> print(narrower_baseline(Design(7, 7)))
+    1x28d
+    """
+    network = baseline(NETWORK)
+    widths = np.arange(1, network.width + 1)
+    away = abs(network.params(1, widths) - network.params(*design))
+    return Design(1, int(widths[away.argmin()]))
 
 
 def _train(role: str, design: Design, dataset: Any, changes: dict[str, str], seed: int) -> Trained:

@@ -102,7 +102,7 @@ def test_demo_writes_its_results(capsys, tmp_path):
         assert word in output
     assert "epoch 1/1" in errors  # The progress bar.
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["role"] for row in results["trained"]] == ["baseline", "primal", "dual"]
+    assert [row["role"] for row in results["trained"]] == ["baseline", "primal", "dual", "narrower"]
     assert results["settings"]["images"] == 100
     assert (tmp_path / "curve.png").exists()
 

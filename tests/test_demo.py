@@ -20,6 +20,7 @@ def test_everything_is_trained_and_counted():
         ("baseline", "1x64d"),
         ("primal", "28x7d"),
         ("dual", "7x7d"),
+        ("narrower", "1x28d"),
     ]
     network = geometry.baseline(demo.NETWORK)
     for row in rows:

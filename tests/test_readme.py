@@ -59,8 +59,8 @@ def test_console_blocks_print_what_is_printed(block, capsys):
 def test_the_demonstrations_table_has_todays_designs_and_counts():
     (block,) = blocks("text")
     network = baseline("resnext11")
-    rows = [line.split() for line in block.splitlines()[1:4]]
-    assert [row[0] for row in rows] == ["baseline", "primal", "dual"]
+    rows = [line.split() for line in block.splitlines()[1:5]]
+    assert [row[0] for row in rows] == ["baseline", "primal", "dual", "narrower"]
     for _, text, parameters, flops, *_ in rows:
         design = Design.parse(text)
         assert int(parameters.replace(",", "")) == network.params(*design)
