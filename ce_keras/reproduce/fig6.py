@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
+from ce_keras.reproduce.cifar10 import CORRELATION
 from ce_keras.reproduce.result import EXACT, MODES, Check, NoSettings, Points
 from ce_keras.reproduce.statistics import rank_correlation
+from ce_keras.solution import Mode, Solution
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -35,7 +39,9 @@ def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
             if row.baseline == _BASELINE
             and row.mode in (mode, "baseline", *(("resnext",) if mode == "primal" else ()))
         ]
+        at_ten = _exact(mode, widths=[10])
         data[mode] = {
+            "exact": {"best_width": at_ten.best_width, "design": str(at_ten.design)},
             "design": str(solution.design),
             "m": solution.multiplicity,
             "rho": solution.rho,
@@ -52,6 +58,10 @@ def measure(settings: NoSettings, seed: int, points: Points) -> dict[str, Any]:
             ],
         }
     return data
+
+
+def _exact(mode: Mode, **options: Any) -> Solution:
+    return search(_BASELINE, mode, alpha="closed_form", correlation=CORRELATION, **options)
 
 
 def compare(data: dict[str, Any]) -> list[Check]:
@@ -80,7 +90,10 @@ def say(data: dict[str, Any]) -> str:
         f"efficiency of the dual is {data['dual']['unrounded_rho']:.2f}; for the network as built "
         f"it is {data['dual']['rho']:.2f}. The errors are the paper's, of CIFAR-100: a network "
         "with a smaller predicted variance has the smaller error in each pair of the "
-        f"{len(data['primal']['networks'])} on the primal curve."
+        f"{len(data['primal']['networks'])} on the primal curve. The dashed curves are the exact "
+        f"law's at a correlation of {CORRELATION:g}, on which the paper's designs are marked: the "
+        f"best width is {data['primal']['exact']['best_width']:.1f}, and the dual of width 10 is "
+        f"{data['dual']['exact']['design']}."
     )
 
 
@@ -88,9 +101,14 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
     """Both curves, with the paper's errors on an axis of their own."""
     for ax, mode in zip(figure.subplots(1, 2), MODES, strict=True):
         search(_BASELINE, mode).plot(ax)
-        error = ax.twinx()
         networks = data[mode]["networks"]
         widths = [Design.parse(row["design"]).width for row in networks]
+        exact = _exact(mode, tolerance=0).curve
+        ax.plot(exact.width, exact.objective, "--", color="black", lw=1, label="exact law")
+        tested = np.interp(widths, exact.width, exact.objective)
+        ax.plot(widths, tested, "o", color="black", ms=4)
+        ax.legend(frameon=False)
+        error = ax.twinx()
         error.plot(widths, [row["error"] for row in networks], "s", color="tab:blue")
         error.set_ylabel("the paper's error on CIFAR-100 in %", color="tab:blue")
         error.margins(y=0.3)

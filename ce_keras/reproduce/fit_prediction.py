@@ -101,6 +101,99 @@ def _predicted(settings: Settings, seed: int, block: dict[str, Any]) -> dict[str
     }
 
 
+def summarize(data: dict[str, Any]) -> dict[str, Any]:
+    """Return by block, for every wide width, the distance of both laws in standard errors."""
+    return {
+        name: [
+            {
+                "width": int(n),
+                "polynomial": (law - drawn) / np.hypot(error, law_error),
+                "exponential": (exponential - drawn) / error,
+                "ratio": exponential / drawn,
+            }
+            for n, drawn, error, law, law_error, exponential in block["wide"]
+        ]
+        for name, block in data["blocks"].items()
+    }
+
+
+def compare(data: dict[str, Any]) -> list[Check]:
+    """Return a row for every block and wide width: as drawn, and as both laws predict it."""
+    return [
+        Check(
+            f"{name}, width {row['width']}",
+            None,
+            f"drawn {drawn:.4f} ± {error:.4f}; polynomial {law:.4f} ± {law_error:.4f} "
+            f"({row['polynomial']:+.1f} standard errors); exp(alpha S) - 1 {exponential:.4f} "
+            f"({row['exponential']:+.1f})",
+            None,
+        )
+        for name, rows in data["summary"].items()
+        for row, (_, drawn, error, law, law_error, exponential) in zip(
+            rows, data["blocks"][name]["wide"], strict=True
+        )
+    ]
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Return how many predictions of each law are within three standard errors."""
+    rows = [row for block in data["summary"].values() for row in block]
+    held = {
+        law: sum(bool(abs(row[law]) <= _ERRORS) for row in rows)
+        for law in ("polynomial", "exponential")
+    }
+    return (
+        f"Of {len(rows)} predictions, {held['polynomial']} of the polynomial and "
+        f"{held['exponential']} of the exponential law are within {_ERRORS:g} standard errors of "
+        "what was drawn."
+    )
+
+
+def say(data: dict[str, Any]) -> str:
+    """Return how both laws were fitted, and where each of them fails."""
+    settings, summary = data["settings"], data["summary"]
+    rows = [row for block in summary.values() for row in block]
+    failed = sorted(
+        name
+        for name, block in summary.items()
+        if any(abs(row["polynomial"]) > _ERRORS for row in block)
+    )
+    ratios = [row["ratio"] for row in rows]
+    return (
+        f"Both laws are fitted to {settings['draws']:,} draws at each of the widths "
+        f"{settings['narrow'][0]} to {settings['narrow'][-1]}: a polynomial in 1/n without a "
+        "constant, of the lowest order that chi-square allows, and the paper's exp(alpha S) - 1. "
+        f"The wide blocks are drawn {settings['wide_draws']:,} times each. The exponential law is "
+        f"{min(ratios):.2f} to {max(ratios):.2f} times what is drawn. The polynomial fails for "
+        f"{', '.join(failed) or 'no block'}. Two blocks have a part of their variance from the "
+        f"{settings['channels']} channels between them, which do not widen with n: it is a "
+        "constant, and neither law has one. Batch normalisation is by the statistics of a batch of "
+        "one image."
+    )
+
+
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """Draw each law's prediction over the measurement, with two standard errors."""
+    axes = figure.subplots(1, 2, sharey=True)
+    for index, (name, block) in enumerate(data["blocks"].items()):
+        n, drawn, error, law, law_error, exponential = np.array(block["wide"]).T
+        beside = n * 1.06 ** (index - len(data["blocks"]) / 2)
+        style: dict[str, Any] = {"fmt": "o", "ms": 4, "capsize": 2, "label": name}
+        axes[0].errorbar(beside, law / drawn, 2 * np.hypot(error, law_error) / drawn, **style)
+        axes[1].errorbar(beside, exponential / drawn, 2 * error / drawn, **style)
+    for ax, title in zip(axes, ("polynomial in 1/n", "exp(alpha S) - 1"), strict=True):
+        ax.axhline(1, color="gray", lw=1)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+        ax.set_xticks(n, [f"{width:g}" for width in n])
+        ax.minorticks_off()
+        ax.set_xlabel("width n of a path")
+        ax.set_title(title, fontsize=11)
+    axes[0].set_ylabel("predicted over drawn variance")
+    axes[0].legend(frameon=False, fontsize=8)
+
+
 def _block(
     settings: Settings,
     blocks: int = 1,

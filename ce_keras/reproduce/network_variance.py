@@ -32,6 +32,9 @@ NORMALISATIONS = ("training", "inference", "untrained")
 # Networks drawn at a time.
 _AT_ONCE = 25
 
+# Standard errors within which variances count as equal.
+_ERRORS = 2.0
+
 
 class Settings(NamedTuple):
     """The settings.
@@ -73,6 +76,109 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
             [*case, *_summary(np.array(values[: settings.draws]))] for case, values in drawn.items()
         ],
     }
+
+
+def summarize(data: dict[str, Any]) -> dict[str, Any]:
+    """Return by network and normalisation the line "floor + slope times the blocks' variance".
+
+    Beside it stand chi-square and every design's distance from the line in standard errors, and
+    the distance of the best block's design from the smallest variance that was measured.
+    """
+    lines: dict[str, Any] = {}
+    for name, how in itertools.product(data["exact"], NORMALISATIONS):
+        rows = [row for row in data["rows"] if row[:2] == [name, how]]
+        exact = np.array(data["exact"][name])
+        variance, error = np.array([row[3:5] for row in rows]).T
+        design = np.stack([np.ones_like(exact), exact], axis=1) / error[:, None]
+        covariance = np.linalg.pinv(design.T @ design)
+        floor, slope = covariance @ design.T @ (variance / error)
+        away = (variance - floor - slope * exact) / error
+        best, least = int(exact.argmin()), int(variance.argmin())
+        apart = np.hypot(error[best], error[least]) if best != least else 1.0
+        lines[f"{name}, {how}"] = {
+            "floor": (float(floor), float(covariance[0, 0] ** 0.5)),
+            "slope": (float(slope), float(covariance[1, 1] ** 0.5)),
+            "chi_square": float((away**2).sum()),
+            "away": away.tolist(),
+            "best_block": rows[best][2],
+            "least": rows[least][2],
+            "above_least": float((variance[best] - variance[least]) / apart),
+        }
+    return lines
+
+
+def compare(data: dict[str, Any]) -> list[Check]:
+    """Return the design of least variance of every network, and all designs' variances."""
+    checks = [
+        Check(
+            f"{case}: design of least variance (paper: that of the best block)",
+            line["best_block"],
+            f"{line['least']}; {line['best_block']} is {line['above_least']:.1f} standard errors "
+            "above it",
+            bool(line["above_least"] <= _ERRORS),
+        )
+        for case, line in data["summary"].items()
+    ]
+    for case, line in data["summary"].items():
+        name = case.partition(",")[0]
+        rows = [row for row in data["rows"] if f"{row[0]}, {row[1]}" == case]
+        for row, exact, away in zip(rows, data["exact"][name], line["away"], strict=True):
+            ours = f"{row[3]:.4f} ± {row[4]:.4f}; its blocks {exact:.4f}; {away:+.1f} from the line"
+            checks.append(Check(f"{case}: {row[2]}", None, ours, None))
+    return checks
+
+
+def verdict(data: dict[str, Any]) -> str:
+    """Return in how many networks the best block's design has the least variance."""
+    found = [line["above_least"] <= _ERRORS for line in data["summary"].values()]
+    return (
+        f"In {sum(found)} of {len(found)} cases the variance of the whole network's kernel is, "
+        f"within {_ERRORS:g} standard errors, least at the design whose blocks are best."
+    )
+
+
+def say(data: dict[str, Any]) -> str:
+    """Return what was drawn, and over what floor the network follows the blocks."""
+    settings = data["settings"]
+    lines = "; ".join(
+        f"{case}: {line['floor'][0]:.4f} ± {line['floor'][1]:.4f} plus {line['slope'][0]:.2f} ± "
+        f"{line['slope'][1]:.2f} times the blocks' variance, chi-square {line['chi_square']:.1f} "
+        f"on {len(line['away']) - 2}"
+        for case, line in data["summary"].items()
+    )
+    return (
+        f"{settings['draws']:,} networks of each design were drawn, and the kernel of one logit at "
+        "one image taken in the NTK parameterisation. Images are Fashion-MNIST's (or a folder's), "
+        f"every {settings['shrink']}x{settings['shrink']} pixels averaged into one. Batch "
+        f"normalisation is by the statistics of {settings['batch_size']} images, differentiated "
+        "through (training) or constant (inference), or by the mean 0 and variance 1 of an "
+        "untrained network. The blocks' variance is the exact law's, averaged over the stages. "
+        f"Lines through the designs: {lines}."
+    )
+
+
+def draw(data: dict[str, Any], figure: Figure) -> None:
+    """Draw the variance of all designs with two standard errors, and the line of the blocks."""
+    axes = figure.subplots(1, len(data["exact"]))
+    for ax, name in zip(axes, data["exact"], strict=True):
+        exact = np.array(data["exact"][name])
+        for how in NORMALISATIONS:
+            rows = [row for row in data["rows"] if row[:2] == [name, how]]
+            widths = [Design.parse(row[2]).width for row in rows]
+            variance, error = np.array([row[3:5] for row in rows]).T
+            points = ax.errorbar(widths, variance, 2 * error, fmt="o", ms=4, capsize=3, label=how)
+            line = data["summary"][f"{name}, {how}"]
+            fitted = line["floor"][0] + line["slope"][0] * exact
+            ax.plot(widths, fitted, lw=1, color=points.lines[0].get_color())
+        ax.plot(widths, exact, "--", lw=1, color="black", label="blocks, exact law")
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xticks(widths, [row[2] for row in rows], fontsize=8, rotation=45)
+        ax.minorticks_off()
+        ax.set_xlabel("design, by the width of its paths")
+        ax.set_title(name, fontsize=11)
+    axes[0].set_ylabel("Var(K) / E[K]²")
+    axes[0].legend(frameon=False, fontsize=8)
 
 
 def _shape(name: str, images: np.ndarray) -> ResNeXt:
