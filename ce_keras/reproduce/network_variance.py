@@ -193,7 +193,7 @@ def _designs(shape: ResNeXt, widths: tuple[int, ...]) -> list[str]:
 
 def _images(settings: Settings) -> np.ndarray:
     """Return the images, smaller by averages of neighbouring pixels, of mean 0 and variance 1."""
-    from ce_keras.training.sources import sample_images
+    from ce_keras.training.datasets import sample_images
 
     images, k = sample_images(settings.images, settings.batch_size), settings.shrink
     count, height, width, channels = images.shape

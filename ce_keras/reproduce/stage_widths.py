@@ -39,7 +39,7 @@ SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings(images=64
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     """The coefficients of every stage at the correlation of its feature maps; and the dual."""
-    from ce_keras.training.sources import sample_images
+    from ce_keras.training.datasets import sample_images
 
     del seed, points
     measured = measure_correlation(_NETWORK, sample_images(settings.source, settings.images))
