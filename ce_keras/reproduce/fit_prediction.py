@@ -82,12 +82,12 @@ def _predicted(settings: Settings, seed: int, block: dict[str, Any]) -> dict[str
     error = np.exp(wide.log_ratio) * wide.log_ratio_error
     return {
         "alpha": narrow.alpha,
-        "coefficients": law.coefficients,
+        "coefficients": law.coefficients.tolist(),
         "chi_square": law.chi_square,
         "degrees_of_freedom": law.degrees_of_freedom,
         "narrow": [*narrow.table().items()],
         "wide": [
-            list(row)
+            [float(value) for value in row]
             for row in zip(
                 wide.width,
                 wide.variance,

@@ -58,7 +58,7 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
             {
                 **stage._asdict(),
                 "correlation": mean_correlation(law.gram),
-                "coefficients": law.coefficients,
+                "coefficients": law.coefficients.tolist(),
             }
             for stage, law in zip(dual.stages, laws, strict=True)
         ],
