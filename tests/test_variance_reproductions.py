@@ -1,0 +1,73 @@
+"""Reproductions of what the paper's variance law leaves open, at tiny sizes."""
+
+import numpy as np
+import pytest
+
+from ce_keras.geometry import Design
+from ce_keras.reproduce import fit_prediction, network_variance, stage_widths
+from ce_keras.reproduce.result import Points
+
+TINY = {
+    fit_prediction: {
+        "narrow": (1, 2, 4),
+        "wide": (8, 16),
+        "draws": 100,
+        "wide_draws": 50,
+        "channels": 8,
+    },
+    network_variance: {"draws": 25, "batch_size": 2, "widths": (8, 4), "shrink": 7},
+    stage_widths: {"images": 1},
+}
+
+
+@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_tiny_instance_is_measured_compared_and_drawn(module, monkeypatch):
+    from matplotlib.figure import Figure
+
+    if module is fit_prediction:
+        blocks = {name: module.BLOCKS[name] for name in ("batch normalisation", "pooled output")}
+        monkeypatch.setattr(module, "BLOCKS", blocks)
+    if module is network_variance:
+        monkeypatch.setattr(module, "BLOCKS", {"ResNeXt-11": 1, "ResNeXt-20": 1})
+    settings = module.SCALES["small"]._replace(**TINY[module])
+    data = module.measure(settings, 0, Points()) | {"settings": settings._asdict()}
+    if hasattr(module, "summarize"):
+        data["summary"] = module.summarize(data)
+    assert len(module.compare(data)) >= 4
+    assert module.verdict(data).endswith(".")
+    assert module.say(data).endswith(".")
+    figure = Figure()
+    module.draw(data, figure)
+    assert figure.axes
+
+
+@pytest.mark.parametrize("how", ["training", "inference"])
+def test_kernels_of_whole_networks_are_the_gradients_squares(how):
+    """Against Keras' own layers with the same weights assigned, and a tape."""
+    import keras
+    import tensorflow as tf
+
+    from ce_keras.variance.initial_values import initial_values
+    from ce_keras.zoo.resnext import build_resnext
+
+    images = network_variance._images(network_variance.Settings(batch_size=2, shrink=7))
+    kernel, size = network_variance._kernels("ResNeXt-11", how, "3x4d", images)
+    numbers = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    shape = network_variance._shape("ResNeXt-11", images)
+    model = build_resnext(shape, Design(3, 4), classifier_activation=None)
+    drawn = [v for v in initial_values(model, model) if v.trainable and v.variance]
+    cuts = np.cumsum([np.prod(v.variable.shape) for v in drawn])[:-1]
+    for value, part in zip(drawn, np.split(numbers, cuts.astype(int)), strict=True):
+        value.variable.assign(value.variance**0.5 * part.reshape(value.variable.shape))
+    if how == "inference":
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.0
+        model(images, training=True)
+    with tf.GradientTape() as tape:
+        output = model(images, training=how == "training")[0, 0]
+    gradients = tape.gradient(output, [v.variable.value for v in drawn])
+    squares = [
+        v.variance * float(tf.reduce_sum(g**2)) for v, g in zip(drawn, gradients, strict=True)
+    ]
+    np.testing.assert_allclose(float(kernel(numbers)[0]), sum(squares), rtol=1e-3)
