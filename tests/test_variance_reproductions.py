@@ -5,7 +5,7 @@ import pytest
 
 from ce_keras.geometry import Design
 from ce_keras.reproduce import fit_prediction, network_variance, stage_widths
-from ce_keras.reproduce.result import Points
+from ce_keras.reproduce.store import Points
 
 TINY = {
     fit_prediction: {

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ce_keras.progress import progress
-from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.reproduce.protocol import Check, Scale
+from ce_keras.reproduce.store import Points
 from ce_keras.variance import fit_alpha
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ SCALES: dict[Scale, Settings] = {
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """The variance of wide blocks as drawn, and as both laws predict it from narrow ones."""
+    """Return the variance of wide blocks as drawn, and as both laws predict it from narrow ones."""
     bar = progress(BLOCKS.items(), desc="fit_prediction", delay=1)
     return {
         "blocks": {name: points(name, _predicted, settings, seed, block) for name, block in bar}

@@ -12,7 +12,8 @@ import numpy as np
 from ce_keras.geometry import Design, ResNeXt, resnext
 from ce_keras.optimum import search
 from ce_keras.progress import progress
-from ce_keras.reproduce.result import Check, Points, Scale
+from ce_keras.reproduce.protocol import Check, Scale
+from ce_keras.reproduce.store import Points
 from ce_keras.variance.closed_form import relative_variance
 from ce_keras.variance.fit import log_moment_ratio
 
@@ -58,7 +59,7 @@ SCALES: dict[Scale, Settings] = {"small": Settings(draws=100), "full": Settings(
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """The variance of every design's kernel by draws, and that of its blocks by the exact law."""
+    """Return the variance of every design's kernel by draws, and of its blocks by the exact law."""
     images = _images(settings)
     designs = {name: _designs(_shape(name, images), settings.widths) for name in BLOCKS}
     cases = [(name, how, d) for name in BLOCKS for how in NORMALISATIONS for d in designs[name]]
@@ -204,18 +205,9 @@ def _images(settings: Settings) -> np.ndarray:
 
 def _draw(kernels: Any, case: tuple[str, str, str], rng: np.random.Generator) -> list[Any]:
     """Return kernels of networks with new weights: the sum, and the contribution of the paths."""
-    from ce_keras.variance.random_numbers import PIECE, Sheet, normal
-
     kernel, size = kernels(*case)
-    sheet = Sheet(normal, [(PIECE,)], [1.0], [0.0])
-    found: list[Any] = []
-    while len(found) < _AT_ONCE:
-        numbers = sheet.cut(sheet.random(rng))[0]
-        found += [
-            [float(f"{value:.6g}") for value in kernel(numbers[begin : begin + size]).numpy()]
-            for begin in range(0, PIECE - size + 1, size)
-        ]
-    return found[:_AT_ONCE]
+    drawn = (kernel(rng.standard_normal(size, np.float32)).numpy() for _ in range(_AT_ONCE))
+    return [[float(f"{value:.6g}") for value in pair] for pair in drawn]
 
 
 def _kernels(

@@ -8,8 +8,10 @@ import numpy as np
 
 from ce_keras.geometry import resnext
 from ce_keras.optimum import search
-from ce_keras.reproduce.result import Check, Points, Scale
-from ce_keras.variance.correlation import mean_correlation, measure_correlation
+from ce_keras.reproduce.protocol import Check, Scale
+from ce_keras.reproduce.store import Points
+from ce_keras.variance.correlation import mean_correlation
+from ce_keras.variance.feature_maps import measure_correlation
 from ce_keras.variance.law import ClosedFormLaw
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ SCALES: dict[Scale, Settings] = {"small": Settings(), "full": Settings(images=64
 
 
 def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
-    """The coefficients of every stage at the correlation of its feature maps; and the dual."""
+    """Return the coefficients of every stage at its feature maps' correlation, and the dual."""
     from ce_keras.training.datasets import sample_images
 
     del seed, points
@@ -58,7 +60,7 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
             {
                 **stage._asdict(),
                 "correlation": mean_correlation(law.gram),
-                "coefficients": law.coefficients.tolist(),
+                "coefficients": np.asarray(law.coefficients).tolist(),
             }
             for stage, law in zip(dual.stages, laws, strict=True)
         ],
@@ -105,7 +107,7 @@ def say(data: dict[str, Any]) -> str:
         f"{best}: they do not double with the channels, but the optimum is flat. The dual of "
         f"1x128d needs {dual['paths']:.2f} paths of width {settings['width']}, {dual['design']}: "
         f"{dual['rho']:.2f} times fewer parameters in a block, where the paper's 10x10d has 3.56 "
-        "times fewer. The paper's own measurements agree with the larger one: its 10x10d has a "
+        "times fewer. The paper's own measurements point the same way: its 10x10d has a "
         "larger error than 1x128d, 4.21 against 4.08 % on CIFAR-10 and 19.67 against 19.39 % on "
         "CIFAR-100."
     )
