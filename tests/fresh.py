@@ -83,6 +83,8 @@ def run(words, env=None, cwd=None, check=True, timeout=300):
 
 def _begin(words, environment, folder, paths):
     """Do in the fork what an interpreter does with its command line."""
+    # A shell's background jobs, and with them these tests, may have been told to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, path in enumerate(paths, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
     os.environ.clear()

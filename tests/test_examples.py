@@ -1,10 +1,14 @@
 """Every example and benchmark runs, at a small size."""
 
+import json
 import os
+import runpy
 from pathlib import Path
 
 import fresh
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +30,7 @@ SMALL = {
     "examples/shrink_keras_applications.py": ["--size", "32", "--steps", "1"],
     "examples/tune_keras_model.py": ["--images", "50", "--epochs", "1"],
     "examples/walkthrough.py": [],
+    "examples/classify_image.py": [],
 }
 WRITES = {
     "examples/quickstart.py": ["curve.png"],
@@ -40,14 +45,15 @@ WRITES = {
     "examples/shrink_keras_applications.py": ["smaller.keras"],
     "examples/tune_keras_model.py": [],
     "examples/walkthrough.py": [],
+    "examples/classify_image.py": [],
 }
 
 
 def test_no_script_is_forgotten():
     measured = {path for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text()}
-    # The peer runs where its own versions are installed, weights are of a finished run, and
-    # tests/zoo/test_cards.py writes the cards.
-    for name in ("ntk_peer", "zoo_weights", "zoo_cards"):
+    # The peer runs where its own versions are installed, weights are of a finished run,
+    # tests/zoo/test_cards.py writes the cards, and the script for GPUs has a test of its own.
+    for name in ("ntk_peer", "zoo_weights", "zoo_cards", "cifar10_gpu"):
         measured.remove(ROOT / f"benchmarks/{name}.py")
     found = {*ROOT.glob("examples/*.py"), *measured}
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)
@@ -72,3 +78,33 @@ def test_the_table_of_keras_applications_is_what_was_measured(tmp_path):
     (tmp_path / "collegialize.json").write_text((docs / "collegialize.json").read_text())
     fresh.run([ROOT / "benchmarks/collegialize.py", "--page", "--out", tmp_path])
     assert (tmp_path / "collegialize.md").read_text() == (docs / "collegialize.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_runs_without_one(tmp_path, rng):
+    pytest.importorskip("torch")
+    for part in ("train", "test"):
+        for number in range(10):
+            folder = tmp_path / "images" / part / f"class-{number}"
+            folder.mkdir(parents=True)
+            for image in range(13):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{image}.png")
+    words = ["--part", "resnext11", "--data", tmp_path / "images", "--out", tmp_path / "out"]
+    words += ["--designs", "2x2d", "1x3d", "--seeds", 1, "--epochs", 1, "--most-steps", 1]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    fresh.run([ROOT / "benchmarks/cifar10_gpu.py", *words], environment, tmp_path)
+    lines = (tmp_path / "out/resnext11_results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["design"] for row in rows] == ["2x2d", "1x3d"] * 2
+    assert {row["regime"] for row in rows} == {"all images", "5,000 images"}
+    for row in rows:
+        assert 0 <= row["epochs"][-1]["test_error"] <= 100
+        assert row["epochs"][-1]["train_loss"] > 0
+
+
+def test_the_example_classifies_the_picture_that_comes_with_it(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["classify_image.py"])
+    runpy.run_path(str(ROOT / "examples/classify_image.py"), run_name="__main__")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split() == ["ship", "100.0%"]

@@ -25,7 +25,7 @@ def test_a_tiny_instance_is_measured_compared_and_drawn(module, monkeypatch):
     from matplotlib.figure import Figure
 
     if module is fit_prediction:
-        blocks = {name: module.BLOCKS[name] for name in ("batch normalisation", "pooled output")}
+        blocks = {name: module.BLOCKS[name] for name in ("normalisation", "pooled output")}
         monkeypatch.setattr(module, "BLOCKS", blocks)
     if module is network_variance:
         monkeypatch.setattr(module, "BLOCKS", {"ResNeXt-11": 1, "ResNeXt-20": 1})

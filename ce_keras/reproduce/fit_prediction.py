@@ -22,7 +22,7 @@ TITLE = "What a fit to narrow blocks predicts for wide ones"
 BLOCKS: dict[str, dict[str, Any]] = {
     "plain": {},
     "two blocks with skips": {"blocks": 2},
-    "batch normalisation": {"normalised": True},
+    "normalisation": {"normalised": True},
     "GELU": {"activation": "gelu"},
     "squeeze-and-excite": {"squeezed": True},
     "5x5 kernel": {"kernel": 5},
@@ -166,10 +166,12 @@ def say(data: dict[str, Any]) -> str:
         "constant, of the lowest order that chi-square allows, and the paper's exp(alpha S) - 1. "
         f"The wide blocks are drawn {settings['wide_draws']:,} times each. The exponential law is "
         f"{min(ratios):.2f} to {max(ratios):.2f} times what is drawn. The polynomial fails for "
-        f"{', '.join(failed) or 'no block'}. Two blocks have a part of their variance from the "
-        f"{settings['channels']} channels between them, which do not widen with n: it is a "
-        "constant, and neither law has one. Batch normalisation is by the statistics of a batch of "
-        "one image."
+        f"{', '.join(failed) or 'no block'}. Two blocks have {settings['channels']} channels "
+        "between them and squeeze-and-excite 8 units in its gate, which do not widen with n: their "
+        "part of the variance is a constant, and neither law has one. Normalisation is of each "
+        "channel over the image, as batch normalisation does in training with a batch of one; in "
+        "inference the variance of an untrained block is the plain one's, because its statistics "
+        "are constants."
     )
 
 
@@ -220,8 +222,8 @@ def _block(
 
     def hidden(x: Any, filters: int, size: int = 1) -> Any:
         x = convolution(x, filters, size)
-        if normalised:  # By the statistics of the batch, which is one image.
-            x = layers.BatchNormalization()(x, training=True)
+        if normalised:  # Each channel by itself: batch normalisation in training, of one image.
+            x = layers.GroupNormalization(groups=-1)(x)
         return layers.Activation(activation)(x)
 
     def build(n: int) -> keras.Model:

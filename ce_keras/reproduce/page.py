@@ -99,6 +99,8 @@ def agreement(checks: Sequence[Check]) -> str:
     "1 of 2 figures agree with the paper's; this one does not: rho."
     """
     agree, total = _counts(checks)
+    if not total:
+        return "The paper has none of these figures."
     differ = [check.quantity for check in checks if check.agrees is False]
     text = f"{agree} of {total} figures agree with the paper's"
     if differ:
