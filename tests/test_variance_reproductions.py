@@ -15,7 +15,7 @@ TINY = {
         "wide_draws": 50,
         "channels": 8,
     },
-    network_variance: {"draws": 25, "batch_size": 2, "widths": (8, 4), "shrink": 7},
+    network_variance: {"draws": 25, "batch_size": 2, "widths": (8, 4), "shrink": 3},
     stage_widths: {"images": 1},
 }
 
@@ -50,7 +50,7 @@ def test_kernels_of_whole_networks_are_the_gradients_squares(how):
     from ce_keras.variance.initial_values import initial_values
     from ce_keras.zoo.resnext import build_resnext
 
-    images = network_variance._images(network_variance.Settings(batch_size=2, shrink=7))
+    images = network_variance._images(network_variance.Settings(batch_size=2, shrink=3))
     kernel, size = network_variance._kernels("ResNeXt-11", how, "3x4d", images)
     numbers = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     shape = network_variance._shape("ResNeXt-11", images)
