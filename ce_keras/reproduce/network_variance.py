@@ -174,6 +174,7 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
         ax.plot(widths, exact, "--", lw=1, color="black", label="blocks, exact law")
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.set_yticks([0.02, 0.05, 0.1, 0.2], ["0.02", "0.05", "0.1", "0.2"])
         ax.set_xticks(widths, [row[2] for row in rows], fontsize=8, rotation=45)
         ax.minorticks_off()
         ax.set_xlabel("design, by the width of its paths")
