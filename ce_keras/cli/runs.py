@@ -94,8 +94,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=Path("demo"),
         help="folder for curve.png and results.json",
     )
-    add("--epochs", type=int, default=5, help="passes through the images (%(default)s)")
-    add("--images", type=int, default=10_000, help="training images (%(default)s)")
+    add("--epochs", type=int, default=4, help="passes through the images (%(default)s)")
+    add("--images", type=int, default=8_000, help="training images (%(default)s)")
     add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
     add("--source", default="embedded", help="'embedded', 'tfds' or a folder of IDX files")
     add("--seed", type=int, default=0, help="for weights, order and augmentation (%(default)s)")
