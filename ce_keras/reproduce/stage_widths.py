@@ -109,8 +109,8 @@ def verdict(data: dict[str, Any]) -> str:
     duals = sorted({found["dual"]["design"] for found in data["statistics"].values()})
     worst = max(stage["loss"] for found in data["statistics"].values() for stage in found["stages"])
     return (
-        f"The dual by the exact law is larger than the paper's: {' or '.join(duals)} in place of "
-        f"10x10d; widths that double with each stage lose at most {worst:.1%} of variance."
+        f"At the paper's width the dual by the exact law is larger: {' or '.join(duals)} in place "
+        f"of 10x10d; widths that double with each stage lose at most {worst:.1%} of variance."
     )
 
 

@@ -247,8 +247,8 @@ class PolynomialLaw:
 
     The exact variance of a stack of H hidden ReLU layers is such a polynomial, of degree H; that of
     other blocks is a series of this form. Unlike the exponential law it can be extrapolated beyond
-    the measured widths. The degree is the lowest whose chi-square is not too large (5 %), and at
-    most four.
+    the measured widths. The degree is the lowest from two on whose chi-square is not too large
+    (5 %), and at most four; no coefficient is negative, so that the variance never is.
 
     Args:
         width: the measured widths.
@@ -274,11 +274,12 @@ class PolynomialLaw:
         n, v, errors = _checked_measurements(width, variance, error)
         # Exact values get equal relative weights.
         sigma = np.where(errors > 0, errors, _EXACT * v)
-        for order in range(1, min(_MOST_TERMS, len(n)) + 1):
+        distinct = len(np.unique(n))
+        if distinct < 2:
+            raise ValueError(f"width: got {brief(width)}; there must be two different widths")
+        for order in range(2, min(_MOST_TERMS, distinct) + 1):
             powers = n[:, None] ** -np.arange(1.0, order + 1)
-            design = powers / sigma[:, None]
-            self.covariance = np.linalg.inv(design.T @ design)
-            self.coefficients = self.covariance @ design.T @ (v / sigma)
+            self.coefficients, self.covariance = _fit(powers / sigma[:, None], v / sigma)
             self.chi_square = float((((v - powers @ self.coefficients) / sigma) ** 2).sum())
             self.degrees_of_freedom = len(n) - order
             if self.chi_square <= _chi_square_limit(self.degrees_of_freedom):
@@ -309,6 +310,26 @@ class PolynomialLaw:
     def _powers(self, width: Any) -> np.ndarray:
         n = np.asarray(width, dtype=float)
         return n[..., None] ** -np.arange(1.0, len(self.coefficients) + 1)
+
+
+def _fit(design: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return non-negative least-squares coefficients and their covariance.
+
+    A term whose coefficient would be negative is left out: its coefficient and errors are 0.
+    """
+    terms = list(range(design.shape[1]))
+    while True:
+        chosen = design[:, terms]
+        covariance = np.linalg.inv(chosen.T @ chosen)
+        found = covariance @ chosen.T @ target
+        if (found >= 0).all() or len(terms) == 1:
+            break
+        del terms[int(found.argmin())]
+    coefficients = np.zeros(design.shape[1])
+    coefficients[terms] = found
+    whole = np.zeros((design.shape[1],) * 2)
+    whole[np.ix_(terms, terms)] = covariance
+    return coefficients, whole
 
 
 def _checked_measurements(width: Any, variance: Any, error: Any) -> list[np.ndarray]:
