@@ -136,12 +136,11 @@ def verdict(data: dict[str, Any]) -> str:
     """Return in how many networks the best block's design has the least variance."""
     lines = data["summary"].values()
     found = [line["above_least"] <= _ERRORS for line in lines]
-    near = [line["near_least"] for line in lines]
+    near, designs = [line["near_least"] for line in lines], len(data["settings"]["widths"])
     return (
         f"In {sum(found)} of {len(found)} cases the variance of the whole network's kernel is, "
         f"within {_ERRORS:g} standard errors, least at the design whose blocks are best; but so "
-        f"near to the least are {min(near)} to {max(near)} of the {len(data['settings']['widths'])} "
-        "designs."
+        f"near to the least are {min(near)} to {max(near)} of the {designs} designs."
     )
 
 
