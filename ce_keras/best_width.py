@@ -88,6 +88,10 @@ def stage_optima(
         budget: the cost.
         width: of a path in the first stage; it doubles from stage to stage.
     """
+    if len(correlations) != len(stages):
+        raise ValueError(
+            f"correlation: got those of {len(correlations)} stages; the network has {len(stages)}"
+        )
     found = []
     for index, (module, gram) in enumerate(zip(stages, correlations, strict=True)):
         law = ClosedFormLaw(module, gram)

@@ -35,6 +35,7 @@ from ce_keras.variance.law import (
     FittedLaw,
     Law,
     MeasuredLaw,
+    PolynomialLaw,
     law_of,
 )
 
@@ -161,14 +162,14 @@ def _exact_optimum(
     measured: MeasuredCorrelation | None,
 ) -> dict[str, Any]:
     """Return the fields of a solution that only a polynomial law in 1 / width has."""
-    if not isinstance(path_law, ClosedFormLaw) or path_law.coefficients is None:
+    if not isinstance(path_law, ClosedFormLaw | PolynomialLaw) or path_law.coefficients is None:
         return {}
     found: dict[str, Any] = {"coefficients": tuple(map(float, path_law.coefficients))}
     if callable(budget):
         return found
     counted = getattr(baseline.module, budget)
     found["best_width"] = best_width(path_law.coefficients, functools.partial(counted, 1))
-    if isinstance(baseline, Network) and baseline.stages:
+    if isinstance(path_law, ClosedFormLaw) and isinstance(baseline, Network) and baseline.stages:
         same = [path_law.gram] * len(baseline.stages)
         correlations = same if measured is None else measured.stages
         found["stages"] = stage_optima(baseline.stages, correlations, budget, design.width)

@@ -160,7 +160,8 @@ class Solution:
         if self.best_width is not None:
             label = f"best width {self.best_width:.1f}"
             ax.axvline(self.best_width, color="gray", lw=1, ls="--", label=label)
-            ax.legend(frameon=False)
+            of_a_path = polynomial_text(np.round(self.coefficients or (), 2))
+            ax.legend(frameon=False, title=f"variance of a path: {of_a_path}")
         offset = 14 if self.mode == "dual" else -18
         best = objective[np.searchsorted(width, self.design.width)]
         mark(ax, self.design.width, best, str(self.design), offset)

@@ -39,6 +39,7 @@ def test_the_real_valued_optimum_is_part_of_the_solution():
     assert solution.to_dict()["best_width"] == solution.best_width
     labels = [line.get_label() for line in solution.plot().get_lines()]
     assert "best width 10.5" in labels
+    assert "6.44/n + 12.6/n^2" in solution.plot().get_legend().get_title().get_text()
     for other in (search("resnext29"), search("figure3")):
         assert other.coefficients is None
         assert other.stages == ()

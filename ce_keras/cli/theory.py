@@ -119,6 +119,8 @@ def _correlation(options: argparse.Namespace) -> Any:
     text = options.correlation
     if text is None:
         return None
+    if options.alpha != "closed_form":  # Before anything is measured.
+        raise ValueError(f"--correlation: got {text}; it goes with --alpha closed_form only")
     try:
         return float(text)
     except ValueError:

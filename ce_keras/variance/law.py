@@ -408,8 +408,9 @@ def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> L
     if curve is not None:
         if alpha is not None:
             raise ValueError(f"alpha, law: got alpha={brief(alpha)} and a law; give one of them")
-        if hasattr(curve, "polynomial"):
-            return curve.polynomial
+        polynomial = getattr(curve, "polynomial", curve)
+        if isinstance(polynomial, PolynomialLaw):
+            return polynomial
         return MeasuredLaw(curve)
     if exact:
         return ClosedFormLaw(module, correlation)
