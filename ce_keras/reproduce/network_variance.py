@@ -44,14 +44,14 @@ class Settings(NamedTuple):
         draws: number of random networks for each design.
         batch_size: images that the statistics of a batch are of; the kernel is that of the first.
         widths: of the designs' paths.
-        images: `"embedded"`, or a folder of images.
+        source: `"embedded"`, or a folder of images.
         shrink: pixels along either side that are averaged into one, to save time.
     """
 
     draws: int = 1000
     batch_size: int = 16
     widths: tuple[int, ...] = (64, 24, 10, 7, 4, 2)
-    images: str = "embedded"
+    source: str = "embedded"
     shrink: int = 2
 
 
@@ -203,7 +203,7 @@ def _images(settings: Settings) -> np.ndarray:
     """Return the images, smaller by averages of neighbouring pixels, of mean 0 and variance 1."""
     from ce_keras.training.datasets import sample_images
 
-    images, k = sample_images(settings.images, settings.batch_size), settings.shrink
+    images, k = sample_images(settings.source, settings.batch_size), settings.shrink
     count, height, width, channels = images.shape
     tiles = images[:, : height // k * k, : width // k * k]
     small = tiles.reshape(count, height // k, k, width // k, k, channels).mean((2, 4))
