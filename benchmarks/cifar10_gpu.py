@@ -10,8 +10,6 @@ trained side by side, each on a stream of its own.
 - `resnext11`: designs of a small network at the baseline's size and at the dual's, on all images,
   and on 5,000 images without augmentation;
 - `resnext29`: the paper's network: baseline, duals, primal and the narrower baselines;
-- `convolutions`: the grouped convolution by PyTorch, in packs of groups, and masked;
-- `steps`: a training step of ResNeXt-50: ours by Keras on PyTorch, and timm's;
 - `pages`: the pages of the documentation, from the results in `docs/benchmarks/cifar10_gpu.jsonl`.
 
 Every result is a line of JSON in `--out`, written as it ends. Without a GPU everything runs too,
@@ -28,7 +26,6 @@ import contextlib
 import json
 import os
 import pathlib
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -133,7 +130,7 @@ class Plan(NamedTuple):
 
 
 def plan(recipe: Recipe, labels: np.ndarray, seed: int, most_steps: int | None) -> Plan:
-    """What each step sees, and its learning rate: the same for every design of a seed."""
+    """Return the images and the learning rate of every step, the same for all designs of a seed."""
     per_class = recipe.images // 10
     kept = np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in np.unique(labels)])
     whole = len(kept) // BATCH_SIZE * BATCH_SIZE
@@ -450,97 +447,6 @@ def run(part: str, arguments: argparse.Namespace) -> None:
                 session.save(arguments.save, "float16" if part == "resnext29" else "float32")
 
 
-# --- Speed --------------------------------------------------------------------------------------
-
-
-def milliseconds(function: Callable[[], Any], rounds: int = 7, calls: int = 4) -> float:
-    """Median time of a call, of `rounds` times `calls` calls in a row."""
-    function()
-    times = []
-    for _ in range(rounds):
-        synchronize()
-        begun = time.perf_counter()
-        for _ in range(calls):
-            function()
-        synchronize()
-        times.append(1e3 * (time.perf_counter() - begun) / calls)
-    return statistics.median(times)
-
-
-def convolutions(arguments: argparse.Namespace) -> None:
-    """Time grouped convolutions, forward and backward: PyTorch's, in packs, and masked."""
-    shapes = [(37, 10, 32), (10, 10, 32), (37, 40, 8), (32, 4, 56), (12, 10, 56), (12, 80, 7)]
-    for groups, width, side in shapes:
-        channels = groups * width
-        conv = PackedConv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
-        conv = conv.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
-        x = torch.randn(arguments.batch, channels, side, side, device=DEVICE, dtype=torch.bfloat16)
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-        row: dict[str, Any] = {"groups": groups, "width": width, "side": side}
-        upstream = torch.randn_like(x)
-
-        def both(
-            conv: PackedConv2d = conv, x: torch.Tensor = x, upstream: torch.Tensor = upstream
-        ) -> Any:
-            return torch.autograd.grad(conv(x), (x, conv.weight), upstream)
-
-        reference = both()[1].float()
-        for name, pack in (("native", 0), ("64", 64), ("128", 128), ("256", 256), ("masked", -1)):
-            conv.pack_channels = channels if pack < 0 else pack
-            row[f"{name}, ms"] = round(milliseconds(both), 4)
-            difference = (both()[1].float() - reference).norm() / reference.norm()
-            row[f"{name}, differs"] = float(difference)
-        record(arguments, "convolutions", row)
-
-
-def steps(arguments: argparse.Namespace) -> None:
-    """Time a training step of ResNeXt-50: ours by Keras on PyTorch, and timm's."""
-    try:
-        import timm.models.resnet as peer
-    except ImportError:
-        say("timm is not installed: without it")
-        peer = None
-    side, batch = arguments.side, arguments.batch
-    labels = torch.arange(batch, device=DEVICE) % 1000
-    pixels = torch.randn(batch, side, side, 3, device=DEVICE)
-
-    def timed(who: str, design: str, model: Any, forward: Callable[[], torch.Tensor]) -> None:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-
-        def step() -> None:
-            loss = torch.nn.functional.cross_entropy(forward().float(), labels)
-            for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                weight.data.sub_(slope, alpha=1e-3)
-
-        row = {"who": who, "design": design, "batch": batch, "ms": milliseconds(step)}
-        record(arguments, "steps", row)
-
-    for name in arguments.designs or ["32x4d", "12x10d"]:
-        design = Design.parse(name)
-        if peer is not None:
-            model = peer.ResNet(
-                peer.Bottleneck,
-                (3, 4, 6, 3),
-                cardinality=design.cardinality,
-                base_width=design.width,
-            ).to(DEVICE, memory_format=torch.channels_last)
-
-            def theirs(model: Any = model) -> torch.Tensor:
-                with torch.autocast(DEVICE, torch.bfloat16):
-                    return model(pixels.permute(0, 3, 1, 2))
-
-            timed("timm", name, model, theirs)
-        own = build_resnext(
-            RESNEXTS["resnext50"],
-            design,
-            classifier_activation=None,
-            seed=0,
-            dtype="mixed_bfloat16",
-            input_shape=(side, side, 3),
-        )
-        timed("ce_keras", name, own, lambda own=own: own(pixels, training=True))
-
-
 # --- Pages --------------------------------------------------------------------------------------
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -636,16 +542,10 @@ def _benchmark_page(rows: list[dict[str, Any]], trainings: list[dict[str, Any]])
         "below the narrower baselines of their size (1x57d and 1x74d) can be read from it, by more "
         "than half a point. [All epochs](cifar10_gpu.jsonl).",
         "",
-        "`python benchmarks/cifar10_gpu.py --part PART --data FOLDER --out DIR`",
+        "`python benchmarks/gpu_speed.py --part PART`; "
+        "`python benchmarks/cifar10_gpu.py --part resnext29 --data FOLDER`",
         "",
     ]
-
-
-def record(arguments: argparse.Namespace, name: str, row: dict[str, Any]) -> None:
-    """Print a measurement, and add it to the results."""
-    say(json.dumps(row))
-    with (arguments.out / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def say(text: str) -> None:
@@ -656,7 +556,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Run a part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = ["resnext11", "resnext29", "convolutions", "steps", "pages"]
+    parts = ["resnext11", "resnext29", "pages"]
     parser.add_argument("--part", choices=parts, required=True)
     parser.add_argument("--data", type=pathlib.Path, help="folder with train/CLASS and test/CLASS")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/cifar10_gpu"))
@@ -668,22 +568,15 @@ def main() -> None:
     parser.add_argument("--save", nargs="*", default=[], help="designs whose weights are written")
     parser.add_argument("--most-steps", type=int, help="of a training, to try the command out")
     parser.add_argument("--per-class", type=int, help="only so many images of a class")
-    parser.add_argument("--batch", type=int, default=128, help="of `steps` and `convolutions`")
-    parser.add_argument("--side", type=int, default=224, help="of the images of `steps`")
     arguments = parser.parse_args()
     if arguments.part == "pages":
         pages()
         return
-    if arguments.part.startswith("resnext") and not (arguments.data and arguments.data.is_dir()):
+    if not (arguments.data and arguments.data.is_dir()):
         parser.error(f"--data: got {arguments.data}; it must be a folder of images")
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True
-    if arguments.part == "convolutions":
-        convolutions(arguments)
-    elif arguments.part == "steps":
-        steps(arguments)
-    else:
-        run(arguments.part, arguments)
+    run(arguments.part, arguments)
     say("done")
 
 

@@ -1,4 +1,4 @@
-"""What the reference shows that docstrings alone do not: code as code, functions made at import."""
+"""Extensions of the reference: doctests are shown as code, functions made at import are found."""
 
 from __future__ import annotations
 

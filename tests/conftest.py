@@ -29,3 +29,19 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(20200929)
+
+
+@pytest.fixture
+def colour_images(tmp_path, rng):
+    """A folder of random images of 32x32 pixels: ten classes, 13 of each to train and to test."""
+    import numpy as np
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for number in range(10):
+            folder = tmp_path / "images" / part / f"class-{number}"
+            folder.mkdir(parents=True)
+            for image in range(13):
+                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{image}.png")
+    return tmp_path / "images"

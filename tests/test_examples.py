@@ -3,12 +3,12 @@
 import json
 import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import fresh
-import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,8 +52,8 @@ WRITES = {
 def test_no_script_is_forgotten():
     measured = {path for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text()}
     # The peer runs where its own versions are installed, weights are of a finished run,
-    # tests/zoo/test_cards.py writes the cards, and the script for GPUs has a test of its own.
-    for name in ("ntk_peer", "zoo_weights", "zoo_cards", "cifar10_gpu"):
+    # tests/zoo/test_cards.py writes the cards, and the scripts for GPUs have tests of their own.
+    for name in ("ntk_peer", "zoo_weights", "zoo_cards", "cifar10_gpu", "gpu_speed"):
         measured.remove(ROOT / f"benchmarks/{name}.py")
     found = {*ROOT.glob("examples/*.py"), *measured}
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)
@@ -81,19 +81,14 @@ def test_the_table_of_keras_applications_is_what_was_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_for_gpus_runs_without_one(tmp_path, rng):
+def test_the_script_for_gpus_runs_without_one(tmp_path, colour_images):
     pytest.importorskip("torch")
-    for part in ("train", "test"):
-        for number in range(10):
-            folder = tmp_path / "images" / part / f"class-{number}"
-            folder.mkdir(parents=True)
-            for image in range(13):
-                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{image}.png")
-    words = ["--part", "resnext11", "--data", tmp_path / "images", "--out", tmp_path / "out"]
+    words = ["--part", "resnext11", "--data", colour_images, "--out", tmp_path / "out"]
     words += ["--designs", "2x2d", "1x3d", "--seeds", 1, "--epochs", 1, "--most-steps", 1]
     environment = {**os.environ, "KERAS_BACKEND": "torch"}
-    fresh.run([ROOT / "benchmarks/cifar10_gpu.py", *words], environment, tmp_path)
+    # An interpreter of its own: the forks have imported Keras with TensorFlow.
+    command = [sys.executable, ROOT / "benchmarks/cifar10_gpu.py", *map(str, words)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     lines = (tmp_path / "out/resnext11_results.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["design"] for row in rows] == ["2x2d", "1x3d"] * 2
@@ -101,6 +96,18 @@ def test_the_script_for_gpus_runs_without_one(tmp_path, rng):
     for row in rows:
         assert 0 <= row["epochs"][-1]["test_error"] <= 100
         assert row["epochs"][-1]["train_loss"] > 0
+
+
+@pytest.mark.slow
+def test_steps_for_gpus_are_timed_without_one(tmp_path):
+    pytest.importorskip("torch")
+    words = ["--part", "steps", "--batch", 1, "--side", 32, "--designs", "2x2d", "--out", tmp_path]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    command = [sys.executable, ROOT / "benchmarks/gpu_speed.py", *map(str, words)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert "ce_keras" in {row["who"] for row in rows}
+    assert all(row["ms"] > 0 for row in rows)
 
 
 def test_the_example_classifies_the_picture_that_comes_with_it(capsys, monkeypatch):

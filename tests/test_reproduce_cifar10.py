@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ce_keras.reproduce import Result, cifar10, reproduce
 from ce_keras.zoo import resnext11c
@@ -79,30 +78,29 @@ def test_predictors_are_those_of_the_network_that_is_built():
 
 
 @pytest.mark.slow
-def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(tmp_path, rng, monkeypatch):
-    for part in ("train", "test"):
-        for number in range(10):
-            folder = tmp_path / "images" / part / f"class-{number}"
-            folder.mkdir(parents=True)
-            for image in range(13):
-                pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{image}.png")
-    settings = {"source": str(tmp_path / "images"), "designs": ["1x2d", "2x1d"], "seeds": 1}
+def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(
+    tmp_path, colour_images, monkeypatch
+):
+    settings = {"source": str(colour_images), "designs": ["1x2d", "2x1d"], "seeds": 1}
     settings |= {"epochs": 1, "few": 20, "few_epochs": 1}
     train, trained = cifar10._train, []
 
     def stopped(*arguments):
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(arguments[2])
+        trained.append(arguments)
         return train(*arguments)
 
     monkeypatch.setattr(cifar10, "_train", stopped)
     with pytest.raises(KeyboardInterrupt):
         reproduce("cifar10", "full", tmp_path / "out", settings=settings)
     monkeypatch.undo()
+    loaded = []
+    load = cifar10._dataset
+    monkeypatch.setattr(cifar10, "_dataset", lambda recipe: loaded.append(1) or load(recipe))
     found = reproduce("cifar10", "full", tmp_path / "out", settings=settings)
     runs = found.data["runs"]
     assert [run["design"] for run in runs] == ["1x2d", "2x1d"] * 2
+    assert len(loaded) == 1, "the images of the finished regime are not loaded again"
     assert all(0 <= run[error] <= 100 for run in runs for error in ("train_error", "test_error"))
     assert (tmp_path / "out/cifar10.md").exists()

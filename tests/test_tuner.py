@@ -624,14 +624,14 @@ def test_names_are_two(names):
 
 
 def sized(hp):
-    """Of 8 to 100,000 units: in full, up to 40 gigabytes."""
+    """Build a network of 8 to 100,000 units, whose largest takes 40 gigabytes."""
     units = hp.Choice("w", [8, 20_000, 50_000, 100_000])
     stack = [keras.layers.Dense(units), keras.layers.Dense(units), keras.layers.Dense(4)]
     return keras.Sequential([keras.Input((12,)), *stack])
 
 
 def embedded(hp):
-    """Of 8 to 100 million words."""
+    """Build a network with an embedding of 8 to 100 million words."""
     words = hp.Choice("w", [8, 10**8, 2 * 10**8])
     return keras.Sequential([keras.Input((1,)), keras.layers.Embedding(words, 4)])
 

@@ -14,6 +14,7 @@ c: outputs of a group; k: the parameters of a variable.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ def materialize(tensor: Any) -> Any:
     return tensor.compute() if isinstance(tensor, LazyTensor) else tensor
 
 
-class Contribution:
+class Contribution(ABC):
     """The gradients of all outputs by one variable, in some form."""
 
     cotangents: Any
@@ -55,10 +56,11 @@ class Contribution:
         """Return the number of entries of the largest temporary array."""
         return 0
 
+    @abstractmethod
     def join(self, other: Any) -> Contribution:
         """Return the contribution of a variable that is used in both ways."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gram(self, other: Any, same_examples: bool = False) -> Any:
         """Return the inner products of the gradients, `(d, r, n, s, m)`, traced outputs summed.
 
@@ -66,7 +68,6 @@ class Contribution:
             other: the contribution of the same variable for the second inputs.
             same_examples: each example meets only itself: `(d, r, n, s)`.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from ce_keras.geometry import RESNEXTS, Design, resnext
 from ce_keras.progress import progress
 from ce_keras.reproduce.plots import name_point
-from ce_keras.reproduce.protocol import Check, Scale
+from ce_keras.reproduce.protocol import CORRELATION, Check, Scale
 from ce_keras.reproduce.statistics import permutation_p, rank_correlation
 from ce_keras.reproduce.store import Points
 from ce_keras.variance.law import ClosedFormLaw, law_of
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 TITLE = "CIFAR-10: which quantity predicts a design's error"
 
 RECIPE, NETWORK = "cifar10_short", "resnext11c"
-
-#: Correlation of neighbouring pixels at the blocks' inputs of an untrained ResNeXt on CIFAR-10.
-CORRELATION = 0.92
 
 BASELINE = "1x64d"
 
@@ -97,20 +95,20 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     regimes = (ALL_IMAGES, f"{settings.few:,} images")
     cases = list(itertools.product(range(settings.seeds), regimes, settings.designs))
     runs = []
+    # The images of a regime are loaded once, and only if something is left to train.
+    load = functools.cache(lambda regime: _dataset(_recipe(settings, regime, BASELINE)))
     with points.folder() as folder:
         for number, regime, design in progress(cases, desc="cifar10", delay=1):
             name = f"{design}-{regime.replace(',', '').replace(' ', '-')}-{seed + number}"
-            arguments = (settings, regime, design, seed + number, folder / name)
-            result = points(name, _train, *arguments)
+            arguments = (_recipe(settings, regime, design), seed + number, folder / name)
+            result = points(name, _train, functools.partial(load, regime), *arguments)
             runs.append({"regime": regime, "design": design, "seed": seed + number, **result})
     return {"runs": runs}
 
 
-def _train(
-    settings: Settings, regime: str, design: str, seed: int, folder: Path
-) -> dict[str, float]:
-    """Train a design in a folder; return its last training loss, and errors in percent."""
-    from ce_keras.training import read_recipe, train
+def _recipe(settings: Settings, regime: str, design: str) -> Any:
+    """Return the recipe of a design in a regime."""
+    from ce_keras.training import read_recipe
 
     m, n = Design.parse(design)
     changes: dict[str, Any] = {
@@ -130,24 +128,36 @@ def _train(
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in changes.items()
     }
-    recipe = read_recipe(RECIPE, written)
-    last = train(recipe, folder, seed=seed)["history"][-1]
-    return {
-        "train_loss": last["loss"],
-        "train_error": _training_error(recipe, folder),
-        "test_error": last["error"],
-    }
+    return read_recipe(RECIPE, written)
 
 
-def _training_error(recipe: Any, folder: Path) -> float:
-    """Return the error of a finished run on its training images, in percent."""
-    import keras
-
+def _dataset(recipe: Any) -> Any:
+    """Return the images of a recipe, in memory."""
     from ce_keras.training.datasets import ArrayDataset, load_dataset
 
     dataset = load_dataset(recipe.data)
     if not isinstance(dataset, ArrayDataset):
         raise ValueError(f"source: got {recipe.data.source!r}; its images do not fit into memory")
+    return dataset
+
+
+def _train(load: Callable[[], Any], recipe: Any, seed: int, folder: Path) -> dict[str, float]:
+    """Train a recipe in a folder; return its last training loss, and errors in percent."""
+    from ce_keras.training import train
+
+    dataset = load()
+    last = train(recipe, folder, seed=seed, dataset=dataset)["history"][-1]
+    return {
+        "train_loss": last["loss"],
+        "train_error": _training_error(dataset, folder),
+        "test_error": last["error"],
+    }
+
+
+def _training_error(dataset: Any, folder: Path) -> float:
+    """Return the error of a finished run on its training images, in percent."""
+    import keras
+
     images, labels = dataset.splits[0]
     pixels = images.astype(np.float32)
     pixels = (pixels - pixels.mean((0, 1, 2))) / pixels.std((0, 1, 2))
@@ -187,7 +197,7 @@ class Difference(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """Whether it is more than two standard errors from 0."""
+        """Return whether it is more than two standard errors from 0."""
         return abs(self.value) > _ERRORS * self.error
 
     def __str__(self) -> str:

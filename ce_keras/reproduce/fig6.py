@@ -9,8 +9,7 @@ import numpy as np
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
-from ce_keras.reproduce.cifar10 import CORRELATION
-from ce_keras.reproduce.protocol import EXACT, Check, NoSettings
+from ce_keras.reproduce.protocol import CORRELATION, EXACT, Check, NoSettings
 from ce_keras.reproduce.statistics import rank_correlation
 from ce_keras.reproduce.store import Points
 from ce_keras.solution import MODES, Mode, Solution

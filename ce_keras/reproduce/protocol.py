@@ -36,6 +36,11 @@ NAMES = (
 NUMPY_ONLY = frozenset({"fig2", "lemma1", "theorem1", "fig3", "exact_law", "fig6", "table2"})
 
 
+#: Correlation of neighbouring pixels at the inputs of an untrained ResNeXt-29's blocks on CIFAR-10:
+#: 0.89 to 0.92 in its stages (`stage_widths`).
+CORRELATION = 0.92
+
+
 class NoSettings(NamedTuple):
     """Settings of an exact computation: there are none."""
 

@@ -14,33 +14,7 @@ from typing import Any
 from ce_keras import files
 from ce_keras.checks import file_path, one_of
 from ce_keras.reproduce.page import Page, agreement, table_of_pages
-from ce_keras.reproduce.protocol import (
-    EXACT,
-    NAMES,
-    NUMPY_ONLY,
-    Check,
-    Experiment,
-    NoSettings,
-    Scale,
-    experiment,
-)
-from ce_keras.reproduce.store import Points
-from ce_keras.solution import MODES
-
-__all__ = [
-    "EXACT",
-    "MODES",
-    "NAMES",
-    "NUMPY_ONLY",
-    "Check",
-    "Experiment",
-    "NoSettings",
-    "Points",
-    "Result",
-    "Scale",
-    "experiment",
-    "index",
-]
+from ce_keras.reproduce.protocol import NAMES, Check, Scale, experiment
 
 
 @dataclass(frozen=True)

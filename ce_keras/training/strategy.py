@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ from ce_keras.training.input_pipeline import Shard
 Batch = tuple[Any, Any]
 
 
-class Strategy:
+class Strategy(ABC):
     """The devices that train and test a model.
 
     Attributes:
@@ -39,13 +40,13 @@ class Strategy:
     is_chief = True
     is_alone = True
 
+    @abstractmethod
     def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which models and optimisers are built."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, dataset: Callable[[], Any]) -> Iterable[Batch]:
         """Return batches of a dataset of this process' shard, an element for each replica."""
-        raise NotImplementedError
 
     def broadcast(self, content: Any, arrays: Sequence[np.ndarray] = ()) -> tuple[Any, Any]:
         """Return the values of the chief worker: plain values, and arrays of equal shapes."""

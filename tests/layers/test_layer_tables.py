@@ -1,4 +1,4 @@
-"""Which tables of the package know which kinds of layers.
+"""A table of the kinds of layers, and of the tables of the package that know each.
 
 Whoever adds a layer adds it here, and sees which of its rows are still to be written: in
 `ce_keras.layers.layer_table.LAYERS`, and in the rules of the kernel in `ce_keras.ntk`.

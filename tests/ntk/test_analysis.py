@@ -1,11 +1,8 @@
 """Spectrum and alignment of kernels."""
 
-import keras
 import numpy as np
 import pytest
-from keras import layers
 
-from ce_keras.layers import CollegialConv2D
 from ce_keras.ntk import (
     alignment,
     condition_number,
@@ -13,20 +10,6 @@ from ce_keras.ntk import (
     label_alignment,
     spectrum,
 )
-
-
-@pytest.fixture
-def model():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 2)),
-            CollegialConv2D(8, 3, cardinality=2, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
-    )
 
 
 def positive(rng, n=6):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from ce_keras.layers import CollegialConv2D
 from ce_keras.ntk import (
     NTKRegressor,
     alignment,
@@ -14,20 +13,6 @@ from ce_keras.ntk import (
     ntk_vector_product,
     spectrum,
 )
-
-
-@pytest.fixture
-def model():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 2)),
-            CollegialConv2D(8, 3, cardinality=2, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
-    )
 
 
 @pytest.mark.parametrize("other", [False, True])
