@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from ce_keras.algorithm2 import solve
 from ce_keras.checks import one_of, positive_int
-from ce_keras.geometry import RESNEXTS, Design
-from ce_keras.optimum import search
+from ce_keras.geometry import RESNEXTS, Design, resnext
 
 #: A problem that `ce_keras.search` solves, or one of the two designs the paper compares with.
 DesignMode = Literal["primal", "dual", "baseline", "resnext"]
@@ -125,4 +125,4 @@ def _derived(network: str, mode: DesignMode) -> Design:
         return Design(1, RESNEXTS[network].width)
     if mode == "resnext":
         raise ValueError(f"mode: got 'resnext', but nobody has published one for {network}")
-    return search(network, mode).design
+    return solve(resnext(network), mode).design

@@ -1,4 +1,4 @@
-"""Algorithm 2: the optimal collegial ensemble of a baseline, without any training.
+"""The search: the optimal collegial ensemble of any baseline, without any training.
 
 >>> solution = search("resnext29", mode="dual")
 >>> print(solution.design, f"{solution.rho:.2f} times fewer parameters")
@@ -9,50 +9,52 @@ The *primal* problem (Eq. 10-12) minimises the kernel's variance at the baseline
 beta(n) its cost, both are solved by the width that minimises v(n) * beta(n): strong duality. They
 differ in the cardinality.
 
-Only NumPy is needed here.
+Named networks, and modules described by `ce_keras.geometry`, need only NumPy. Keras is loaded for a
+Keras model, and to measure times.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ce_keras.best_width import best_width, stage_optima
-from ce_keras.checks import boolean, brief, checked_tolerance, instance, one_of, positive_int
-from ce_keras.cost import MOST_PATHS, Budget, Cost, costs
-from ce_keras.geometry import Design, Module, Network
+from ce_keras.algorithm2 import solve
+from ce_keras.checks import brief
+from ce_keras.cost import COUNTED, OF_MODELS, checked_budget
+from ce_keras.geometry import RESNEXTS, Module, Network, resnext
 from ce_keras.geometry import baseline as named_baseline
-from ce_keras.solution import MODES, Curve, Mode, Solution, badness_of, within
-from ce_keras.variance.correlation import MeasuredCorrelation
-from ce_keras.variance.law import (
-    ClosedFormLaw,
-    ExponentialLaw,
-    FittedAlpha,
-    FittedLaw,
-    Law,
-    MeasuredLaw,
-    PolynomialLaw,
-    law_of,
-)
+from ce_keras.latency import LatencyCost, Phase, Table, Timing, known_table
+from ce_keras.problem import Mode
+from ce_keras.variance.law import FittedAlpha, FittedLaw
+
+if TYPE_CHECKING:
+    from ce_keras.rewrite.baselines import ModelBaseline
 
 
 def search(
-    baseline: str | Module | Network,
+    baseline: Any,
     mode: Mode = "primal",
     *,
-    alpha: float | Literal["closed_form"] | FittedAlpha | None = None,
+    family: str | None = None,
+    alpha: float | Literal["closed_form", "fit"] | FittedAlpha | None = None,
     correlation: Any = None,
     law: Callable[[int], Any] | Mapping[int, Any] | FittedLaw | None = None,
-    budget: Budget = "params",
+    budget: Any = "params",
+    target: float | None = None,
+    target_params: int | None = None,
     hard_budget: bool = False,
     tolerance: float = 0.02,
     multiple_of: int | None = None,
     widths: Iterable[int] | None = None,
-) -> Solution:
+    batch: int = 32,
+    phase: Phase = "train",
+    input_shape: tuple[int, int, int] | None = None,
+    dtype: str | None = None,
+    remeasure: bool = False,
+) -> Any:
     """Find the optimal collegial ensemble of a baseline (Algorithm 2, Eq. 8-14).
 
     The width is chosen by one module's law and cost, as in the paper. The cardinality is then
@@ -62,14 +64,16 @@ def search(
     run faster.
 
     Args:
-        baseline: a name (`"resnext29"`, `"resnext50-1x64d"`), or a module or network from
-            `ce_keras.geometry`, with its width.
+        baseline: a name (`"resnext29"`, `"resnext50-1x64d"`); a Keras model, or the path of its
+            `.keras` file; a candidate of `ce_keras.inspect`'s report, which stands for its family;
+            or a module or network from `ce_keras.geometry`, with its width.
         mode: `"primal"`: least variance at the baseline's cost. `"dual"`: least cost at the
             baseline's variance.
+        family: of a Keras model, a pattern such as `"dense*"` of the family or chain to search for.
         alpha: the law's constant; the module's own if not given. A fit of it (Algorithm 1), with
             its standard error. Or `"closed_form"`: the exact variance instead of the exponential
             law, for modules that are stacks of ReLU layers, such as fully connected networks and
-            the bottleneck block.
+            the bottleneck block. Of a Keras model, as for `ce_keras.collegialize`.
         correlation: with the closed form, of the input of a block at the positions that its k x k
             convolution reads: a number for all pairs of positions, or a P x P matrix, or the
             result of `ce_keras.variance.measure_correlation`. By default 1, the limit of smooth
@@ -78,18 +82,31 @@ def search(
             Var(K) / E[K]^2, or to a pair of that and its standard error; or a table of either by
             width, interpolated between its widths; or a fit of `ce_keras.variance.fit_alpha`,
             whose polynomial is used.
-        budget: the cost: `"params"`, `"flops"`, or a function of (cardinality, width) that returns
-            the cost of the whole network and does not fall as cardinality grows.
+        budget: the cost: `"params"`; `"flops"`; `"latency"`, the measured time of a step on this
+            device; `"memory"`, the activations that a training step keeps; or a function of
+            (cardinality, width) that returns the cost of the whole network and does not fall as
+            cardinality grows. A tuple of these asks for a design that is no worse in any.
+        target: with the primal, the share of the baseline's cost that the design may have: 0.5
+            for the smoothest design of half the size.
+        target_params: likewise, as a number of parameters.
         hard_budget: solve the primal among whole cardinalities whose network costs no more than
-            the baseline. By default the cardinality is rounded to the nearest, as in the paper,
-            which may cost half a path more.
+            the baseline, or the target. By default the cardinality is rounded to the nearest, as
+            in the paper, which may cost half a path more.
         tolerance: relative distance from the optimum within which designs count as equal; 0 takes
-            the optimum itself. Two standard errors of a fitted or measured law are added to it.
+            the optimum itself. Two standard errors of a fitted or measured law, and of measured
+            times, are added to it.
         multiple_of: consider only widths that are multiples of this, such as 8.
         widths: consider only these widths; by default every width up to the baseline's.
+        batch: examples in a step, for a budget of latency or memory.
+        phase: `"train"` or `"infer"`: the step whose latency is the budget.
+        input_shape: of a named network, height, width and channels of its images.
+        dtype: of a named network, the policy of its layers for latency or memory, such as
+            `"mixed_bfloat16"`.
+        remeasure: whether times that are known from before are measured again.
 
     Returns:
-        The solution, with the whole curve.
+        The solution, with the whole curve. Of a Keras model with several families of modules, a
+        dictionary of solutions by the family's name.
 
     Raises:
         ValueError: for an unknown name or mode, an alpha that is not positive, a width above the
@@ -98,172 +115,127 @@ def search(
 
     >>> print(search("resnext50").design, search("resnext50", multiple_of=8).design)
     12x10d 15x8d
+    >>> half = search("resnext29", target=0.5)
+    >>> print(half.design, half.params, f"{half.variance / half.baseline_variance:.2f}")
+    18x10d 7044626 0.55
     """
-    baseline = _checked_baseline(baseline)
-    one_of("mode", mode, MODES)
-    boolean("hard_budget", hard_budget)
-    module = baseline.module
-    measured = correlation if isinstance(correlation, MeasuredCorrelation) else None
-    path_law = law_of(module, alpha, law, measured.first if measured else correlation)
-    tolerance = checked_tolerance(tolerance)
-    widths = _candidate_widths(baseline.width, widths, multiple_of, path_law)
-    module_cost, network_cost = costs(budget, baseline)
-
-    path_variance = path_law.path_variance(widths)
-    baseline_variance = float(path_law.path_variance(np.array(baseline.width)))
-    if not np.isfinite(baseline_variance):
-        raise ValueError(f"alpha: too large: with {path_law.name}, the baseline's Var(K) overflows")
-    if mode == "dual":
-        optimum = _dual(widths, path_variance, baseline_variance, module_cost)
-    else:
-        optimum = _primal(widths, path_variance, module_cost, network_cost, hard_budget)
-
-    # Rounding may put the baseline itself just below one path.
-    least = 0 if mode == "dual" else 1 - 1e-9
-    buildable = (optimum.multiplicity > least) & (optimum.multiplicity < MOST_PATHS)
-    badness = np.where(buildable, badness_of(mode, optimum.objective), np.inf)
-    if not np.isfinite(badness).any():
-        single = network_cost.of(np.ones(1), widths[:1])[0]
-        raise ValueError(
-            f"budget: no design of widths {widths[0]} to {widths[-1]} meets the baseline's "
-            f"{network_cost.target:.6g}: one path of width {widths[0]} costs {single:.6g}, and "
-            f"more than {MOST_PATHS} paths are not considered; allow other widths"
+    timing = Timing(batch, phase, remeasure).checked()
+    budget = checked_budget(budget)
+    options: dict[str, Any] = {
+        "correlation": correlation,
+        "law": law,
+        "target": target,
+        "target_params": target_params,
+        "hard_budget": hard_budget,
+        "tolerance": tolerance,
+        "multiple_of": multiple_of,
+        "widths": widths,
+    }
+    if isinstance(baseline, str) and not baseline.endswith(".keras"):
+        network = _named(baseline, input_shape)
+        if family is not None:
+            raise ValueError(f"family: got {brief(family)}; only a Keras model has families")
+        asked = budget if isinstance(budget, tuple) else (budget,)
+        if dtype is not None and not any(map(OF_MODELS.__contains__, asked)):
+            raise ValueError(f"dtype: got {brief(dtype)}; no cost but latency and memory has one")
+        cost = _cost_of_name(budget, network, timing, input_shape, dtype)
+        return solve(network, mode, alpha=alpha, budget=cost, **options)
+    for name, value in {"input_shape": input_shape, "dtype": dtype}.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}: got {brief(value)}; only a named network takes it, others have their own"
+            )
+    if isinstance(baseline, Module | Network):
+        _refuse_budgets_of_models(budget)
+        return solve(baseline, mode, alpha=alpha, budget=budget, **options)
+    found = _of_model(baseline, family)
+    solutions = {
+        each.network.name: solve(
+            each.network,
+            mode,
+            alpha=each.alpha(alpha) if law is None else alpha,
+            budget=each.budget(budget, timing),
+            **options,
         )
-    log_error = path_law.log_error(widths, int(widths[badness.argmin()]))
-    best = int(np.flatnonzero(within(badness, tolerance, log_error))[-1])
-    curve = _curve(baseline, widths, optimum, log_error)
-    design = Design(int(curve.cardinality[best]), int(widths[best]))
-    return Solution(
-        baseline=baseline,
-        mode=mode,
-        law=path_law.name,
-        alpha=path_law.alpha if isinstance(path_law, ExponentialLaw) else None,
-        tolerance=tolerance,
-        design=design,
-        multiplicity=float(optimum.multiplicity[best]),
-        params=int(baseline.params(*design)),
-        flops=int(baseline.flops(*design)),
-        baseline_params=int(baseline.params(1, baseline.width)),
-        baseline_flops=int(baseline.flops(1, baseline.width)),
-        rho=float(network_cost.target / network_cost.of(*map(np.atleast_1d, design))[0]),
-        unrounded_rho=float(optimum.rho[best]),
-        variance=float(path_variance[best] / design.cardinality),
-        baseline_variance=baseline_variance,
-        curve=curve,
-        **_exact_optimum(baseline, path_law, budget, design, measured),
+        for each in found
+    }
+    return solutions if len(solutions) > 1 else solutions.popitem()[1]
+
+
+def _named(name: str, input_shape: Any) -> Module | Network:
+    """Return a named baseline, for images of a shape."""
+    network = named_baseline(name)
+    if input_shape is None:
+        return network
+    shape = RESNEXTS.get(network.name)
+    if shape is None:
+        raise ValueError(f"input_shape: got {brief(input_shape)}; {network.name} has no images")
+    resized = resnext(shape._replace(input_shape=input_shape), network.width)
+    return dataclasses.replace(resized, name=network.name)
+
+
+def _of_model(baseline: Any, family: str | None) -> list[ModelBaseline]:
+    """Return the families of a model's chains."""
+    # A model and a candidate have layers; Keras is not loaded to refuse anything else.
+    if not isinstance(baseline, str | Path) and not hasattr(baseline, "layers"):
+        raise ValueError(
+            f"baseline: got {brief(baseline)}; it must be a name, a geometry.Module, a "
+            "geometry.Network, a Keras model or the path of a .keras file, or a candidate of "
+            "ce_keras.inspect's report"
+        )
+    from ce_keras.rewrite import baselines_of
+
+    return baselines_of(baseline, family)
+
+
+# Budgets that need a model -----------------------------------------------------------------------
+
+
+def _refuse_budgets_of_models(budget: Any) -> None:
+    for each in budget if isinstance(budget, tuple) else [budget]:
+        if isinstance(each, str) and each in OF_MODELS:
+            raise ValueError(
+                f"budget: got {each!r}; it needs a network that can be built: a name such as "
+                "'resnext29', or a Keras model. For a module, give a function of cardinality and "
+                "width"
+            )
+
+
+def _cost_of_name(
+    budget: Any,
+    network: Module | Network,
+    timing: Timing,
+    input_shape: Any,
+    dtype: str | None,
+) -> Any:
+    """Return the budget of a named network, with latency and memory as costs."""
+    if isinstance(budget, tuple):
+        return [_cost_of_name(each, network, timing, input_shape, dtype) for each in budget]
+    if callable(budget) or budget in COUNTED:
+        return budget
+    if network.name not in RESNEXTS:
+        _refuse_budgets_of_models(budget)
+    build = functools.partial(_built, network, input_shape, dtype)
+    if budget == "memory":
+        return build().budget(budget, timing)
+
+    def measure() -> Table:
+        from ce_keras.rewrite.timing import measure_table
+
+        found = build()
+        return measure_table(found.model, found.family, timing)
+
+    key = {"network": network.name, "width": network.width, "shape": input_shape, "dtype": dtype}
+    return LatencyCost(timing, known_table(key, timing, measure), network.width)
+
+
+def _built(network: Module | Network, input_shape: Any, dtype: str | None) -> ModelBaseline:
+    """Build a named network, and return its blocks as a baseline."""
+    from ce_keras import zoo
+    from ce_keras.rewrite import baselines_of
+
+    model = zoo.NETWORKS[network.name](
+        cardinality=1, width=network.width, input_shape=input_shape, dtype=dtype
     )
-
-
-def _exact_optimum(
-    baseline: Module | Network,
-    path_law: Law,
-    budget: Budget,
-    design: Design,
-    measured: MeasuredCorrelation | None,
-) -> dict[str, Any]:
-    """Return the fields of a solution that only a polynomial law in 1 / width has."""
-    if not isinstance(path_law, ClosedFormLaw | PolynomialLaw) or path_law.coefficients is None:
-        return {}
-    found: dict[str, Any] = {"coefficients": tuple(map(float, path_law.coefficients))}
-    if callable(budget):
-        return found
-    counted = getattr(baseline.module, budget)
-    found["best_width"] = best_width(path_law.coefficients, functools.partial(counted, 1))
-    if isinstance(path_law, ClosedFormLaw) and isinstance(baseline, Network) and baseline.stages:
-        same = [path_law.gram] * len(baseline.stages)
-        correlations = same if measured is None else measured.stages
-        found["stages"] = stage_optima(baseline.stages, correlations, budget, design.width)
+    (found,) = baselines_of(model)
     return found
-
-
-# A cardinality far above any network's, whose cost is still a finite number.
-_MANY = 1e150
-
-
-class _Optimum(NamedTuple):
-    """A problem of the paper, solved at every width; the search rounds `multiplicity`."""
-
-    m: np.ndarray
-    objective: np.ndarray
-    rho: np.ndarray
-    variance: np.ndarray
-    multiplicity: np.ndarray
-
-
-def _primal(
-    n: np.ndarray, path_variance: np.ndarray, module: Cost, network: Cost, hard_budget: bool
-) -> _Optimum:
-    """Solve Eq. 10-12, least variance at the baseline's cost, maybe for whole cardinalities."""
-    multiplicity = network.affordable(n)
-    if not hard_budget:
-        m = module.affordable(n)
-        return _Optimum(m, path_variance / m, np.ones_like(m), path_variance / m, multiplicity)
-    m = np.floor(multiplicity + 1e-9)  # Rounding may put the baseline just below one path.
-    with np.errstate(divide="ignore"):  # m is 0 where not even one path fits.
-        return _Optimum(m, path_variance / m, module.target / module.of(m, n), path_variance / m, m)
-
-
-def _dual(
-    n: np.ndarray, path_variance: np.ndarray, baseline_variance: float, module: Cost
-) -> _Optimum:
-    """Solve Eq. 13-14: least cost at the baseline's variance."""
-    m = path_variance / baseline_variance  # May be infinite, which no cost function takes.
-    rho = module.target / module.of(np.minimum(m, _MANY), n)
-    return _Optimum(m, rho, rho, np.full_like(m, baseline_variance), m)
-
-
-def _curve(
-    baseline: Module | Network, widths: np.ndarray, optimum: _Optimum, log_error: np.ndarray
-) -> Curve:
-    """Return the theory's curve with the rounded cardinalities and the networks' costs."""
-    cardinality = np.clip(np.rint(optimum.multiplicity), 1, MOST_PATHS).astype(np.int64)
-    return Curve(
-        width=widths,
-        m=optimum.m,
-        objective=optimum.objective,
-        rho=optimum.rho,
-        variance=optimum.variance,
-        cardinality=cardinality,
-        parameters=baseline.params(cardinality.astype(float), widths),
-        flops=baseline.flops(cardinality.astype(float), widths),
-        log_error=log_error,
-    )
-
-
-# Checks ----------------------------------------------------------------------------------------
-
-
-def _checked_baseline(baseline: Any) -> Module | Network:
-    if isinstance(baseline, str):
-        return named_baseline(baseline)
-    wanted = "a name, a geometry.Module or a geometry.Network"
-    return instance("baseline", baseline, Module | Network, wanted)
-
-
-def _candidate_widths(
-    baseline: int, widths: Iterable[int] | None, multiple_of: int | None, path_law: Law
-) -> np.ndarray:
-    low, high = path_law.range if isinstance(path_law, MeasuredLaw) else (1, np.inf)
-    if not low <= baseline <= high:
-        raise ValueError(
-            f"law: its table spans widths {low:g} to {high:g}; it must reach the baseline's, "
-            f"{baseline}"
-        )
-    try:
-        every = range(int(low), baseline + 1)
-        candidates = every if widths is None else sorted({*map(operator.index, widths)})
-    except TypeError:
-        raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None
-    step = 1 if multiple_of is None else positive_int("multiple_of", multiple_of)
-    wrong = [n for n in candidates if not low <= n <= baseline]
-    if wrong:
-        raise ValueError(
-            f"widths: got {brief(wrong[0])}; widths are {low:g} to {baseline}, the baseline's"
-        )
-    kept = np.array([n for n in candidates if n % step == 0], dtype=np.int64)
-    if not kept.size:
-        raise ValueError(
-            f"widths: no width is left to choose from (widths={brief(widths)}, "
-            f"multiple_of={multiple_of!r}, baseline width {baseline})"
-        )
-    return kept

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import html
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ce_keras.best_width import Stage
 from ce_keras.checks import checked_tolerance
+from ce_keras.cost import Measured
+from ce_keras.frontier import Frontier, frontier_of
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.plotting import COLOR, axes_for, mark
+from ce_keras.problem import MODES, Mode, Problem, badness_of, within
 from ce_keras.variance.law import polynomial_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-#: The problem: the primal minimises the variance at the baseline's cost, the dual the cost at the
-#: baseline's variance.
-Mode = Literal["primal", "dual"]
-MODES: tuple[Mode, ...] = ("primal", "dual")
 
 _OBJECTIVES = {
     "primal": "Var(K)/E[K]² at the baseline's size",
@@ -90,6 +88,10 @@ class Solution:
         variance: Var(K) / E[K]^2 of a module with this design.
         baseline_variance: Var(K) / E[K]^2 of the baseline's module.
         curve: every candidate.
+        budget: what the cost is, in words.
+        target: the share of the baseline's cost that was asked for; `None` if none was.
+        measured: costs that are not counted from the geometry, such as times.
+        problem: what was solved.
         coefficients: with the closed form, c_k of Var(K) / E[K]^2 = sum_k c_k / n^k for one path;
             `None` for another law.
         best_width: with the closed form, the real-valued width that is best for the module.
@@ -113,6 +115,10 @@ class Solution:
     variance: float
     baseline_variance: float
     curve: Curve
+    budget: str
+    target: float | None
+    measured: tuple[Measured, ...]
+    problem: Problem
     coefficients: tuple[float, ...] | None = None
     best_width: float | None = None
     stages: tuple[Stage, ...] = ()
@@ -139,6 +145,30 @@ class Solution:
             Design(int(m), int(n))
             for m, n in zip(self.curve.cardinality[near], self.curve.width[near], strict=True)
         ]
+
+    def frontier(self) -> Frontier:
+        """Return the best design at every size up to 1.25 times the baseline's.
+
+        Its `plot` marks the baseline, the primal, the dual and this design, and draws the baseline
+        made narrower, one path of every width, as a second curve.
+
+        >>> from ce_keras import search
+        >>> frontier = search("resnext29").frontier()
+        >>> half = frontier.best.params <= frontier.marked["baseline"].params / 2
+        >>> print(frontier.best.design[half.nonzero()[0][-1]])
+        22x8d
+        """
+        whole = dataclasses.replace(self.problem, share=1.0)
+        marked = {"baseline": Design(1, self.baseline.width)}
+        for mode in MODES:
+            solved = whole.solve(mode, self.tolerance, lambda *_: self.curve.log_error)
+            if solved is not None:
+                optimum, best, _ = solved
+                m = max(1, round(float(optimum.multiplicity[best])))
+                marked[mode] = Design(m, int(whole.widths[best]))
+        if self.target is not None:
+            marked[f"{self.target:.3g} of it"] = self.design
+        return frontier_of(whole, self.baseline, marked)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the objective against width, with the optimum and its near-optimal band.
@@ -183,7 +213,7 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the solution without its curve as plain numbers and strings, for JSON."""
-        skipped = {"baseline", "curve", "design"}
+        skipped = {"baseline", "curve", "design", "problem"}
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -196,6 +226,7 @@ class Solution:
             "width": self.design.width,
             **fields,
             "stages": [stage._asdict() for stage in self.stages],
+            "measured": [line._asdict() for line in self.measured],
             "near_optimal": [str(design) for design in self.near_optimal()],
         }
 
@@ -211,12 +242,19 @@ class Solution:
             ("width of a path", f"{self.baseline.width}", f"{design.width}", ""),
             ("parameters", f"{self.baseline_params:,}", f"{self.params:,}", ""),
             ("FLOPs", f"{self.baseline_flops:,}", f"{self.flops:,}", ""),
+            *(
+                (line.name, f"{line.baseline:.3g} {line.unit}", f"{line.value:.3g} {line.unit}", "")
+                for line in self.measured
+            ),
             ("Var(K)/E[K]^2", f"{self.baseline_variance:.5f}", f"{self.variance:.5f}", times),
             ("efficiency rho", "1", f"{self.rho:.2f}", unrounded),
         ]
 
     def _title(self) -> str:
-        return f"{self.design}: {self.mode} optimum of {self.baseline.name} ({self.law})"
+        what = f"{self.mode} optimum of"
+        if self.target is not None:
+            what = f"smoothest design with {self.target:.3g} of the {self.budget} of"
+        return f"{self.design}: {what} {self.baseline.name} ({self.law})"
 
     def _notes(self) -> list[str]:
         """Return lines on the exact law, if the law is exact, and on the near-optimal designs."""
@@ -261,14 +299,3 @@ class Solution:
             f"<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>"
             f"<p>{'<br>'.join(map(html.escape, self._notes()))}</p>"
         )
-
-
-def badness_of(mode: Mode, objective: np.ndarray) -> np.ndarray:
-    """Return the objective, or its inverse for the dual, so that smaller is better."""
-    with np.errstate(divide="ignore"):
-        return objective if mode == "primal" else 1 / objective
-
-
-def within(badness: np.ndarray, tolerance: float, log_error: np.ndarray) -> np.ndarray:
-    """Return True where a design is within the tolerance and two standard errors of the best."""
-    return badness <= (1 + tolerance) * badness.min() * np.exp(2 * log_error)

@@ -18,7 +18,7 @@ from bad_values import (
     thing,
     whole_numbers,
 )
-from valid_values import BY_LAW, CORRELATION, NO_MAP, SEARCHED, TINY, plan_path, solution
+from valid_values import BY_LAW, CORRELATION, NO_MAP, SEARCHED, TIMED, TINY, plan_path, solution
 
 import ce_keras
 from ce_keras.geometry import bottleneck
@@ -28,8 +28,13 @@ CASES = [
     case(
         "search",
         **SEARCHED,
+        **TIMED,
         hard_budget=flag(False),
         law=thing(),
+        family=text(),
+        input_shape=sizes(),
+        target_params=count(),
+        dtype=text(),
     ),
     Case(
         "search",

@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 
@@ -275,7 +276,14 @@ def test_a_module_without_a_known_alpha_asks_for_one():
         ({"widths": [2.5]}, "widths: got .* whole numbers"),
         ({"multiple_of": 0}, "multiple_of: got 0"),
         ({"multiple_of": 200}, "widths: no width is left.*multiple_of=200"),
-        ({"budget": "latency"}, "budget: got 'latency'; it must be one of 'params', 'flops'"),
+        ({"budget": "time"}, "budget: got 'time'; it must be one of 'params', 'flops', 'latency'"),
+        ({"budget": ()}, "budget: got .*name one cost"),
+        ({"target": 0.5, "mode": "dual"}, "target: got 0.5 with mode='dual'"),
+        ({"target": 0.5, "target_params": 10**6}, "give one of them"),
+        ({"target_params": 10**6, "budget": "flops"}, "target_params: .* budget is 'flops'"),
+        ({"target_params": 600_000}, "target_params: no design .* smallest, 1x1d, costs 728341"),
+        ({"family": "dense*"}, "family: got 'dense"),
+        ({"dtype": "float32"}, "dtype: got 'float32'"),
         ({"budget": lambda m, n: -1.0}, "budget: the cost of 1x128d is -1.0"),
         ({"alpha": "1.6"}, "alpha: got '1.6'"),
         ({"alpha": 1e5}, "alpha: too large: with alpha = 1e.05"),
@@ -444,3 +452,69 @@ def test_the_uncertainty_of_a_measured_law_widens_the_band():
 def test_laws_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         search("resnext29", **arguments)
+
+
+# Sizes. ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", ["params", "flops"])
+def test_a_target_is_the_smoothest_design_of_that_size(budget):
+    network = geometry.baseline("resnext29")
+    whole, half = search(network, budget=budget), search(network, budget=budget, target=0.5)
+    assert half.design.width == whole.design.width, "the best width does not depend on the size"
+    cost = getattr(network, budget)
+    path = cost(2, half.design.width) - cost(1, half.design.width)
+    assert abs(cost(*half.design) - 0.5 * cost(1, 128)) <= path / 2
+    assert f"0.5 of the {'parameters' if budget == 'params' else 'FLOPs'}" in repr(half)
+    hard = search(network, budget=budget, target=0.5, hard_budget=True)
+    assert cost(*hard.design) <= 0.5 * cost(1, 128)
+
+
+def test_a_number_of_parameters_is_a_target():
+    solution = search("resnext29", target_params=2_000_000, hard_budget=True, tolerance=0)
+    network = geometry.baseline("resnext29")
+    # Against every design there is of that size.
+    every = [Design(m, n) for n in range(1, 129) for m in range(1, 200)]
+    small = [each for each in every if network.params(*each) <= 2_000_000]
+    block = bottleneck(width=128)
+    variances = [law.variance(1.6, block.inverse_fan_in(n), m) for m, n in small]
+    assert solution.variance == pytest.approx(min(variances))
+
+
+def test_several_budgets_are_all_kept():
+    network = geometry.baseline("resnext29")
+    both = search(network, budget=("params", "flops"), hard_budget=True)
+    assert both.params <= both.baseline_params
+    assert both.flops <= both.baseline_flops
+    assert both.budget == "parameters and FLOPs"
+    single = [search(network, budget=name, hard_budget=True) for name in ("params", "flops")]
+    assert both.variance >= max(each.variance for each in single) * 0.97
+    dual = search(network, "dual", budget=("params", "flops"))
+    least = min(dual.baseline_params / dual.params, dual.baseline_flops / dual.flops)
+    assert dual.rho == pytest.approx(least)
+
+
+def test_the_frontier_has_the_best_design_at_every_size():
+    solution = search("resnext29", target=0.5)
+    frontier = solution.frontier()
+    best, narrower = frontier.best, frontier.narrower
+    assert (np.diff(best.cost) > 0).all()
+    assert (np.diff(best.variance) < 0).all()
+    assert [design.cardinality for design in narrower.design] == [1] * 128
+    marked = {name: str(group.design[0]) for name, group in frontier.marked.items()}
+    assert marked == {
+        "baseline": "1x128d",
+        "primal": "37x10d",
+        "dual": "10x10d",
+        "0.5 of it": "18x10d",
+    }
+    block = bottleneck(width=128)
+    network = geometry.baseline("resnext29")
+    base = law.variance(1.6, block.inverse_fan_in(128))
+    for m, n in itertools.product((1, 2, 5, 20), (3, 8, 30, 128)):
+        if network.params(m, n) <= best.cost[-1]:
+            variance = law.variance(1.6, block.inverse_fan_in(n), m) / base
+            larger = best.cost >= network.params(m, n)
+            assert best.variance[larger][0] <= variance * (1 + 1e-9)
+    content = json.loads(json.dumps(frontier.to_dict(), allow_nan=False))
+    assert content["dual"]["design"] == ["10x10d"]

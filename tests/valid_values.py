@@ -201,7 +201,7 @@ SEARCHED = {
     "baseline": thing("resnext11").also(an_empty_text="", not_a_path="resnext11-2x3d"),
     "mode": choice("primal", "dual"),
     "alpha": alpha_argument("closed_form"),
-    "budget": choice("params", "flops")
+    "budget": choice("params", "flops", ("params", "flops"))
     .but("a function is a budget of its own; see below", "a function")
     .also(
         a_function_of_no_arguments=lambda: 1,
@@ -212,6 +212,14 @@ SEARCHED = {
     "tolerance": number(0.02, least=0),
     "multiple_of": count(2),
     "widths": whole_numbers([4, 8]),
+}
+
+#: What a search of a Keras model takes too.
+TIMED = {
+    "target": number(0.5, above=0).also(of_no_network=1e-9),
+    "batch": count(8),
+    "phase": choice("train", "infer"),
+    "remeasure": flag(False),
 }
 
 
@@ -232,7 +240,13 @@ REWRITTEN = {
     "model": model(Made(dense_model)),
     "mode": choice("primal", "dual"),
     "alpha": alpha_argument("closed_form", "fit"),
-    "budget": SEARCHED["budget"],
+    "budget": SEARCHED["budget"].but(
+        "beside a design, it is not called",
+        "a function of no arguments",
+        "a function that gives a text",
+        "a function that gives nothing",
+        "a function that gives NaN",
+    ),
     "tolerance": SEARCHED["tolerance"],
     "multiple_of": count(2),
     "design": choice("2x4d").also(
@@ -242,6 +256,9 @@ REWRITTEN = {
     "skip": choice(LEFT_OUT).also(numbers=[3], None_in_it=[None]).but("no pattern", "a list"),
     "per": choice("network", "stage"),
     "seed": seed(0),
+    **TIMED,
+    "target": number(above=0),  # There is a design already.
+    "target_params": count(),
 }
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ce_keras.geometry import baseline
 from ce_keras.optimum import search
+from ce_keras.problem import MODES
 from ce_keras.reproduce.protocol import EXACT, Check, NoSettings
 from ce_keras.reproduce.store import Points
-from ce_keras.solution import MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,13 +9,13 @@ import numpy as np
 
 from ce_keras.geometry import Design, fully_connected
 from ce_keras.optimum import search
+from ce_keras.problem import MODES
 from ce_keras.progress import progress
 from ce_keras.reproduce.plots import log_axis
 from ce_keras.reproduce.protocol import Check, Scale
 from ce_keras.reproduce.statistics import mean_and_error, permutation_p, rank_correlation
 from ce_keras.reproduce.store import Points
 from ce_keras.reproduce.tables import designs_on
-from ce_keras.solution import MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

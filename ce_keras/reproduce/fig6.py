@@ -9,10 +9,11 @@ import numpy as np
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
+from ce_keras.problem import MODES, Mode
 from ce_keras.reproduce.protocol import CORRELATION, EXACT, Check, NoSettings
 from ce_keras.reproduce.statistics import rank_correlation
 from ce_keras.reproduce.store import Points
-from ce_keras.solution import MODES, Mode, Solution
+from ce_keras.solution import Solution
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import numpy as np
 
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
+from ce_keras.problem import MODES, Mode
 from ce_keras.progress import progress
 from ce_keras.reproduce import tables
 from ce_keras.reproduce.plots import log_axis, name_point
 from ce_keras.reproduce.protocol import Check, Scale
 from ce_keras.reproduce.statistics import mean_and_error
 from ce_keras.reproduce.store import Points
-from ce_keras.solution import MODES, Mode
 from ce_keras.training.recipe import read_recipe
 
 if TYPE_CHECKING:

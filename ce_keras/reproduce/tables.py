@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import Design, baseline
 from ce_keras.optimum import search
+from ce_keras.problem import MODES
 from ce_keras.reproduce.plots import name_point
 from ce_keras.reproduce.protocol import Check
-from ce_keras.solution import MODES, Curve
+from ce_keras.solution import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

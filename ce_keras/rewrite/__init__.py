@@ -24,23 +24,24 @@ from typing import Any, Literal
 import keras
 
 from ce_keras.checks import brief, one_of, positive_int
-from ce_keras.cost import Budget
 from ce_keras.geometry import Design
+from ce_keras.latency import Phase, Timing
+from ce_keras.problem import Mode
+from ce_keras.rewrite.baselines import ModelBaseline, loaded, model_baselines, selected
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per
 from ce_keras.rewrite.report import (
+    Candidate,
     Costs,
     Decision,
     Report,
     Skipped,
-    check_measurable,
     costs_of,
-    step_seconds,
 )
 from ce_keras.rewrite.splitting import carry_over
-from ce_keras.solution import Mode
+from ce_keras.rewrite.timing import check_measurable, step_seconds
 
 __all__ = ["Report", "collegialize", "inspect"]
 
@@ -52,14 +53,19 @@ def inspect(
     mode: Mode = "primal",
     *,
     alpha: float | Literal["fit", "closed_form"] | Mapping[str, Any] | Any = None,
-    budget: Budget = "params",
+    budget: Any = "params",
     tolerance: float = 0.02,
     multiple_of: int | None = None,
+    target: float | None = None,
+    target_params: int | None = None,
     design: str | Design | None = None,
     only: Patterns = None,
     skip: Patterns = None,
     per: Per = "network",
     seed: int | None = None,
+    batch: int = 32,
+    phase: Phase = "train",
+    remeasure: bool = False,
 ) -> Report:
     """Return the report of what `collegialize` would do with a model. Nothing is built.
 
@@ -73,10 +79,10 @@ def inspect(
     >>> report.candidates[0].widths, report.candidates[0].cardinality > 1
     ((64, 64), True)
     """
-    options = Options(
-        mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
-    ).checked()
-    return _plan(model, options)[0]
+    timing = Timing(batch, phase, remeasure)
+    asked = Options(mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed)
+    options = asked._replace(target=target, target_params=target_params, timing=timing)
+    return _plan(model, options.checked())[0]
 
 
 def collegialize(
@@ -84,14 +90,19 @@ def collegialize(
     mode: Mode = "primal",
     *,
     alpha: float | Literal["fit", "closed_form"] | Mapping[str, Any] | Any = None,
-    budget: Budget = "params",
+    budget: Any = "params",
     tolerance: float = 0.02,
     multiple_of: int | None = None,
+    target: float | None = None,
+    target_params: int | None = None,
     design: str | Design | None = None,
     only: Patterns = None,
     skip: Patterns = None,
     per: Per = "network",
     seed: int | None = None,
+    batch: int = 32,
+    phase: Phase = "train",
+    remeasure: bool = False,
     init: Literal["random", "split"] = "random",
     measure: int | None = None,
 ) -> keras.Model:
@@ -115,16 +126,22 @@ def collegialize(
             between them; a fit of `ce_keras.ntk.fit_alpha`; the constant of the exponential law
             (the paper's is 1.6, for its bottleneck block); or a mapping from patterns of chains'
             names to any of these. By default the closed form, and a fit where there is none.
-        budget: `"params"`, `"flops"`, or a function of cardinality and width, as for
-            `ce_keras.search`.
+        budget: `"params"`, `"flops"`, `"latency"`, `"memory"`, a function of cardinality and
+            width, or a tuple of these, as for `ce_keras.search`.
         tolerance: relative distance from the optimum within which the widest design is taken.
         multiple_of: consider only widths that are multiples of this.
+        target: with the primal, the share of the model's cost that the new one may have: 0.5 for
+            the smoothest ensemble of half the size.
+        target_params: likewise, as a number of parameters.
         design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
         only: patterns, such as `"conv4_*"`: only chains that have a layer of such a name are taken.
         skip: patterns: chains that have a layer of such a name stay as they are.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
         seed: for the draws of a fit, and of a split. Random weights follow Keras' own generator:
             `keras.utils.set_random_seed`.
+        batch: examples in a step, for a budget of latency or memory.
+        phase: `"train"` or `"infer"`: the step whose latency is the budget.
+        remeasure: whether times that are known from before are measured again.
         init: `"random"`: new weights, drawn from the model's own initialisers. `"split"`: for a
             model that is trained: every path takes a share of its units and the weights between
             them, and everything else is carried over. The function changes unless paths are as
@@ -147,15 +164,16 @@ def collegialize(
     >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
-    options = Options(
-        mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
-    ).checked()
+    timing = Timing(batch, phase, remeasure)
+    asked = Options(mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed)
+    asked = asked._replace(target=target, target_params=target_params, timing=timing)
+    options = asked.checked()
     one_of("init", init, ("random", "split"))
     if measure is not None:
         positive_int("measure", measure)
     report, decided = _plan(model, options)
     if measure is not None:
-        check_measurable(model)
+        check_measurable("measure", model)
     if not report.candidates:
         raise ValueError(f"model: {report}")
     ensemble, pairs = rebuilt(model, decided)
@@ -170,7 +188,9 @@ def collegialize(
             dataclasses.replace(costs, step_seconds=seconds)
             for costs, seconds in zip((before, after), times, strict=True)
         )
-    report = dataclasses.replace(report, before=before, after=after)
+    # Baselines hold the model, which an ensemble can do without.
+    bare = tuple(dataclasses.replace(each, baseline=None) for each in report.candidates)
+    report = dataclasses.replace(report, before=before, after=after, candidates=bare)
     logger.info("%s", report)
     ensemble.report = report
     return ensemble
@@ -181,38 +201,73 @@ def collegialize(
 
 def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
     """Find the model's chains, and decide on a design for every family of them."""
-    _check_model(model)
-    before = costs_of(model)
-    chains, skipped = find_chains(model)
+    before, chains, skipped = _found(model)
     chains, excluded = _selected(chains, options)
-    if chains:
-        check_copies(model)
     decided: list[tuple[Family, Decision]] = []
-    for family in families_of(chains, options.per):
+    baselines: list[ModelBaseline] = []
+    for baseline in model_baselines(model, families_of(chains, options.per), before):
+        family = baseline.family
         decision = why = None
         if options.design is None and family.width < (options.multiple_of or 1):
             why = f"too narrow for a width that is a multiple of {options.multiple_of}"
         else:
-            decision = decide(family, before.params, before.flops, options)
+            budget = baseline.budget(options.budget, options.timing)
+            decision = decide(family, baseline.network, budget, options)
             if decision.design == Design(1, family.width):
-                why = "too narrow for more than a path: the optimum is the chain as it is"
+                why = "the optimum is one path: the chain as it is"
         if decision is None or why is not None:
             excluded += [(chain, str(why)) for chain in family.chains]
         else:
             decided.append((family, decision))
+            baselines.append(baseline)
     for chain, reason in excluded:
         for name, each in zip(chain.layers, chain.linear, strict=True):
             skipped[name] = (type(each.layer).__name__, reason)
     report = Report(
         model.name,
         str(options.design or options.mode),
-        tuple(each for both in decided for each in candidates_of(*both)),
+        tuple(
+            each
+            for (family, decision), baseline in zip(decided, baselines, strict=True)
+            for each in candidates_of(family, decision, baseline)
+        ),
         tuple(Skipped(name, *why) for name, why in skipped.items()),
         before,
         _predicted(before, decided),
         tuple(decision for _, decision in decided),
     )
     return report, decided
+
+
+def baselines_of(baseline: Any, family: str | None = None) -> list[ModelBaseline]:
+    """Return the families of a model's chains, for `ce_keras.search`.
+
+    Args:
+        baseline: a Keras model, the path of its `.keras` file, or a candidate of a report, which
+            stands for its family.
+        family: a pattern of the names of families or chains; all if not given.
+
+    Raises:
+        ValueError: for something else, or a model in which nothing can be ensembled.
+    """
+    if isinstance(baseline, Candidate):
+        return [baseline.baseline]
+    model = loaded(baseline)
+    before, chains, skipped = _found(model)
+    if not chains:
+        reasons = "; ".join(f"{name}: {why}" for name, (_, why) in list(skipped.items())[:3])
+        raise ValueError(f"baseline: nothing in {model.name!r} can be ensembled ({reasons})")
+    return selected(model_baselines(model, families_of(chains, "network"), before), family)
+
+
+def _found(model: Any) -> tuple[Costs, list[Chain], dict[str, tuple[str, str]]]:
+    """Return a model's costs, its chains, and the other layers with their class and reason."""
+    _check_model(model)
+    before = costs_of(model)
+    chains, skipped = find_chains(model)
+    if chains:
+        check_copies(model)
+    return before, chains, skipped
 
 
 def _check_model(model: Any) -> None:

@@ -7,10 +7,11 @@ import logging
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 
+from ce_keras.geometry import Design
 from ce_keras.layers.grouping import widened
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.layers.layer_table import LAYERS
@@ -20,11 +21,23 @@ from ce_keras.rewrite.report import Decision
 
 logger = logging.getLogger("ce_keras")
 
+
 Decided = Sequence[tuple[Family, Decision]]
 
 
+class HasDesign(Protocol):
+    """An object with a design, such as a `Decision`."""
+
+    @property
+    def design(self) -> Design:
+        """The design."""
+
+
 def rebuilt(
-    model: keras.Model, decided: Decided = (), *, compiled: bool = True
+    model: keras.Model,
+    decided: Sequence[tuple[Family, HasDesign]] = (),
+    *,
+    compiled: bool = True,
 ) -> tuple[keras.Model, list[tuple[Any, Any]]]:
     """Build a model again, with paths in place of every family's chains, and with new weights.
 
@@ -160,7 +173,7 @@ def _config(layer: Any) -> dict[str, Any]:
     return config
 
 
-def _paths_for(chain: Chain, family: Family, decision: Decision) -> dict[int, Any]:
+def _paths_for(chain: Chain, family: Family, decision: HasDesign) -> dict[int, Any]:
     """Return the layers of a chain as paths side by side, by the ids of those they replace."""
     m, n = decision.design
 

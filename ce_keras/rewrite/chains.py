@@ -71,6 +71,8 @@ class Chain:
         linear: its linear layers, first to last; the last is the exit.
         intermediate: the other layers that have to know of paths.
         prefix: of the layers' names, where the chain lies in a model within the model.
+        activations: of every tensor inside, its elements for one channel of the linear layer
+            before, and how many channels that has; `None` if a size is not known.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Chain:
     linear: tuple[LinearLayer, ...]
     intermediate: tuple[IntermediateLayer, ...]
     prefix: str = ""
+    activations: tuple[tuple[int, int], ...] | None = None
 
     @property
     def in_law(self) -> list[LinearLayer]:
@@ -312,6 +315,16 @@ class _Growth:
     def in_law(self) -> list[LinearLayer]:
         return [each for each in self.linear if not each.gate]
 
+    def activations(self) -> tuple[tuple[int, int], ...] | None:
+        """Return elements for a channel of the linear layer before, and the channels of that."""
+        found = []
+        for tensor in self.inside.values():
+            if None in tensor.shape[1:]:
+                return None
+            base = self.bases[id(tensor)]
+            found.append((math.prod(tensor.shape[1:]) // base, base))
+        return tuple(found)
+
     def is_cut(self, position: int) -> bool:
         """Return whether all that the entry computed goes through this call."""
         unread = [
@@ -452,7 +465,14 @@ def _chain(growth: _Growth, call: Call, prefix: str) -> Chain:
     words = zip(*(name.split("_") for name in names), strict=False)
     alike = itertools.takewhile(lambda word: len(set(word)) == 1, words)
     name = "_".join(word for word, *_ in alike) or f"{names[0]} to {names[-1]}"
-    return Chain(prefix + name, growth.kind, linear, tuple(growth.intermediate), prefix)
+    return Chain(
+        prefix + name,
+        growth.kind,
+        linear,
+        tuple(growth.intermediate),
+        prefix,
+        growth.activations(),
+    )
 
 
 def _why_no_chain(growth: _Growth, stop: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.algorithm2 import solve
+from ce_keras.cost import Measured
 from ce_keras.geometry import Layer, Module, Network, Stack, Width, scaled_widths
 from ce_keras.layers import CollegialConv2D
-from ce_keras.optimum import search
 from ce_keras.rewrite.chains import Chain, kernel_of
 from ce_keras.rewrite.options import Options, Per
 from ce_keras.rewrite.report import Candidate, Decision
@@ -104,13 +105,25 @@ def _reference(chains: Sequence[Chain]) -> Chain:
     return next(chain for chain in narrowest if ends(chain) == most)
 
 
-def decide(family: Family, params: int, flops: int | None, options: Options) -> Decision:
-    """Return the design of a family in a model of so many parameters and FLOPs.
+def network_of(family: Family, params: int, flops: int | None) -> Network:
+    """Return a family in a model of so many parameters and FLOPs, as the search sees it."""
+    return Network(family.name, family.module(), family.path, _rest(family, params, flops))
+
+
+def decide(family: Family, network: Network, budget: Any, options: Options) -> Decision:
+    """Return the design of a family.
+
+    Args:
+        family: the family.
+        network: the same, with the rest of the model.
+        budget: the cost, as `ce_keras.algorithm2.solve` takes it.
+        options: the other options.
 
     Raises:
-        ValueError: as `ce_keras.search`; or for a budget of FLOPs where they are not known.
+        ValueError: as `ce_keras.search`.
     """
-    module, alpha = family.module(), _alpha_of(family, options)
+    module, alpha = network.module, alpha_of(family, options.alpha, options.seed)
+    measured: tuple[Measured, ...] = ()
     if options.design is not None:
         design = options.design
         if design.width > family.width:
@@ -122,28 +135,25 @@ def decide(family: Family, params: int, flops: int | None, options: Options) -> 
         constant = getattr(law, "alpha", None)
         found = (law.name, constant, float(baseline), float(path / design.cardinality))
     else:
-        if options.budget == "flops" and flops is None:
-            raise ValueError(
-                "budget: 'flops' needs a model whose FLOPs are known: give its input a size"
-            )
-        network = Network(family.name, module, family.path, _rest(family, params, flops))
-        solution = search(
+        solution = solve(
             network,
             options.mode,
             alpha=alpha,
-            budget=options.budget,
+            budget=budget,
+            target=options.target,
+            target_params=options.target_params,
             tolerance=options.tolerance,
             multiple_of=options.multiple_of,
         )
-        design = solution.design
+        design, measured = solution.design, solution.measured
         found = (solution.law, solution.alpha, solution.baseline_variance, solution.variance)
     path_params = round(family.cost("params", design.width))
     chains = tuple(chain.name for chain in family.chains)
-    return Decision(family.name, chains, family.width, design, *found, path_params)
+    return Decision(family.name, chains, family.width, design, *found, path_params, measured)
 
 
-def candidates_of(family: Family, decision: Decision) -> list[Candidate]:
-    """Return what becomes of each chain of a family."""
+def candidates_of(family: Family, decision: Decision, baseline: Any) -> list[Candidate]:
+    """Return what becomes of each chain of a family; `baseline` is the family as a baseline."""
     m, n = decision.design
     return [
         Candidate(
@@ -156,6 +166,7 @@ def candidates_of(family: Family, decision: Decision) -> list[Candidate]:
             decision.alpha,
             decision.baseline_variance,
             decision.variance,
+            baseline,
         )
         for chain in family.chains
     ]
@@ -202,9 +213,8 @@ def _rest(family: Family, params: int, flops: int | None) -> list[Layer]:
 # The variance law --------------------------------------------------------------------------------
 
 
-def _alpha_of(family: Family, options: Options) -> Any:
+def alpha_of(family: Family, alpha: Any, seed: int | None) -> Any:
     """Return the search's `alpha`: by default the exact law where it is known, else a fit."""
-    alpha = options.alpha
     if isinstance(alpha, Mapping):
         fitting = [
             value
@@ -214,7 +224,7 @@ def _alpha_of(family: Family, options: Options) -> Any:
         alpha = fitting[0] if fitting else None
     if alpha is None:
         alpha = "fit" if family.module().stack is None else "closed_form"
-    return _fitted(family, options.seed) if alpha == "fit" else alpha
+    return _fitted(family, seed) if isinstance(alpha, str) and alpha == "fit" else alpha
 
 
 def _law(module: Module, alpha: Any) -> Law:

@@ -13,9 +13,10 @@ from ce_keras.checks import (
     one_of,
     positive_int,
 )
-from ce_keras.cost import Budget
+from ce_keras.cost import checked_budget
 from ce_keras.geometry import Design
-from ce_keras.solution import Mode
+from ce_keras.latency import Timing
+from ce_keras.problem import Mode
 
 Per = Literal["network", "stage"]
 Patterns = str | Sequence[str] | None
@@ -26,7 +27,7 @@ class Options(NamedTuple):
 
     mode: Mode
     alpha: Any
-    budget: Budget
+    budget: Any
     tolerance: float
     multiple_of: int | None
     design: Any
@@ -34,6 +35,9 @@ class Options(NamedTuple):
     skip: Any
     per: Per
     seed: int | None
+    target: float | None = None
+    target_params: int | None = None
+    timing: Timing = Timing()
 
     def checked(self) -> Options:
         """Return the options in one form: a `Design`, lists of patterns.
@@ -43,7 +47,15 @@ class Options(NamedTuple):
         """
         one_of("mode", self.mode, get_args(Mode))
         one_of("per", self.per, get_args(Per))
-        one_of("budget", self.budget, ("params", "flops"))
+        checked_budget(self.budget)
+        if self.target is not None:
+            finite_number("target", self.target, above=0)
+        if self.target_params is not None:
+            positive_int("target_params", self.target_params)
+        for name in ("target", "target_params"):
+            if self.design is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name}: got {getattr(self, name)}, beside a design; give one")
+        self.timing.checked()
         if self.multiple_of is not None:
             positive_int("multiple_of", self.multiple_of)
         return self._replace(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import logging
-import statistics
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 
+from ce_keras.cost import Measured
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops, parameters
 
@@ -34,6 +31,8 @@ class Candidate:
         alpha: the constant of the exponential law; `None` if the law is the closed form.
         baseline_variance: Var(K) / E[K]^2 before, of its family's reference.
         variance: the same after.
+        baseline: its family with the rest of the model, of a report by `inspect`; `None` in one by
+            `collegialize`.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Candidate:
     alpha: float | None
     baseline_variance: float
     variance: float
+    baseline: Any = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Decision:
         baseline_variance: Var(K) / E[K]^2 before, of the narrowest.
         variance: the same after.
         path_params: parameters of one path of all chains together.
+        measured: of a budget of latency or memory, the values before and after.
     """
 
     family: str
@@ -72,6 +73,7 @@ class Decision:
     baseline_variance: float
     variance: float
     path_params: int
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and strings, for JSON; the decisions are left out."""
-        content = dataclasses.asdict(dataclasses.replace(self, decisions=()))
+        bare = tuple(dataclasses.replace(each, baseline=None) for each in self.candidates)
+        content = dataclasses.asdict(dataclasses.replace(self, candidates=bare, decisions=()))
         del content["decisions"]
+        for candidate in content["candidates"]:
+            del candidate["baseline"]
         return content
 
     def __repr__(self) -> str:
@@ -180,6 +185,10 @@ class Report:
         ]
         if before.flops is not None and after.flops is not None:
             lines.append(_change("FLOPs", before.flops, after.flops))
+        for decision in self.decisions:
+            for line in decision.measured:
+                values = f"{line.baseline:.3g} -> {line.value:.3g} {line.unit}"
+                lines.append(f"  {line.name}, predicted {values}")
         if before.step_seconds is not None and after.step_seconds is not None:
             times = (f"{1e3 * each.step_seconds:.0f} ms" for each in (before, after))  # type: ignore[operator]
             lines.append(f"  training step {' -> '.join(times)}")
@@ -213,8 +222,6 @@ def _change(what: str, before: int, after: int) -> str:
 
 # Costs -------------------------------------------------------------------------------------------
 
-_STEPS = 5
-
 
 def costs_of(model: keras.Model) -> Costs:
     """Return a model's parameters, and its FLOPs if they are known."""
@@ -224,54 +231,3 @@ def costs_of(model: keras.Model) -> Costs:
         logger.info("FLOPs of %s are not known: %s", model.name, error)
         work = None
     return Costs(parameters(model), work)
-
-
-def step_seconds(models: Sequence[keras.Model], batch_size: int) -> list[float]:
-    """Return the median seconds of a training step of each model, on random inputs.
-
-    A step is a forward and a backward pass and the update, as `fit` compiles it. Models take
-    turns; they are compiled and trained.
-    """
-    steps = [_step(model, batch_size) for model in models]
-    for step in steps:
-        step()
-        step()
-    times: list[list[float]] = [[] for _ in steps]
-    for _ in range(_STEPS):
-        for step, seconds in zip(steps, times, strict=True):
-            begun = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - begun)
-    return [statistics.median(seconds) for seconds in times]
-
-
-def check_measurable(model: keras.Model) -> None:
-    """Raise if a model's steps cannot be timed.
-
-    Raises:
-        ValueError: for inputs of text, or without a fixed size.
-    """
-    for tensor in model.inputs:
-        if None in tensor.shape[1:] or "string" in str(tensor.dtype):
-            raise ValueError(
-                f"measure: the input {tensor.name!r} of {model.name!r} is {tensor.dtype} of shape "
-                f"{tuple(tensor.shape)}; a time needs numbers of fixed sizes"
-            )
-
-
-def _step(model: keras.Model, batch_size: int) -> Any:
-    copy = keras.Model(model.inputs, model.outputs)
-    rng = np.random.default_rng(0)
-    inputs = [
-        np.zeros((batch_size, *tensor.shape[1:]), tensor.dtype)
-        if "int" in str(tensor.dtype)
-        else rng.standard_normal((batch_size, *tensor.shape[1:])).astype(np.float32)
-        for tensor in copy.inputs
-    ]
-    # Any loss will do whose gradient is not zero.
-    targets = [
-        np.zeros([batch_size, *(1 if size is None else size for size in tensor.shape[1:])])
-        for tensor in copy.outputs
-    ]
-    copy.compile("sgd", ["mse"] * len(targets))
-    return lambda: copy.train_on_batch(inputs, targets)

@@ -16,7 +16,8 @@ from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.ntk import fit_alpha
 from ce_keras.optimum import search
-from ce_keras.solution import Mode, Solution
+from ce_keras.problem import Mode
+from ce_keras.solution import Solution
 from ce_keras.tuner.keras_tuner_private import project_folder, share_state
 from ce_keras.variance.law import FittedAlpha
 

@@ -10,11 +10,11 @@ import keras
 from keras import layers
 
 from ce_keras import geometry
+from ce_keras.algorithm2 import solve
 from ce_keras.checks import brief, checked_seed, one_of, positive_int, sequence_of
 from ce_keras.geometry import Design
 from ce_keras.layers.collegial import Aggregate, CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
-from ce_keras.optimum import search
 from ce_keras.zoo.building import check_outputs, defaults, layer_seeds, with_weights
 from ce_keras.zoo.weights import find_weights
 
@@ -120,4 +120,4 @@ def connected_design(
         return Design(1, base)
     one_of("mode", mode, (None, "primal", "dual", "baseline"))
     module = geometry.fully_connected(math.prod(input_shape), [base] * (depth - 1), classes)
-    return search(module, "dual" if mode == "dual" else "primal", alpha="closed_form").design
+    return solve(module, "dual" if mode == "dual" else "primal", alpha="closed_form").design

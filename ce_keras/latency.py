@@ -1,0 +1,277 @@
+"""Latency as a cost: the time of every block over a grid of designs, interpolated between.
+
+`ce_keras.rewrite.timing` measures the tables; here they are kept in files and read. Only NumPy is
+needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from ce_keras import files
+from ce_keras.checks import boolean, one_of, positive_int
+from ce_keras.cost import Measured
+from ce_keras.geometry import Design
+
+logger = logging.getLogger("ce_keras")
+
+Phase = Literal["train", "infer"]
+
+#: Environment variable that names the folder of measured times.
+CACHE_VARIABLE = "CE_KERAS_CACHE"
+
+
+class Timing(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        batch: images in a step.
+        phase: `"train"`: forward and backward pass and update. `"infer"`: a forward pass.
+        remeasure: whether times that are known from before are measured again.
+    """
+
+    batch: int = 32
+    phase: Phase = "train"
+    remeasure: bool = False
+
+    def checked(self) -> Timing:
+        """Return it. Raise `ValueError` for a field that is not right."""
+        positive_int("batch", self.batch)
+        one_of("phase", self.phase, get_args(Phase))
+        boolean("remeasure", self.remeasure)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The step that is timed, in words."""
+        step = "training step" if self.phase == "train" else "inference"
+        return f"{step}, batch {self.batch}"
+
+
+class Block(NamedTuple):
+    """A block of a network, measured at several designs.
+
+    Attributes:
+        number: of such blocks in the network.
+        designs: the designs; the last is the baseline's.
+        seconds: of each design, the measured times.
+    """
+
+    number: int
+    designs: Sequence[Sequence[int]]
+    seconds: Sequence[Sequence[float]]
+
+
+class Table(NamedTuple):
+    """Measured times of a network.
+
+    Attributes:
+        whole: of a step of the baseline.
+        blocks: of those of its blocks that a design changes.
+    """
+
+    whole: Sequence[float]
+    blocks: Sequence[Block]
+
+
+class LatencyCost:
+    """The time of a step of the whole network, predicted from measured blocks.
+
+    A block of m paths of width n takes a + m s(n): the part a that all designs share, and s(n) for
+    each path, whose logarithm is interpolated in log n. What no design changes is the step of the
+    baseline less its blocks.
+
+    Args:
+        timing: what was timed.
+        table: the measured times.
+        width: the baseline's.
+    """
+
+    def __init__(self, timing: Timing, table: Table, width: int) -> None:
+        self.name = timing.name
+        self._blocks = [_BlockTime(Block(*block)) for block in table.blocks]
+        self.baseline = float(np.median(table.whole))
+        own = sum(block.of(np.ones(1), np.array([width]))[0] for block in self._blocks)
+        self._rest = self.baseline - own
+        self._width = width
+
+    def of(self, m: Any, n: Any) -> np.ndarray:
+        """Return the seconds of the network with real-valued cardinalities m of widths n."""
+        m, n = np.asarray(m, float), np.asarray(n, float)
+        return self._rest + sum(block.of(m, n) for block in self._blocks)
+
+    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
+        """Return the real-valued cardinality that takes a share of the baseline's time."""
+        n = np.asarray(n, float)
+        fixed = self.of(np.zeros(n.shape), n)
+        return (share * self.baseline - fixed) / (self.of(np.ones(n.shape), n) - fixed)
+
+    def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Return the network's time relative to the baseline's: a block alone has none."""
+        return self.of(m, n) / self.baseline
+
+    module_affordable = affordable
+
+    def log_error(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Return the standard error of the logarithm of the predicted time.
+
+        The error of the baseline's own time is left out: it moves all designs together.
+        """
+        m, n = np.asarray(m, float), np.asarray(n, float)
+        variances = sum((block.of(m, n) * block.log_error(n)) ** 2 for block in self._blocks)
+        return np.sqrt(variances) / self.of(m, n)
+
+    def measured(self, design: Design) -> tuple[Measured, ...]:
+        """Return the predicted time of a design beside the baseline's measured one."""
+        (seconds,) = self.of(*map(np.atleast_1d, design))
+        return (Measured(self.name, "ms", 1e3 * self.baseline, 1e3 * float(seconds)),)
+
+
+class _BlockTime:
+    """The time of all blocks of one kind, as a function of the design."""
+
+    def __init__(self, block: Block) -> None:
+        designs = np.array(block.designs)
+        seconds = block.number * np.array([np.median(each) for each in block.seconds])
+        errors = np.array([_standard_error(each) for each in block.seconds])
+        self._fixed = _common_part(designs, seconds)
+        order = np.unique(designs[:, 1], return_index=True)[1]
+        self._log_width = np.log(designs[order, 1])
+        # A path takes some time, however the noise of small blocks falls.
+        path = np.maximum(seconds - self._fixed, 0.01 * seconds) / designs[:, 0]
+        self._log_path = np.log(path[order])
+        self._errors = errors[order]
+
+    def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Return the seconds of m paths of width n."""
+        return self._fixed + m * np.exp(self._interpolated(self._log_path, np.log(n)))
+
+    def log_error(self, n: np.ndarray) -> np.ndarray:
+        """Return the standard error of the logarithm of the time."""
+        return np.interp(np.log(n), self._log_width, self._errors)
+
+    def _interpolated(self, values: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return values between the widths that were measured, and on the first line below them."""
+        inside = np.interp(x, self._log_width, values)
+        if len(values) == 1:
+            return inside
+        slope = (values[1] - values[0]) / (self._log_width[1] - self._log_width[0])
+        below = values[0] + slope * (x - self._log_width[0])
+        return np.where(x < self._log_width[0], below, inside)
+
+
+def _common_part(designs: np.ndarray, seconds: np.ndarray) -> float:
+    """Return the part of a block's time that does not depend on the design.
+
+    It is the intercept of the two cardinalities of the width that was measured at two.
+    """
+    for width in np.unique(designs[:, 1]):
+        (same,) = np.nonzero(designs[:, 1] == width)
+        if len(same) > 1:
+            low, high = same[np.argsort(designs[same, 0])][[0, -1]]
+            slope = (seconds[high] - seconds[low]) / (designs[high, 0] - designs[low, 0])
+            fixed = seconds[low] - slope * designs[low, 0]
+            return float(np.clip(fixed, 0, 0.9 * seconds.min()))
+    return 0.0
+
+
+def _standard_error(seconds: Sequence[float]) -> float:
+    """Return the standard error of the logarithm of the median of some times."""
+    logs = np.log(np.asarray(seconds))
+    if len(logs) < 2:
+        return 0.0
+    # A median's error is 1.25 times a mean's; quartiles are safe from a single slow step.
+    low, high = np.quantile(logs, [0.25, 0.75])
+    return float(1.25 * (high - low) / 1.35 / np.sqrt(len(logs)))
+
+
+# The file of measured times ----------------------------------------------------------------------
+
+
+def known_table(key: dict[str, Any], timing: Timing, measure: Callable[[], Table]) -> Table:
+    """Return the table of a key from its file; measure it, and write the file, if there is none.
+
+    Files lie in the folder that the environment variable `CE_KERAS_CACHE` names, by default
+    `~/.cache/ce_keras`. A file that cannot be read is measured again; where the folder cannot be
+    written, the times are not kept, with a warning.
+
+    Args:
+        key: what identifies the network; device, versions and settings are added.
+        timing: what is timed.
+        measure: called without arguments, measures the table.
+    """
+    whole = {**key, "batch": timing.batch, "phase": timing.phase, **device_and_versions()}
+    text = json.dumps(whole, sort_keys=True)
+    path = _folder() / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    if path.is_file() and not timing.remeasure:
+        try:
+            found = files.read_json(path, dict)
+            return Table(found["whole"], [Block(*block) for block in found["blocks"]])
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read, and is measured again: %s", path, error)
+    table = measure()
+    try:
+        files.write_json(path, {"of": whole, "whole": table.whole, "blocks": table.blocks})
+    except OSError as error:
+        logger.warning("measured times are not kept: %s", error)
+    return table
+
+
+def device_and_versions() -> dict[str, str]:
+    """Return what a time depends on beside the network, without loading a backend."""
+    versions = {}
+    for package in ("keras", "tensorflow", "jax", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": _device(),
+        "backend": os.environ.get("KERAS_BACKEND") or _configured_backend(),
+        **versions,
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+
+
+def _configured_backend() -> str:
+    """Return the backend that Keras' own configuration file names."""
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    try:
+        return str(files.read_json(home / "keras.json", dict).get("backend", "tensorflow"))
+    except (OSError, ValueError):
+        return "tensorflow"
+
+
+@functools.cache
+def _device() -> str:
+    """Return the names of the processor and of the graphics cards."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = [card.read_text().partition("\n")[0] for card in cards]
+    return "; ".join([f"{_processor()}, {cores} cores", *names])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _folder() -> Path:
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "ce_keras"

@@ -1,0 +1,187 @@
+"""Families of a Keras model's chains as baselines of a search, with their costs."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ce_keras.checks import brief
+from ce_keras.cost import AffineCost, Cost, Measured
+from ce_keras.geometry import Design, Network, Width, scaled_widths
+from ce_keras.latency import LatencyCost, Timing, known_table
+from ce_keras.rewrite.decisions import Family, alpha_of, network_of
+from ce_keras.rewrite.report import Costs
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelBaseline:
+    """One family of a model's chains, as a baseline.
+
+    Attributes:
+        model: the model.
+        family: the family.
+        network: both, as the search sees them.
+        costs: of the model.
+    """
+
+    model: keras.Model
+    family: Family
+    network: Network
+    costs: Costs
+
+    def alpha(self, alpha: Any, seed: int | None = None) -> Any:
+        """Return the search's `alpha`: by default the exact law where it is known, else a fit."""
+        return alpha_of(self.family, alpha, seed)
+
+    def budget(self, budget: Any, timing: Timing) -> Any:
+        """Return a budget with latency and memory as costs, for `ce_keras.algorithm2.solve`.
+
+        Raises:
+            ValueError: for a cost that is not known of this model.
+        """
+        if isinstance(budget, tuple):
+            return [self.budget(each, timing) for each in budget]
+        if callable(budget):
+            return budget
+        if budget == "flops" and self.costs.flops is None:
+            raise ValueError(
+                "budget: 'flops' needs a model whose FLOPs are known: give its input a size"
+            )
+        if budget == "latency":
+            return self._latency(timing)
+        return self._memory(timing.batch) if budget == "memory" else budget
+
+    def _latency(self, timing: Timing) -> Cost:
+        from ce_keras.rewrite import timing as measured
+
+        key = {"network": _digest(self.model), "family": self.family.name}
+        measure = functools.partial(measured.measure_table, self.model, self.family, timing)
+        return LatencyCost(timing, known_table(key, timing, measure), self.family.width)
+
+    def _memory(self, batch: int) -> Cost:
+        whole = activations(self.model)
+        sizes = [chain.activations for chain in self.family.chains]
+        if whole is None or None in sizes:
+            raise ValueError(
+                "budget: 'memory' needs a model whose tensors have known sizes: give its input one"
+            )
+        return MemoryCost(self.family, whole, batch, _bytes_of(self.model))
+
+
+class MemoryCost(AffineCost):
+    """The bytes of the activations that a training step keeps: all of them, until its end.
+
+    Args:
+        family: of the chains that become paths.
+        whole: elements of all activations of the model, for one example.
+        batch: examples in a step.
+        size: bytes of an element.
+    """
+
+    def __init__(self, family: Family, whole: int, batch: int, size: int) -> None:
+        chains = [chain.activations or () for chain in family.chains]
+
+        def path(m: Any, n: Width) -> Any:
+            of_one = sum(
+                elements * scaled_widths(n, [base], family.width)[0]
+                for each in chains
+                for elements, base in each
+            )
+            return m * of_one * batch * size
+
+        rest = whole * batch * size - path(1, family.width)
+        name = f"activations, batch {batch}"
+        super().__init__(name, lambda m, n: rest + path(m, n), path, family.width)
+
+    def measured(self, design: Design) -> tuple[Measured, ...]:
+        """Return the activations of a design beside the baseline's."""
+        (value,) = self.of(*map(np.atleast_1d, design))
+        return (Measured(self.name, "MiB", self.baseline / 2**20, float(value) / 2**20),)
+
+
+def activations(model: keras.Model) -> int | None:
+    """Return the elements of the outputs of all operations of a model, for one example.
+
+    A training step keeps all of them for its backward pass. `None` if a size is not known.
+    """
+    count = 0
+    for operation in model.operations:
+        if isinstance(operation, keras.Model) and getattr(operation, "operations", None):
+            inner = activations(operation)
+            if inner is None:
+                return None
+            count += inner
+            continue
+        for tensor in keras.tree.flatten(operation.output):
+            if None in tensor.shape[1:]:
+                return None
+            count += math.prod(tensor.shape[1:])
+    return count
+
+
+def _bytes_of(model: keras.Model) -> int:
+    dtype = keras.dtype_policies.get(model.dtype_policy).compute_dtype or "float32"
+    return 2 if "16" in dtype else 8 if "64" in dtype else 4
+
+
+def _digest(model: keras.Model) -> str:
+    """Return a short form of a model's configuration, without the names that Keras counts."""
+    rows = [
+        (type(operation).__name__, [tuple(x.shape) for x in keras.tree.flatten(operation.output)])
+        for operation in model.operations
+    ]
+    policy = keras.dtype_policies.get(model.dtype_policy).name
+    return hashlib.sha256(repr((rows, policy)).encode()).hexdigest()[:20]
+
+
+# Any baseline ------------------------------------------------------------------------------------
+
+
+def model_baselines(
+    model: keras.Model, families: Iterable[Family], costs: Costs
+) -> list[ModelBaseline]:
+    """Return each family of a model's chains as a baseline."""
+    return [
+        ModelBaseline(model, family, network_of(family, costs.params, costs.flops), costs)
+        for family in families
+    ]
+
+
+def selected(found: list[ModelBaseline], pattern: str | None) -> list[ModelBaseline]:
+    """Return the baselines whose family or a chain of which has a name of the pattern.
+
+    Raises:
+        ValueError: if none has.
+    """
+    if pattern is None:
+        return found
+    if not isinstance(pattern, str):
+        raise ValueError(f"family: got {brief(pattern)}; it must be a pattern such as 'dense*'")
+    chosen = [
+        each
+        for each in found
+        if any(
+            fnmatch.fnmatch(name, pattern)
+            for name in (each.family.name, *(chain.name for chain in each.family.chains))
+        )
+    ]
+    if not chosen:
+        names = ", ".join(repr(each.family.name) for each in found)
+        raise ValueError(f"family: {brief(pattern)} fits none; the model has {names}")
+    return chosen
+
+
+def loaded(baseline: str | Path | keras.Model) -> keras.Model:
+    """Return a model, from its `.keras` file if that is what is given."""
+    from ce_keras.saving import load_model
+
+    return load_model(baseline) if isinstance(baseline, str | Path) else baseline
