@@ -66,6 +66,15 @@ def places(words):
     ]
 
 
+# What the size of a design may be.
+SIZED = {
+    "--target": [*REAL, "0", "1e-9"],
+    "--target-params": WHOLE,
+    "--batch": WHOLE,
+    "--phase": CHOICE,
+    "--remeasure": ["false"],
+}
+
 COMMANDS = [
     Command(
         ["search", "resnext11"],
@@ -74,7 +83,12 @@ COMMANDS = [
             "--mode": CHOICE,
             "--alpha": [*REAL, "0"],
             "--correlation": [*REAL, "1.5", "0.5"],
-            "--budget": CHOICE,
+            "--budget": [*CHOICE, "params,", "params,time"],
+            **SIZED,
+            "--input-shape": ["64", "x", "0x0x0", "64x64x3x3", LONG],
+            "--dtype": CHOICE,
+            "--family": CHOICE,
+            "--frontier": [*TO_WRITE, "curve.xyz", "FOLDER"],
             "--tolerance": REAL,
             "--multiple-of": [*WHOLE, "65"],
             "--widths": [
@@ -146,6 +160,7 @@ COMMANDS = [
             "--mode": CHOICE,
             "--alpha": [*REAL, "0"],
             "--budget": CHOICE,
+            **SIZED,
             "--tolerance": REAL,
             "--multiple-of": WHOLE,
             "--design": [*CHOICE, "0x0d", "9x900d", f"{'9' * 30}x2d"],

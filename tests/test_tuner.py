@@ -717,3 +717,31 @@ def test_a_build_that_raises_fails_as_a_trial_and_not_the_search(tmp_path):
     assert states == {1: "COMPLETED", 2: "INVALID", 3: "COMPLETED", 4: "COMPLETED"} or (
         states[2] in ("FAILED", "INVALID") and len(states) == 4
     )
+
+
+def test_a_keras_model_is_a_baseline_of_the_tuner(tmp_path):
+    x = keras.Input((6,))
+    y = keras.layers.Dense(32, "relu")(x)
+    y = keras.layers.Dense(32, "relu")(y)
+    model = keras.Model(x, keras.layers.Dense(1)(y))
+    expected = search(model, "dual", hard_budget=True).design
+    tuner = CollegialTuner(
+        hypermodel_of_paths, "val_loss", model, mode="dual", directory=tmp_path, max_trials=1
+    )
+    values = tuner.oracle.create_trial("tuner").hyperparameters.values
+    assert (values["cardinality"], values["width"]) == expected
+    half = CollegialOracle("val_loss", model, target=0.5)
+    assert (
+        half.populate_space("0")["values"]
+        == search(model, target=0.5, hard_budget=True).design._asdict()
+    )
+    with pytest.raises(ValueError, match=r"family: got .dense..; only a Keras model"):
+        CollegialOracle("val_loss", "resnext11", family="dense*")
+
+
+def hypermodel_of_paths(hp):
+    x = keras.Input((6,))
+    y = keras.layers.Dense(hp.Int("cardinality", 1, 64) * hp.Int("width", 1, 32), "relu")(x)
+    model = keras.Model(x, keras.layers.Dense(1)(y))
+    model.compile("sgd", "mse")
+    return model

@@ -1,8 +1,16 @@
 """Bad values for every argument of the oracles."""
 
 from bad_input import BadInput, case
-from bad_values import Made, choice, count, flag, function, seed, thing, whole_numbers
-from valid_values import SEARCHED, alpha_argument, fixed_hyperparameters, oracle, solution, tuned
+from bad_values import Made, choice, count, flag, function, seed, text, thing, whole_numbers
+from valid_values import (
+    SEARCHED,
+    TIMED,
+    alpha_argument,
+    fixed_hyperparameters,
+    oracle,
+    solution,
+    tuned,
+)
 
 import ce_keras
 from ce_keras.geometry import Design
@@ -45,7 +53,9 @@ CASES = [
         **{
             **SEARCHED,
             "alpha": alpha_argument("closed_form", "fit"),
-            "budget": choice("params", "flops"),
+            "target": TIMED["target"],
+            "target_params": count(),
+            "family": text(),
         },
     ),
     case(

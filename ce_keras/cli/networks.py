@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ce_keras import files
 from ce_keras.checks import brief, checked_seed, positive_int
 from ce_keras.cli.output import file_to_write, load_zoo, show, start_keras
-from ce_keras.cli.theory import parse_alpha
+from ce_keras.cli.theory import add_budget, budget_of, parse_alpha
 from ce_keras.designs import DESIGN_MODES, choose_design
 from ce_keras.geometry import RESNEXTS, Design
 
@@ -53,7 +53,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="where to; only a report if not given",
     )
     add("--alpha", type=_rewrite_alpha, help="a number, 'fit' or 'closed_form'")
-    add("--budget", choices=("params", "flops"), default="params", help="(%(default)s)")
+    add_budget(add)
     add("--tolerance", type=float, default=0.02, help="what counts as equal (%(default)s)")
     add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of this")
     add("--design", help="such as 12x10d, instead of the optimum")
@@ -134,8 +134,8 @@ def _collegialize(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     arguments = {
         name: getattr(options, name)
-        for name in ("alpha", "budget", "tolerance", "multiple_of", "design", "only", "skip", "per")
-    }
+        for name in ("alpha", "tolerance", "multiple_of", "design", "only", "skip", "per")
+    } | budget_of(options)
     if options.save is None:
         report = rewrite.inspect(model, options.mode, seed=options.seed, **arguments)
     else:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ce_keras import plotting
 from ce_keras.checks import brief, file_path, positive_int
 from ce_keras.cli.output import (
     file_to_write,
@@ -15,6 +16,7 @@ from ce_keras.cli.output import (
     start_keras,
     table,
 )
+from ce_keras.cost import COUNTED, OF_MODELS
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
 from ce_keras.optimum import search
@@ -39,13 +41,17 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     ).add_argument
     add(
         "baseline",
-        help=f"one of {', '.join(BASELINES)}, with its width like resnext29-1x226d; or fc, a fully "
-        "connected network of --inputs and --widths",
+        help=f"one of {', '.join(BASELINES)}, with its width like resnext29-1x226d; a model.keras "
+        "of yours; or fc, a fully connected network of --inputs and --widths",
     )
     add("--mode", choices=("primal", "dual"), default="primal", help=_MODE_HELP)
     add("--alpha", type=parse_alpha, metavar="A", help=_ALPHA_HELP)
     add("--correlation", metavar="R", help=_CORRELATION_HELP)
-    add("--budget", choices=("params", "flops"), default="params", help="what counts as size")
+    add_budget(add)
+    add("--input-shape", type=_image, metavar="HxWxC", help="of a named network, like 64x64x3")
+    add("--dtype", metavar="POLICY", help="of a timed network, like mixed_bfloat16")
+    add("--family", metavar="PATTERN", help="of a model with several, the family to search for")
+    add("--frontier", type=picture_to_write, metavar="FILE", help="draw the best design by size")
     add("--hard-budget", action="store_true", help="never above it, not even by half a path")
     add("--tolerance", type=float, default=0.02, help=_TOLERANCE_HELP)
     add("--multiple-of", type=int, metavar="K", help="only widths that are multiples of K")
@@ -91,21 +97,74 @@ def _search(options: argparse.Namespace) -> None:
         options.mode,
         alpha=options.alpha,
         correlation=_correlation(options),
-        budget=options.budget,
         hard_budget=options.hard_budget,
         tolerance=options.tolerance,
         multiple_of=options.multiple_of,
         widths=widths,
+        input_shape=options.input_shape,
+        dtype=options.dtype,
+        family=options.family,
+        **budget_of(options),
     )
+    solutions = solution if isinstance(solution, dict) else {"": solution}
     if options.plot:
-        from ce_keras import plotting
+        plotting.save_curves(list(solutions.values()), options.plot)
+    if options.frontier:
+        frontiers = [each.frontier() for each in solutions.values()]
+        plotting.save_curves(frontiers, options.frontier)
+    contents = {name: each.to_dict() for name, each in solutions.items()}
+    texts = [f"{name}\n{each!r}".strip() for name, each in solutions.items()]
+    show(options, contents.get("", contents), "\n\n".join(texts))
 
-        plotting.save_curves([solution], options.plot)
-    show(options, solution.to_dict(), repr(solution))
+
+def add_budget(add: Callable[..., Any]) -> None:
+    """Add the options that say what a design may cost."""
+    add(
+        "--budget",
+        type=_budget,
+        default="params",
+        metavar="COST",
+        help="what counts as size: params, flops, latency (measured on this machine) or memory "
+        "(activations of a training step); or several: params,latency (%(default)s)",
+    )
+    add("--target", type=float, metavar="SHARE", help="0.5: the smoothest design of half the size")
+    add("--target-params", type=int, metavar="N", help="the smoothest design of so many parameters")
+    add("--batch", type=int, default=32, help="examples in a timed step (%(default)s)")
+    add("--phase", choices=("train", "infer"), default="train", help="what to time (%(default)s)")
+    add("--remeasure", action="store_true", help="time again what was timed before")
+
+
+def budget_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that say what a design may cost."""
+    asked = options.budget if isinstance(options.budget, tuple) else (options.budget,)
+    if any(map(OF_MODELS.__contains__, asked)):
+        start_keras()
+    names = ("budget", "target", "target_params", "batch", "phase", "remeasure")
+    return {name: getattr(options, name) for name in names}
+
+
+def _budget(text: str) -> str | tuple[str, ...]:
+    asked = tuple(text.split(","))
+    known = (*COUNTED, *OF_MODELS)
+    for each in asked:
+        if each not in known:
+            raise argparse.ArgumentTypeError(
+                f"{brief(each)} is none of {', '.join(known)}; several are written params,latency"
+            )
+    return asked if len(asked) > 1 else asked[0]
+
+
+def _image(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split("x")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{brief(text)} is not a shape like 32x32x3") from None
 
 
 def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
     """Return the baseline and the widths to consider; `fc` is described by its sizes."""
+    if options.baseline.endswith(".keras"):
+        start_keras()
     if options.baseline == "fc":
         return _fully_connected(options, 1 if options.outputs is None else options.outputs), None
     for name in ("inputs", "outputs"):
@@ -151,8 +210,6 @@ def _fit_alpha(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint,
     )
     if options.plot:
-        from ce_keras import plotting
-
         plotting.save_curves([fit], options.plot)
     points = zip(
         fit.width.tolist(), fit.log_ratio.tolist(), fit.log_ratio_error.tolist(), strict=True

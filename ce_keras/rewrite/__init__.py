@@ -225,7 +225,7 @@ def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
             skipped[name] = (type(each.layer).__name__, reason)
     report = Report(
         model.name,
-        str(options.design or options.mode),
+        str(options.design or _asked_size(options) or options.mode),
         tuple(
             each
             for (family, decision), baseline in zip(decided, baselines, strict=True)
@@ -237,6 +237,13 @@ def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
         tuple(decision for _, decision in decided),
     )
     return report, decided
+
+
+def _asked_size(options: Options) -> str | None:
+    """Return the size that is asked for, in words; `None` if none is."""
+    if options.target_params is not None:
+        return f"{options.target_params:,} parameters"
+    return None if options.target is None else f"{options.target:.3g} of its size"
 
 
 def baselines_of(baseline: Any, family: str | None = None) -> list[ModelBaseline]:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import keras_tuner
 from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
 
+from ce_keras.algorithm2 import solve
 from ce_keras.checks import boolean, brief, checked_seed, instance, positive_int, sequence_of
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
+from ce_keras.latency import Timing
 from ce_keras.ntk import fit_alpha
 from ce_keras.optimum import search
 from ce_keras.problem import Mode
+from ce_keras.rewrite import baselines_of
+from ce_keras.rewrite.baselines import ModelBaseline
 from ce_keras.solution import Solution
 from ce_keras.tuner.keras_tuner_private import project_folder, share_state
 from ce_keras.variance.law import FittedAlpha
@@ -170,7 +175,8 @@ class CollegialOracle(WrappedOracle):
 
     Args:
         objective: as in KerasTuner.
-        baseline: what is ensembled: a name, or a module or network of `ce_keras.geometry`.
+        baseline: what is ensembled: a name, a module or network of `ce_keras.geometry`, or a Keras
+            model (or the path of its `.keras` file, or a candidate of `ce_keras.inspect`).
         mode: `"primal"` or `"dual"`.
         alpha: the law's constant, a fit of it, `"closed_form"`, or `"fit"`: Algorithm 1 once,
             before the first trial; the module's own if not given.
@@ -180,10 +186,13 @@ class CollegialOracle(WrappedOracle):
         names: names of the hyperparameters for cardinality and width in the hypermodel:
             `("block/groups", "block/width")` for `hp.Int("groups", ...)` inside
             `hp.name_scope("block")`.
-        budget: the cost: `"params"` or `"flops"`.
-        hard_budget: whether no design may cost more than the baseline. The first trial has the
-            design of `ce_keras.search` if that meets the budget, else that of
+        budget: the cost, as in `ce_keras.search`: `"params"`, `"flops"`, `"latency"`...
+        hard_budget: whether no design may cost more than the baseline, or the target. The first
+            trial has the design of `ce_keras.search` if that meets the budget, else that of
             `ce_keras.search(hard_budget=True)`.
+        target: as in `ce_keras.search`: the share of the baseline's cost to spend.
+        target_params: as in `ce_keras.search`.
+        family: of a Keras model with several families of modules, a pattern of one's name.
         tolerance: as in `ce_keras.search`.
         multiple_of: as in `ce_keras.search`.
         widths: as in `ce_keras.search`.
@@ -203,15 +212,18 @@ class CollegialOracle(WrappedOracle):
     def __init__(
         self,
         objective: Any = None,
-        baseline: str | Module | Network = "resnext29",
+        baseline: Any = "resnext29",
         mode: Mode = "primal",
         alpha: float | Literal["closed_form", "fit"] | FittedAlpha | None = None,
         max_trials: int | None = None,
         inner: keras_tuner.Oracle | None = None,
         seed_designs: Sequence[str | Design] = (),
         names: tuple[str, str] = NAMES,
-        budget: Literal["params", "flops"] = "params",
+        budget: Any = "params",
         hard_budget: bool = True,
+        target: float | None = None,
+        target_params: int | None = None,
+        family: str | None = None,
         tolerance: float = 0.02,
         multiple_of: int | None = None,
         widths: Sequence[int] | None = None,
@@ -240,11 +252,14 @@ class CollegialOracle(WrappedOracle):
         checked_seed(seed)
         self._fit_seed = int(self.seed if seed is None else seed)
         self._fit: dict[str, float] | None = None
+        self._of_model = _of_model(baseline, family)
         self._ask: dict[str, Any] = {
-            "baseline": named_baseline(baseline) if isinstance(baseline, str) else baseline,
+            "baseline": self._of_model.network if self._of_model else baseline,
             "mode": mode,
             "alpha": alpha,
-            "budget": budget,
+            "budget": self._of_model.budget(budget, Timing()) if self._of_model else budget,
+            "target": target,
+            "target_params": target_params,
             "tolerance": tolerance,
             "multiple_of": multiple_of,
             "widths": widths,
@@ -395,12 +410,16 @@ class CollegialOracle(WrappedOracle):
         if self._solution is not None:
             return self._solution
         ask = dict(self._ask)
-        if isinstance(ask["alpha"], str) and ask["alpha"] == "fit":
+        fits = isinstance(ask["alpha"], str) and ask["alpha"] == "fit"
+        if fits:
             ask["alpha"] = self._fitted()
-        solution = answer = search(**ask)
+        elif self._of_model:
+            ask["alpha"] = self._of_model.alpha(ask["alpha"], self._fit_seed)
+        find = solve if self._of_model else search
+        solution = answer = find(**ask)
         if self._hard:
-            solution = search(**ask, hard_budget=True)
-            if answer.rho >= 1:  # Costs no more than the baseline.
+            solution = find(**ask, hard_budget=True)
+            if answer.rho * (answer.target or 1) >= 1:  # Costs no more than is asked for.
                 self._first.append(answer.design)
         if not self._designs:
             self._designs = list(dict.fromkeys([*self._first, *designs_of(solution)]))
@@ -412,7 +431,12 @@ class CollegialOracle(WrappedOracle):
     def _fitted(self) -> FittedAlpha:
         """Return alpha by Algorithm 1; a resumed search keeps its first fit."""
         if self._fit is None:
-            found = fit_alpha(self._ask["baseline"].module, seed=self._fit_seed)
+            if self._of_model:
+                found = self._of_model.alpha("fit", self._fit_seed)
+            else:
+                baseline = self._ask["baseline"]
+                network = named_baseline(baseline) if isinstance(baseline, str) else baseline
+                found = fit_alpha(network.module, seed=self._fit_seed)
             self._fit = {"alpha": found.alpha, "alpha_error": found.alpha_error}
         return SimpleNamespace(**self._fit)
 
@@ -422,6 +446,26 @@ class CollegialOracle(WrappedOracle):
             for hp in self.hyperparameters.space:
                 if hp.name == name:
                     hp.value = self.hyperparameters.values[name] = int(value)
+
+
+def _of_model(baseline: Any, family: str | None) -> ModelBaseline | None:
+    """Return the family of a Keras model that is searched for; `None` for another baseline.
+
+    Raises:
+        ValueError: for a model with several families, of which none is named.
+    """
+    named = isinstance(baseline, str) and not baseline.endswith(".keras")
+    if named or isinstance(baseline, Module | Network):
+        if family is not None:
+            raise ValueError(f"family: got {brief(family)}; only a Keras model has families")
+        return None
+    if not isinstance(baseline, str | Path) and not hasattr(baseline, "layers"):
+        search(baseline)  # Which says what a baseline can be.
+    found = baselines_of(baseline, family)
+    if len(found) > 1:
+        names = ", ".join(repr(each.network.name) for each in found)
+        raise ValueError(f"family: the baseline has {names}; name one, by a pattern")
+    return found[0]
 
 
 def _whole_numbers(hp: Any) -> Sequence[int]:

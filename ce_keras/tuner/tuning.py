@@ -11,7 +11,7 @@ import keras_tuner
 
 from ce_keras import zoo
 from ce_keras.checks import checked_seed, instance, one_of, positive_int
-from ce_keras.geometry import RESNEXTS, Module, Network
+from ce_keras.geometry import RESNEXTS
 from ce_keras.tuner.keras_tuner_private import ContinuingTuner
 from ce_keras.tuner.oracles import NAMES, CollegialOracle
 from ce_keras.zoo.resnext import checked_image_shape
@@ -71,7 +71,8 @@ class CollegialTuner(ContinuingTuner):
     Args:
         hypermodel: `build(hp)`, or a hypermodel.
         objective: as in KerasTuner; of the inner oracle, if there is one, its own.
-        baseline: as in `CollegialOracle`; that of a `CollegialHyperModel` if not given.
+        baseline: as in `CollegialOracle`, such as a Keras model; that of a
+            `CollegialHyperModel` if not given.
         names: of the hyperparameters for cardinality and width, as in `CollegialOracle`.
         options: of `CollegialOracle` by their names; the others are the tuner's (`directory`,
             `project_name`, `overwrite`, `executions_per_trial` and so on).
@@ -81,7 +82,7 @@ class CollegialTuner(ContinuingTuner):
         self,
         hypermodel: Any = None,
         objective: Any = None,
-        baseline: str | Module | Network | None = None,
+        baseline: Any = None,
         names: tuple[str, str] = NAMES,
         **options: Any,
     ) -> None:
@@ -112,6 +113,7 @@ def _check_takes_hyperparameters(hypermodel: Any) -> None:
 
 _ORACLE_OPTIONS = {
     *("mode", "alpha", "max_trials", "inner", "seed_designs", "budget", "hard_budget"),
+    *("target", "target_params", "family"),
     *("tolerance", "multiple_of", "widths", "seed", "hyperparameters", "allow_new_entries"),
     *("tune_new_entries", "max_retries_per_trial", "max_consecutive_failed_trials"),
 }
