@@ -45,16 +45,24 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def _can_fuse(self, inputs: Any) -> bool:
-        backend = keras.backend.backend()
-        if backend == "torch" and inputs.numel() == inputs.shape[self.axis]:
+        if keras.backend.backend() == "torch" and inputs.numel() == inputs.shape[self.axis]:
             return False  # PyTorch refuses a single value per channel.
+        return len(inputs.shape) == 4 and self.fuses(self, inputs.dtype)
+
+    @staticmethod
+    def fuses(layer: keras.layers.BatchNormalization, dtype: Any) -> bool:
+        """Return whether there is a fused operation for images of a type, with a layer's options.
+
+        Args:
+            layer: Keras' layer, or this one.
+            dtype: of the images.
+        """
         return (
-            backend in ("tensorflow", "torch")
-            and len(inputs.shape) == 4
-            and self.axis in (-1, 3, 1)
-            and keras.backend.standardize_dtype(inputs.dtype) in _FUSED_DTYPES
-            and not self.synchronized
-            and not getattr(self, "renorm", False)
+            keras.backend.backend() in ("tensorflow", "torch")
+            and layer.axis in (-1, 3, 1)
+            and keras.backend.standardize_dtype(dtype) in _FUSED_DTYPES
+            and not layer.synchronized
+            and not getattr(layer, "renorm", False)
         )
 
 

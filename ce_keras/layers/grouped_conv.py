@@ -8,7 +8,8 @@ magnitude.
 Which of the two a layer uses is decided once for its data type and geometry:
 
 - TensorFlow: native, if a probe of a few pixels shows that its gradients are there and agree with
-  the split form's. They are missing on CPU in float64, and wherever oneDNN is switched off.
+  the split form's. They are missing on CPU in float64, and wherever oneDNN is switched off. A row
+  is convolved as an image of one line; volumes are split, since there is no native form of them.
 - JAX: native on an accelerator; split on a CPU, where XLA's backward pass is the slow one.
 - PyTorch: native.
 """
@@ -78,9 +79,11 @@ def grouped_conv(x: Any, kernel: Any, spec: ConvSpec, implementation: Implementa
     """
     if implementation == "split":
         return _split(x, kernel, spec)
-    if keras.backend.backend() == "tensorflow":
-        return _tensorflow_native(x, kernel, spec)
-    return _conv(x, kernel, spec)
+    if keras.backend.backend() != "tensorflow":
+        return _conv(x, kernel, spec)
+    if len(spec.kernel_size) == 1:
+        return _tensorflow_row(x, kernel, spec)
+    return _tensorflow_native(x, kernel, spec)
 
 
 @functools.cache
@@ -174,6 +177,31 @@ def _tensorflow_native(x: Any, kernel: Any, spec: ConvSpec) -> Any:
     return convolve(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
 
 
+def _tensorflow_row(x: Any, kernel: Any, spec: ConvSpec) -> Any:
+    """Convolve a row as an image of one line, which is what oneDNN has the fast operations for.
+
+    The line lies across, but down for one channel a group: forward and backward that is 1.4 to 13
+    times faster than the other way (but 0.9 times, for one channel a group and 3 pixels).
+    """
+    down = kernel.shape[-2] == 1 and kernel.shape[-1] == spec.groups
+    axis = int(down) + (1 if spec.channel_axis == -1 else 2)
+    image = _tensorflow_native(
+        ops.expand_dims(x, axis), ops.expand_dims(kernel, int(down)), _as_image(spec, down)
+    )
+    return ops.squeeze(image, axis)
+
+
+def _as_image(spec: ConvSpec, down: bool = False) -> ConvSpec:
+    def beside(size: tuple[int, ...]) -> tuple[int, ...]:
+        return (*size, 1) if down else (1, *size)
+
+    return spec._replace(
+        kernel_size=beside(spec.kernel_size),
+        strides=beside(spec.strides),
+        dilation=beside(spec.dilation),
+    )
+
+
 def _tied(x: Any, other: Any) -> Any:
     """Return `x`, made to depend on `other`: none of its examples are joined to those of `x`."""
     import tensorflow as tf
@@ -186,8 +214,10 @@ def _probe_tensorflow(spec: ConvSpec, dtype: str) -> tuple[Implementation, str]:
     """Run a two-group miniature of the convolution both ways, forward and backward."""
     import tensorflow as tf
 
-    if len(spec.kernel_size) != 2:
-        return "split", "native is of images"
+    if len(spec.kernel_size) == 1:
+        spec = _as_image(spec)
+    if len(spec.kernel_size) == 3:
+        return "split", "native is of images and rows"
     spec = spec._replace(groups=2)
     conv = _TensorFlowConv(spec)
     # The smallest image that the kernel visits more than once, down and across.

@@ -72,7 +72,7 @@ def rebuilt(
                 *(model.name, type(model).__name__, type(ensemble).__name__),
             )
         if model.compiled:
-            _compile_like(model, ensemble)
+            compile_like(model, ensemble)
     return ensemble, pairs
 
 
@@ -111,7 +111,8 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
             inner.compiled = True
 
 
-def _compile_like(model: keras.Model, ensemble: keras.Model) -> None:
+def compile_like(model: keras.Model, ensemble: keras.Model) -> None:
+    """Compile a model as another is, or warn that Keras cannot."""
     try:
         ensemble.compile_from_config(model.get_compile_config())
     except (TypeError, ValueError) as error:

@@ -116,6 +116,7 @@ CASES = [
             np.ones((1, 8), "float32"), {"channels that do not divide": np.ones((1, 6), "float32")}
         ),
     ),
+    case("layers.accelerate", model=model(Made(dense_model)), verbose=flag(False)),
     case(
         "layers.collegial_bottleneck",
         x=thing(Made(lambda: keras_input((8, 8, 4)))).also(
@@ -134,7 +135,10 @@ CASES = [
 
 # Names that are not tested, and why.
 WITHOUT = {
-    "layers.FusedBatchNormalization": "its arguments are Keras' own",
+    **dict.fromkeys(
+        ("layers.FusedBatchNormalization", "layers.GroupedConv1D", "layers.GroupedConv3D"),
+        "its arguments are Keras' own",
+    ),
 }
 
 
