@@ -6,7 +6,7 @@ UV := .uv/bin/uv
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test test-slow peers torch lint format wheel docs notebook lock clean
+.PHONY: demo test test-slow peers torch keras-hub lint format wheel docs notebook lock clean
 
 demo: $(UV)
 	$(UV) sync --quiet --frozen --inexact --no-dev
@@ -17,10 +17,11 @@ demo: $(UV)
 # beforehand, also where Python is told not to keep what it compiles.
 test: MARKED := not slow
 test-slow: MARKED := slow
+test-slow: OPTIONAL := keras-hub
 test test-slow: export UV_COMPILE_BYTECODE := 1
 test test-slow: $(UV)
 	$(UV) sync --quiet --frozen --inexact
-	-$(MAKE) --silent --keep-going peers torch
+	-$(MAKE) --silent --keep-going peers torch $(OPTIONAL)
 	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m '$(MARKED)'
 
 # neural-tangents, to compare with: tests that need it are skipped where it does not install.
@@ -35,6 +36,12 @@ torch: $(UV)
 	$(UV) sync --quiet --frozen --inexact
 	$(UV) pip install --quiet --python .venv --torch-backend cpu $(TORCH) 2>/dev/null \
 	  || .uv/bin/pip --quiet --disable-pip-version-check --python .venv install $(TORCH)
+
+# KerasHub, whose backbones `collegialize` is tried with. It needs 250 MB; no test that is not slow
+# needs it, and they are skipped where it does not install.
+keras-hub: $(UV)
+	$(UV) sync --quiet --frozen --inexact
+	$(UV) pip install --quiet --python .venv keras-hub==0.32.0
 
 lint: $(UV)
 	$(UV) lock --check --quiet

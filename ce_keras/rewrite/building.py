@@ -15,7 +15,7 @@ from ce_keras.geometry import Design
 from ce_keras.layers.grouping import widened
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.layers.layer_table import LAYERS
-from ce_keras.rewrite.chains import Chain, is_functional, models_in
+from ce_keras.rewrite.chains import Chain, model_inside, models_in
 from ce_keras.rewrite.decisions import Family
 from ce_keras.rewrite.report import Decision
 
@@ -49,20 +49,11 @@ def rebuilt(
     Returns:
         The new model, and the layers of the old, each with what took its place.
     """
-    pairs: list[tuple[Any, Any]] = []
     new: dict[int, Any] = {}
     for family, decision in decided:
         for chain in family.chains:
             new.update(_paths_for(chain, family, decision))
-
-    def replaced(layer: Any) -> Any:
-        pairs.append((layer, new[id(layer)] if id(layer) in new else _copied(layer)))
-        return pairs[-1][1]
-
-    with _uncompiled(model):
-        ensemble = keras.models.clone_model(
-            model, input_tensors=_inputs_like(model), clone_function=replaced, recursive=True
-        )
+    ensemble, pairs = _cloned(model, new)
     if not model.trainable:  # Layers keep this by their configuration.
         ensemble.trainable = False
     if compiled:
@@ -76,6 +67,29 @@ def rebuilt(
     return ensemble, pairs
 
 
+def _cloned(model: keras.Model, new: dict[int, Any]) -> tuple[keras.Model, list[tuple[Any, Any]]]:
+    """Return a copy with new layers, by the ids of those they replace; and the pairs of layers."""
+    pairs: list[tuple[Any, Any]] = []
+    wrapped: dict[int, Any] = {}
+
+    def replaced(layer: Any) -> Any:
+        inner = model_inside(layer)
+        if inner is not None:  # In a wrapper: Keras clones models by itself.
+            if id(inner) not in wrapped:
+                wrapped[id(inner)] = cloned(inner)
+            return type(layer)(**{**layer.get_config(), "layer": wrapped[id(inner)]})
+        pairs.append((layer, new[id(layer)] if id(layer) in new else _copied(layer)))
+        return pairs[-1][1]
+
+    def cloned(model: Any) -> Any:
+        return keras.models.clone_model(
+            model, input_tensors=_inputs_like(model), clone_function=replaced, recursive=True
+        )
+
+    with _uncompiled(model):
+        return cloned(model), pairs
+
+
 def check_copies(model: keras.Model) -> None:
     """Raise where a layer cannot be built again, before anything is.
 
@@ -83,11 +97,19 @@ def check_copies(model: keras.Model) -> None:
         ValueError: with the layer's name.
     """
     parents: Counter[int] = Counter()
-    for _, inner in models_in(model):
-        for layer in inner.layers:
-            if is_functional(layer):
+    wrapped: dict[int, bool] = {}
+    for _, each in models_in(model):
+        for layer in each.layers:
+            inner = model_inside(layer)
+            if inner is not layer:
+                _copied(layer)
+            if inner is not None:
+                if wrapped.setdefault(id(inner), inner is not layer) != (inner is not layer):
+                    raise ValueError(
+                        f"model: {inner.name!r} is applied both at every time step and as it is: "
+                        "copies would not share its weights"
+                    )
                 continue
-            _copied(layer)
             members = all_layers(layer)
             parents.update(map(id, members))
             shared = [member.name for member in members if parents[id(member)] > 1]

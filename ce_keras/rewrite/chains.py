@@ -127,7 +127,7 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
     skipped = {}
     for prefix, inner, _ in graphs:
         for layer in inner.layers:
-            if id(layer) not in taken and not is_functional(layer) and _has_matrix(layer):
+            if id(layer) not in taken and model_inside(layer) is None and _has_matrix(layer):
                 reason = reasons.get(id(layer)) or _why_in_no_chain(layer)
                 skipped[prefix + layer.name] = (type(layer).__name__, reason)
     return chains, skipped
@@ -198,8 +198,14 @@ def is_functional(model: Any) -> bool:
     return isinstance(model, graphs) and getattr(model, "inputs", None) is not None
 
 
+def model_inside(layer: Any) -> Any:
+    """Return the functional model that a layer is, or applies at every time step; or `None`."""
+    inner = layer.layer if type(layer) is keras.layers.TimeDistributed else layer
+    return inner if is_functional(inner) else None
+
+
 def models_in(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the model and all functional models that are layers of it, each once, with prefixes."""
+    """Yield the model and all functional models inside it, each once, with prefixes of names."""
     seen: set[int] = set()
 
     def walk(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -207,15 +213,15 @@ def models_in(model: Any) -> Iterator[tuple[str, Any]]:
             seen.add(id(model))
             yield prefix, model
             for layer in model.layers:
-                if is_functional(layer):
-                    yield from walk(layer, f"{prefix}{layer.name}/")
+                if (inner := model_inside(layer)) is not None:
+                    yield from walk(inner, f"{prefix}{layer.name}/")
 
     return walk(model, "")
 
 
 def _layers_of(operation: Any) -> list[Any]:
     """Return a layer and those inside it; a functional model inside has a graph of its own."""
-    if not isinstance(operation, keras.layers.Layer) or is_functional(operation):
+    if not isinstance(operation, keras.layers.Layer) or model_inside(operation) is not None:
         return [operation]
     return all_layers(operation)
 
@@ -283,6 +289,8 @@ def _why_in_no_chain(layer: Any) -> str:
             "subclassed: Keras does not know its layers' order; build it with "
             "keras.Model(inputs, model.call(inputs))"
         )
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return "it applies one layer: make a model of the chain, and apply that at every time step"
     if isinstance(layer, BY_CHANNEL) or _cardinality_of(layer) > 1:
         return "already grouped"
     if type(layer) in CONV:

@@ -12,6 +12,7 @@ from ce_keras.zoo.catalogue import NETWORKS, Entry, create, entries, list_models
 from ce_keras.zoo.convert import from_applications, from_torch, to_torch
 from ce_keras.zoo.images import decode_predictions, preprocess_input
 from ce_keras.zoo.perceptron import fully_connected
+from ce_keras.zoo.preprocessing import Preprocessing, preprocessing
 from ce_keras.zoo.resnext import (
     Constructor,
     build_resnext,
@@ -34,6 +35,7 @@ __all__ = [
     "PUBLISHED",
     "Constructor",
     "Entry",
+    "Preprocessing",
     "Published",
     "build_resnext",
     "choose_design",
@@ -46,6 +48,7 @@ __all__ = [
     "list_models",
     "load_weights",
     "preprocess_input",
+    "preprocessing",
     "published",
     "published_weights",
     "resnet50",

@@ -8,7 +8,7 @@ torchvision, timm and most others name the parts of a ResNet alike: `layer2.0.co
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ce_keras.zoo.weights import assign, named
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean"} | {
     "moving_variance": "running_var"
 }
+_KINDS = {theirs: ours for ours, theirs in _NORM.items()}
 
 # Parts of variants that this zoo does not have.
 _OTHER_STEM = re.compile(r"conv1\.\d|.*\.(se|attn|downsample\.2|aa)\b")
@@ -52,19 +53,52 @@ def from_torch(
         where, state = f"state: {state}", plain_state("state", read_state("state", state), state)
     else:
         state = plain_state("state", state, "the dictionary")
+    assign(model, zoo_arrays(state, where, named(model), partial), where, partial)
+
+
+def zoo_arrays(
+    state: Mapping[str, Any], where: str, wanted: Container[str], partial: bool = False
+) -> dict[str, np.ndarray]:
+    """Return a PyTorch ResNet's weights by the zoo's names of variables, in Keras' layout.
+
+    Args:
+        state: a state dictionary of arrays or tensors.
+        where: its source, with which messages begin.
+        wanted: names of variables. Others keep the name that they have in `state`.
+        partial: whether to leave out the others.
+
+    Raises:
+        ValueError: for weights of a variant, or that are not real numbers.
+    """
     variants = sorted(name for name in state if _OTHER_STEM.match(name))
     if variants:
         raise ValueError(
             f"{where}: {variants[0]} is of a variant (a deep stem, squeeze-and-excite, pooled "
             "shortcuts): only the plain ResNet and ResNeXt are known"
         )
-    wanted = {_torch_name(name): name for name in named(model)}
-    arrays = {
-        wanted.get(name, name): _ours(_array(f"{where}: {name}", value))
-        for name, value in state.items()
-        if name in wanted or not (partial or name.endswith("num_batches_tracked"))
-    }
-    assign(model, arrays, where, partial)
+    arrays = {}
+    for name, value in state.items():
+        ours = zoo_name(name)
+        if ours in wanted or not (partial or name.endswith("num_batches_tracked")):
+            key = ours if ours in wanted else name
+            arrays[key] = _ours(_array(f"{where}: {name}", value))
+    return arrays
+
+
+def zoo_name(name: str) -> str:
+    """Return the zoo's name of a weight of PyTorch's ResNets; any other name as it is.
+
+    >>> zoo_name("layer2.0.downsample.1.running_var"), zoo_name("fc.weight")
+    ('conv3_block1_0_bn/moving_variance', 'predictions/kernel')
+    """
+    layer, _, kind = name.rpartition(".")
+    ours = {"conv1": "conv1_conv", "bn1": "conv1_bn", "fc": "predictions"}.get(layer)
+    match = re.fullmatch(r"layer(\d+)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.([01]))", layer)
+    if match:
+        part = match[3] or ("conv", "bn")[int(match[5])]
+        ours = f"conv{int(match[1]) + 1}_block{int(match[2]) + 1}_{match[4] or 0}_{part}"
+    kinds = _KINDS if ours and ours.endswith("_bn") else {"weight": "kernel", "bias": "bias"}
+    return f"{ours}/{kinds[kind]}" if ours and kind in kinds else name
 
 
 def to_torch(model: keras.Model) -> dict[str, np.ndarray]:

@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 from ce_keras.checks import brief, one_of, positive_int, real_array, text
+from ce_keras.zoo.hub import is_address
+from ce_keras.zoo.preprocessing import preprocessing
 from ce_keras.zoo.weights import published_weights
 
 #: Mean and standard deviation of ImageNet's red, green and blue.
@@ -22,11 +24,12 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
         x: images with values from 0 to 255.
         data_format: `"channels_last"` or `"channels_first"`; Keras' default if not given.
         weights: name of published weights, `"resnext11_7x7d/fashion_mnist"`, whose mean and
-            standard deviation are used; ImageNet's, of each colour, if not given.
+            standard deviation are used, or an address of the Hugging Face Hub; ImageNet's, of each
+            colour, if not given.
 
     Raises:
-        ValueError: for unknown weights, or, with ImageNet's constants, images that do not have
-            three channels.
+        ValueError: for unknown weights, or, with constants of each colour, images that do not
+            have three channels.
 
     >>> float(preprocess_input(np.full((1, 1, 3), 123.675))[0, 0, 0])
     0.0
@@ -36,14 +39,15 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
         raise ValueError(f"x: got {brief(x)}; it must be an array or tensor of images")
     if isinstance(x, np.ndarray):
         real_array("x", x)
-    if weights is not None:
+    if weights is not None and not is_address(weights):
         known = _published(weights)
         mean, std = (np.array(known[key], "float32") for key in ("mean", "deviation"))
         return (x - mean) / std
     axis = -1 if (data_format or keras.config.image_data_format()) == "channels_last" else -3
     if x.shape[axis] != 3:
         raise ValueError(f"x: got shape {tuple(x.shape)}; its axis {axis} must have 3 channels")
-    mean, std = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in IMAGENET)
+    constants = IMAGENET if weights is None else preprocessing(weights)[-2:]
+    mean, std = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in constants)
     if isinstance(x, np.ndarray):
         return (x - mean) / std
     if "float" not in keras.backend.standardize_dtype(x.dtype):

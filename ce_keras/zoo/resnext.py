@@ -23,7 +23,8 @@ from ce_keras.zoo.building import (
     defaults,
     layer_seeds,
 )
-from ce_keras.zoo.weights import find_weights, load_weights
+from ce_keras.zoo.hub import find_resnext_weights
+from ce_keras.zoo.weights import load_weights
 
 
 def build_resnext(
@@ -49,7 +50,7 @@ def build_resnext(
         shape: stages, stem and channels; `ce_keras.geometry.RESNEXTS` has the paper's.
         design: cardinality, and width of a path in the first stage; it doubles with each stage.
         include_top: as in `ce_keras.zoo.resnext50`, and so are all further arguments.
-        weights: `None`, a file, or the name of published weights.
+        weights: `None`, a file, the name of published weights, or an address of the Hub.
         input_tensor: a Keras tensor to build on.
         input_shape: shape of the images.
         pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
@@ -73,7 +74,7 @@ def build_resnext(
         top = boolean("include_top", include_top) and not boolean("features_only", features_only)
         if pooling is not None and features_only:
             raise ValueError(f"pooling: got {pooling!r}; there is none of feature maps")
-        source = find_weights(weights, name)
+        source = find_resnext_weights(weights, name, shape, design)
         seeds = iter(layer_seeds(seed, sum(shape.blocks) + 2))
         image = _image_input(shape, input_tensor, input_shape, top)
         levels = _stages(image, shape, design, seeds)
@@ -160,8 +161,10 @@ _DOCSTRING = """{what}, as a collegial ensemble of any design.
 
 Args:
     include_top: whether to end in a classifier.
-    weights: a `.weights.h5` or `.safetensors` file, or the data set of published weights
-        (`ce_keras.zoo.published_weights`); `None` for random weights.
+    weights: a `.weights.h5` or `.safetensors` file; the data set of published weights
+        (`ce_keras.zoo.published_weights`); an address of the Hugging Face Hub, such as
+        `"hf://timm/resnext50_32x4d.tv_in1k"` (`pip install 'ce-keras[hub]'`); or `None` for random
+        weights.
     input_tensor: a Keras tensor to build on.
     input_shape: shape of the images; {shape} with the classifier, any size without, if not given.
     pooling: without the classifier: `"avg"`, `"max"`, or `None` for the feature map.
@@ -223,7 +226,7 @@ def _constructor(name: str, what: str, *, source: str = _PUBLISHED) -> Construct
             design,
             include_top=include_top,
             # Published weights are of the design, whatever the model is called.
-            weights=find_weights(weights, f"{prefix}_{design}"),
+            weights=find_resnext_weights(weights, f"{prefix}_{design}", shape, design),
             input_tensor=input_tensor,
             input_shape=input_shape,
             pooling=pooling,

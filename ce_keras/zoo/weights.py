@@ -59,11 +59,15 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
     entry = own.get(f"{name}/{weights}") if isinstance(weights, str) else None
     if entry is not None:
         return _fetched(entry)
+    if str(weights).startswith("hf:"):
+        raise ValueError(f"weights: got {brief(weights)}; {name} has none on the Hugging Face Hub")
     path = file_path("weights", weights)
     if weights == "imagenet":
         raise ValueError(
-            f"weights: there are none of {name!r} for 'imagenet' here. Those of PyTorch's or "
-            "timm's ResNets and ResNeXts fit: build the network with weights=None, then "
+            f"weights: there are none of {name!r} called 'imagenet'. The Hugging Face Hub has "
+            "ResNets' and ResNeXts': pip install 'ce-keras[hub]', then resnext50(mode='resnext', "
+            "weights='hf://timm/resnext50_32x4d.tv_in1k'), or resnet50(weights="
+            "'hf://timm/resnet50.tv_in1k'). For a file of PyTorch's, build with weights=None, then "
             "ce_keras.zoo.from_torch(model, 'resnext50_32x4d.pth'); those of a network of "
             "keras.applications go by ce_keras.zoo.from_applications"
         )
