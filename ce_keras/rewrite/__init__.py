@@ -27,8 +27,9 @@ from ce_keras.checks import brief, one_of, positive_int
 from ce_keras.cost import Budget
 from ce_keras.geometry import Design
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
-from ce_keras.rewrite.calibration import calibrate
+from ce_keras.rewrite.calibration import nearest
 from ce_keras.rewrite.calibration_data import read_images
+from ce_keras.rewrite.calibration_designs import designs_of_size
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per
@@ -123,6 +124,9 @@ def collegialize(
         tolerance: relative distance from the optimum within which the widest design is taken.
         multiple_of: consider only widths that are multiples of this.
         design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
+            `"calibrated"`: for a model that is trained. Designs of the optimum's size, the narrower
+            network (cardinality 1) among them, are calibrated on `data`, and the one whose outputs
+            come nearest to the model's on images held out is returned; the report has the list.
         only: patterns, such as `"conv4_*"`: only chains that have a layer of such a name are taken.
         skip: patterns: chains that have a layer of such a name stay as they are.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
@@ -155,29 +159,32 @@ def collegialize(
     >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
+    compare = isinstance(design, str) and design == "calibrated"
+    if compare:
+        design, init = None, "calibrated" if init == "random" else init
     options = Options(
         mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
     ).checked()
-    one_of("init", init, ("random", "split", "calibrated"))
+    _check_init(init, data, compare)
     if measure is not None:
         positive_int("measure", measure)
-    if (data is None) == (init == "calibrated"):
-        raise ValueError(
-            f"data: got {brief(data)} and init={init!r}; init='calibrated' needs images to "
-            "calibrate on, and nothing else reads them"
-        )
+    _check_model(model)
+    images = None if data is None else read_images(model, data, options.seed)
     report, decided = _plan(model, options)
     if measure is not None:
         check_measurable(model)
     if not report.candidates:
         raise ValueError(f"model: {report}")
-    images = None if data is None else read_images(model, data, seed)
-    ensemble, pairs = rebuilt(model, decided)
-    if init == "split":
-        split(pairs, decided, seed)
-    elif images is not None:
-        found = calibrate(model, ensemble, pairs, decided, images, seed)
-        report = dataclasses.replace(report, calibration=found)
+    if images is not None:
+        choices = [decided]
+        if compare:
+            choices += designs_of_size(decided, report.before, report.after.params, options)
+        ensemble, decided, found = nearest(model, choices, images, options.seed)
+        report = dataclasses.replace(_with_designs(report, decided), calibration=found)
+    else:
+        ensemble, pairs = rebuilt(model, decided)
+        if init == "split":
+            split(pairs, decided, seed)
     before, after = report.before, costs_of(ensemble)
     if measure is not None:
         # Copies are timed: nobody's weights or optimisers are touched.
@@ -223,13 +230,22 @@ def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
     report = Report(
         model.name,
         str(options.design or options.mode),
-        tuple(each for both in decided for each in candidates_of(*both)),
+        (),
         tuple(Skipped(name, *why) for name, why in skipped.items()),
         before,
-        _predicted(before, decided),
-        tuple(decision for _, decision in decided),
+        before,
     )
-    return report, decided
+    return _with_designs(report, decided), decided
+
+
+def _with_designs(report: Report, decided: Decided) -> Report:
+    """Return a report on the same model with these designs."""
+    return dataclasses.replace(
+        report,
+        candidates=tuple(each for both in decided for each in candidates_of(*both)),
+        after=_predicted(report.before, decided),
+        decisions=tuple(decision for _, decision in decided),
+    )
 
 
 def _check_model(model: Any) -> None:
@@ -248,6 +264,17 @@ def _check_model(model: Any) -> None:
         "its layers' order. Where its `call` only calls layers, this makes it functional: "
         "inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))"
     )
+
+
+def _check_init(init: Any, data: Any, compare: bool) -> None:
+    one_of("init", init, ("random", "split", "calibrated"))
+    if compare and init != "calibrated":
+        raise ValueError(f"init: got {init!r}; design='calibrated' needs init='calibrated'")
+    if (data is None) == (init == "calibrated"):
+        raise ValueError(
+            f"data: got {brief(data)} and init={init!r}; init='calibrated' needs images to "
+            "calibrate on, and nothing else reads them"
+        )
 
 
 def _selected(chains: list[Chain], options: Options) -> tuple[list[Chain], list[tuple[Chain, str]]]:

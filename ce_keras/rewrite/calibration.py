@@ -9,15 +9,17 @@ of those before it. No labels are needed, and nothing is trained.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from ce_keras.layers.flops import parameters
 from ce_keras.progress import progress
-from ce_keras.rewrite.building import Decided
+from ce_keras.rewrite.building import Decided, rebuilt
 from ce_keras.rewrite.calibration_data import Batches
 from ce_keras.rewrite.calibration_graph import Activations
 from ce_keras.rewrite.calibration_layers import Pair, addition, normalisation, refit, restate
@@ -25,7 +27,7 @@ from ce_keras.rewrite.calibration_solve import LeastSquares
 from ce_keras.rewrite.calibration_units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.decisions import Family
-from ce_keras.rewrite.report import BlockError, Calibration, Decision
+from ce_keras.rewrite.report import BlockError, Calibration, Compared, Decision
 from ce_keras.rewrite.splitting import Units, carry_over, fill
 from ce_keras.variance.samplers import generator
 
@@ -33,10 +35,41 @@ from ce_keras.variance.samplers import generator
 _ROWS = 20_000
 
 
+def nearest(
+    model: keras.Model, choices: Sequence[Decided], images: Batches, seed: int | None
+) -> tuple[keras.Model, Decided, Calibration]:
+    """Build and calibrate designs; return the one nearest to the model on images held out.
+
+    Args:
+        model: the trained model.
+        choices: families of its chains, each with a design.
+        images: to calibrate on, and held out.
+        seed: as for `calibrate`.
+
+    Returns:
+        The new model, its families and designs, and how near it is. Of several choices, that has
+        the list.
+    """
+    best: tuple[keras.Model, Decided, Calibration] | None = None
+    compared = []
+    for decided in choices:
+        ensemble, pairs = rebuilt(model, decided)
+        found = calibrate(model, ensemble, pairs, decided, images, seed)
+        designs = ", ".join(dict.fromkeys(str(decision.design) for _, decision in decided))
+        compared.append(Compared(designs, parameters(ensemble), found.error, found.agreement))
+        if best is None or found.error < best[2].error:
+            best = ensemble, decided, found
+    assert best is not None
+    if len(compared) > 1:
+        compared.sort(key=lambda each: each.error)
+        best = (*best[:2], dataclasses.replace(best[2], compared=tuple(compared)))
+    return best
+
+
 def calibrate(
     model: keras.Model,
     ensemble: keras.Model,
-    pairs: list[tuple[Any, Any]],
+    pairs: Sequence[tuple[Any, Any]],
     decided: Decided,
     images: Batches,
     seed: int | None,

@@ -140,3 +140,29 @@ def test_activations_are_the_models_own_from_wherever_they_are_kept(rng):
 def test_images_that_do_not_fit_are_named(data, message):
     with pytest.raises(ValueError, match=message):
         collegialize(mlp(), design="2x8d", init="calibrated", data=data)
+
+
+def test_designs_of_one_size_are_compared_and_the_nearest_is_returned(rng):
+    model = shaken(mlp(), rng)
+    x = rng.normal(size=(100, 12)).astype("float32")
+    new = collegialize(model, "dual", design="calibrated", data=x, seed=0)
+    compared = new.report.calibration.compared
+    assert {each.design.partition("x")[0] for each in compared} >= {"1", "2", "4"}
+    assert [each.error for each in compared] == sorted(each.error for each in compared)
+    wanted = collegialize(model, "dual").count_params()
+    assert all(abs(each.params / wanted - 1) < 0.1 for each in compared)
+    best = collegialize(model, design=compared[0].design, init="calibrated", data=x, seed=0)
+    assert best.report.calibration.error == compared[0].error == new.report.calibration.error
+    np.testing.assert_array_equal(best.predict(x, verbose=0), new.predict(x, verbose=0))
+    assert "top-1 agreement" in repr(new.report)
+    assert new.report.to_dict()["calibration"]["compared"][0]["design"] == compared[0].design
+    with pytest.raises(ValueError, match="init: got 'split'; design='calibrated' needs"):
+        collegialize(model, design="calibrated", init="split")
+
+
+def test_a_narrower_network_is_made_of_the_models_own_kinds_of_layers(rng):
+    model = BUILDERS["squeezed"]()
+    narrower = collegialize(model, design="1x8d")
+    kinds = [[type(layer) for layer in each.layers] for each in (model, narrower)]
+    assert kinds[0] == kinds[1]
+    assert narrower.get_layer("a_2_conv").kernel.shape == (3, 3, 8, 8)
