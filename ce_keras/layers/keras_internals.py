@@ -7,7 +7,7 @@ They were read in Keras 3.15. Every function says which public way is missing;
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -77,6 +77,15 @@ def function_name(operation: Any) -> str | None:
         return None
     own = kind.__module__.startswith(("keras.src.ops.", "keras.src.activations."))
     return kind.__name__ if own else None
+
+
+def run_through(model: Any, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Return a functional model's outputs for inputs, by `call(operation, *args, **kwargs)`.
+
+    Keras 3.15: `Function._run_through_graph`, as in Keras' own `clone_model`, which is public, but
+    makes a model of the result: other tensors, unless it begins with inputs of its own.
+    """
+    return model._run_through_graph(inputs, operation_fn=lambda each: each, call_fn=call)
 
 
 def learnt_frequencies(layer: Any, count: int) -> np.ndarray | None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -29,6 +30,9 @@ from ce_keras.latency import Phase, Timing
 from ce_keras.problem import Mode
 from ce_keras.rewrite.baselines import ModelBaseline, loaded, model_baselines, selected
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
+from ce_keras.rewrite.calibration import nearest
+from ce_keras.rewrite.calibration_data import read_images
+from ce_keras.rewrite.calibration_designs import designs_of_size
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per
@@ -40,7 +44,7 @@ from ce_keras.rewrite.report import (
     Skipped,
     costs_of,
 )
-from ce_keras.rewrite.splitting import carry_over
+from ce_keras.rewrite.splitting import split
 from ce_keras.rewrite.timing import check_measurable, step_seconds
 
 __all__ = ["Report", "collegialize", "inspect"]
@@ -103,7 +107,8 @@ def collegialize(
     batch: int = 32,
     phase: Phase = "train",
     remeasure: bool = False,
-    init: Literal["random", "split"] = "random",
+    init: Literal["random", "split", "calibrated"] = "random",
+    data: Any = None,
     measure: int | None = None,
 ) -> keras.Model:
     """Turn a Keras model into its optimal collegial ensemble (Algorithm 2).
@@ -134,6 +139,9 @@ def collegialize(
             the smoothest ensemble of half the size.
         target_params: likewise, as a number of parameters.
         design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
+            `"calibrated"`: for a model that is trained. Designs of the optimum's size, the narrower
+            network (cardinality 1) among them, are calibrated on `data`, and the one whose outputs
+            come nearest to the model's on images held out is returned; the report has the list.
         only: patterns, such as `"conv4_*"`: only chains that have a layer of such a name are taken.
         skip: patterns: chains that have a layer of such a name stay as they are.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
@@ -146,6 +154,11 @@ def collegialize(
             model that is trained: every path takes a share of its units and the weights between
             them, and everything else is carried over. The function changes unless paths are as
             wide as the model was, but training starts ahead, most of all for dense stacks.
+            `"calibrated"`: for a trained model too; layer by layer, weights are fitted by least
+            squares to the model's outputs on `data`, so that the new model begins near to it.
+        data: images (or other inputs) to calibrate on, without labels; about 1,000 suffice. An
+            array for each input, or batches of them, such as a `tf.data.Dataset`; of more than
+            5,000, 5,000 are read. A fifth is held out: on these the report's errors are measured.
         measure: a batch size. Training steps before and after are timed, for the report.
 
     Returns:
@@ -164,21 +177,33 @@ def collegialize(
     >>> tuple(ensemble.layers[1].kernel.shape)
     (4, 16, 16)
     """
+    compare = isinstance(design, str) and design == "calibrated"
+    if compare:
+        design, init = None, "calibrated" if init == "random" else init
     timing = Timing(batch, phase, remeasure)
     asked = Options(mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed)
     asked = asked._replace(target=target, target_params=target_params, timing=timing)
     options = asked.checked()
-    one_of("init", init, ("random", "split"))
+    _check_init(init, data, compare)
     if measure is not None:
         positive_int("measure", measure)
+    _check_model(model)
+    images = None if data is None else read_images(model, data, options.seed)
     report, decided = _plan(model, options)
     if measure is not None:
         check_measurable("measure", model)
     if not report.candidates:
         raise ValueError(f"model: {report}")
-    ensemble, pairs = rebuilt(model, decided)
-    if init == "split":
-        carry_over(pairs, decided, seed)
+    if images is not None:
+        choices = [decided]
+        if compare:
+            choices += designs_of_size(decided, report.before, report.after.params, options)
+        ensemble, decided, found = nearest(model, choices, images, options.seed)
+        report = dataclasses.replace(_with_designs(report, decided), calibration=found)
+    else:
+        ensemble, pairs = rebuilt(model, decided)
+        if init == "split":
+            split(pairs, decided, seed)
     before, after = report.before, costs_of(ensemble)
     if measure is not None:
         # Copies are timed: nobody's weights or optimisers are touched.
@@ -226,17 +251,28 @@ def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
     report = Report(
         model.name,
         str(options.design or _asked_size(options) or options.mode),
-        tuple(
-            each
-            for (family, decision), baseline in zip(decided, baselines, strict=True)
-            for each in candidates_of(family, decision, baseline)
-        ),
+        (),
         tuple(Skipped(name, *why) for name, why in skipped.items()),
         before,
-        _predicted(before, decided),
-        tuple(decision for _, decision in decided),
+        before,
     )
-    return report, decided
+    return _with_designs(report, decided, baselines), decided
+
+
+def _with_designs(
+    report: Report, decided: Decided, baselines: Sequence[ModelBaseline | None] = ()
+) -> Report:
+    """Return a report on the same model with these designs."""
+    return dataclasses.replace(
+        report,
+        candidates=tuple(
+            each
+            for (family, decision), baseline in itertools.zip_longest(decided, baselines)
+            for each in candidates_of(family, decision, baseline)
+        ),
+        after=_predicted(report.before, decided),
+        decisions=tuple(decision for _, decision in decided),
+    )
 
 
 def _asked_size(options: Options) -> str | None:
@@ -293,6 +329,17 @@ def _check_model(model: Any) -> None:
         "its layers' order. Where its `call` only calls layers, this makes it functional: "
         "inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))"
     )
+
+
+def _check_init(init: Any, data: Any, compare: bool) -> None:
+    one_of("init", init, ("random", "split", "calibrated"))
+    if compare and init != "calibrated":
+        raise ValueError(f"init: got {init!r}; design='calibrated' needs init='calibrated'")
+    if (data is None) == (init == "calibrated"):
+        raise ValueError(
+            f"data: got {brief(data)} and init={init!r}; init='calibrated' needs images to "
+            "calibrate on, and nothing else reads them"
+        )
 
 
 def _selected(chains: list[Chain], options: Options) -> tuple[list[Chain], list[tuple[Chain, str]]]:

@@ -211,12 +211,15 @@ def _paths_for(chain: Chain, family: Family, decision: HasDesign) -> dict[int, A
         config, narrowed = _config(layer), LAYERS[type(layer)].narrowed
         if narrowed is not None:
             config.update(narrowed(config, channels, scaled(channels, base)))
+        if m == 1:  # The model's own layers, narrower.
+            return type(layer).from_config(config)
         return widened(type(layer).from_config(config), m, shared, tensors)
 
     *hidden, last = chain.linear
     summing = LAYERS[type(last.layer)].summing
     assert summing is not None
-    new: dict[int, Any] = {id(last.layer): summing(_config(last.layer), m)}
+    summed = _copied(last.layer) if m == 1 else summing(_config(last.layer), m)
+    new: dict[int, Any] = {id(last.layer): summed}
     for index, each in enumerate(hidden):
         shape = (*(None,) * (len(each.layer.output.shape) - 1), each.inputs)
         x = keras.KerasTensor(shape) if index == 0 else path_by_path(shape, each.base)

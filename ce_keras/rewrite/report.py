@@ -106,6 +106,63 @@ class Costs:
     step_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class BlockError:
+    """How far a chain's output is from the model's, relative to that output's spread.
+
+    With a shortcut, the output is the sum. Both are measured on images held out, in the new
+    network, whose earlier chains are calibrated.
+
+    Attributes:
+        name: of the chain.
+        before: with the weights of the units that its paths take.
+        after: calibrated.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How near to the model a calibration has brought the new one.
+
+    Attributes:
+        images: that the weights are fitted to.
+        held_out: images that `error`, `agreement` and the blocks' errors are measured on.
+        error: distance of the outputs from the model's, relative to their spread.
+        agreement: fraction of the images whose largest output is the model's; `None` where no
+            output has more than one number.
+        blocks: one for each chain, first to last.
+        compared: the designs that `design="calibrated"` chose from, the nearest first.
+    """
+
+    images: int
+    held_out: int
+    error: float
+    agreement: float | None
+    blocks: tuple[BlockError, ...]
+    compared: tuple[Compared, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A design that was calibrated beside others.
+
+    Attributes:
+        design: cardinality and width, of each family of chains.
+        params: trained parameters of the network.
+        error: as in `Calibration`.
+        agreement: as in `Calibration`.
+    """
+
+    design: str
+    params: int
+    error: float
+    agreement: float | None
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """The report of `inspect` and `collegialize` on a model.
@@ -118,6 +175,7 @@ class Report:
         before: costs of the model.
         after: costs with the ensembles: predicted by `inspect`, counted by `collegialize`.
         decisions: the designs, one for each family of candidates.
+        calibration: how near the new model is; `None` unless it was calibrated.
     """
 
     model: str
@@ -127,6 +185,7 @@ class Report:
     before: Costs
     after: Costs
     decisions: tuple[Decision, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def found(self) -> tuple[Candidate, ...]:
@@ -192,10 +251,15 @@ class Report:
         if before.step_seconds is not None and after.step_seconds is not None:
             times = (f"{1e3 * each.step_seconds:.0f} ms" for each in (before, after))  # type: ignore[operator]
             lines.append(f"  training step {' -> '.join(times)}")
+        if (found := self.calibration) is not None:
+            lines.append(
+                f"  calibrated on {found.images:,} images; on {found.held_out:,} others "
+                f"{_agreement(found)}"
+            )
         return lines
 
     def _tables(self) -> list[list[list[str]]]:
-        """Return a table of candidates and one of skipped layers, if any: a header, and rows."""
+        """Return the tables that have rows, each a header and rows."""
         candidates = [
             [
                 each.name,
@@ -211,9 +275,26 @@ class Report:
         heads = (
             ["ensemble", "layers", "widths before", "after", "law", "Var(K)/E[K]^2"],
             ["skipped", "class", "why"],
+            ["relative error of", "before", "calibrated"],
+            ["compared", "parameters", "nearness"],
         )
-        tables = zip(heads, (candidates, skipped), strict=True)
+        found = self.calibration
+        blocks = (
+            [[b.name, f"{b.before:.3f}", f"{b.after:.3f}"] for b in found.blocks] if found else []
+        )
+        compared = [
+            [each.design, f"{each.params:,}", _agreement(each)]
+            for each in (found.compared if found else ())
+        ]
+        tables = zip(heads, (candidates, skipped, blocks, compared), strict=True)
         return [[head, *rows] for head, rows in tables if rows]
+
+
+def _agreement(found: Calibration | Compared) -> str:
+    error = f"relative error {found.error:.3f}"
+    if found.agreement is None:
+        return error
+    return f"top-1 agreement {100 * found.agreement:.1f} %, {error}"
 
 
 def _change(what: str, before: int, after: int) -> str:

@@ -13,7 +13,7 @@ baseline's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,9 +26,26 @@ from ce_keras.variance.samplers import generator
 
 _EXPONENT = 0.75
 
+#: For every path, the channels of the baseline that it takes.
+Channels = list[np.ndarray]
 
-def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, seed: int | None) -> None:
-    """Give new layers the weights of the old.
+
+class Units(NamedTuple):
+    """The channels of a baseline's chain that its paths take.
+
+    Attributes:
+        outputs: of every hidden linear layer, first to last.
+        inputs: of every linear layer but the first.
+        intermediate: of every intermediate layer.
+    """
+
+    outputs: list[Channels]
+    inputs: list[Channels]
+    intermediate: list[Channels]
+
+
+def split(pairs: Sequence[tuple[Any, Any]], decided: Decided, seed: int | None) -> None:
+    """Give new layers the weights of the old; paths take units at random.
 
     Args:
         pairs: old layers, each with what took its place.
@@ -38,84 +55,105 @@ def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, seed: int | N
     Raises:
         ValueError: for a layer of a chain in the NTK parameterisation.
     """
-    new = {id(old): layer for old, layer in pairs}
-    in_chains: set[int] = set()
+    new = carry_over(pairs, decided, "split")
     rng = generator(seed)
     for family, decision in decided:
         for chain in family.chains:
-            _Split(family, decision, rng).fill(chain, new)
-            in_chains.update(id(layer) for layer, *_ in (*chain.linear, *chain.intermediate))
-    for old, layer in pairs:
-        if old is not layer and id(old) not in in_chains and getattr(old, "weights", []):
-            layer.set_weights([_numpy(weight) for weight in old.weights])
+            fill(chain, _drawn(chain, family, decision, rng), new)
 
 
-class _Split:
-    """The units of one chain, shared out among its paths."""
+def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, init: str) -> dict[int, Any]:
+    """Give the layers outside chains the weights of the old, and return all new layers by the old.
 
-    def __init__(self, family: Family, decision: Decision, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._cardinality, self._width = decision.design
-        self._family = family
-        self._units: dict[int, np.ndarray] = {}
-
-    def fill(self, chain: Chain, new: dict[int, Any]) -> None:
-        """Set the weights of the chain's new layers."""
+    Raises:
+        ValueError: for a layer of a chain in the NTK parameterisation.
+    """
+    in_chains: set[int] = set()
+    for chain in (chain for family, _ in decided for chain in family.chains):
+        in_chains.update(id(layer) for layer, *_ in (*chain.linear, *chain.intermediate))
         for each in chain.linear:
             if getattr(each.layer, "parameterization", "standard") != "standard":
                 raise ValueError(
-                    "init: 'split' needs weights in the standard parameterisation; "
+                    f"init: {init!r} needs weights in the standard parameterisation; "
                     f"{each.layer.name!r} has that of the NTK: use init='random'"
                 )
-        *hidden, last = chain.linear
-        for index, linear in enumerate(hidden):
-            self._fill_hidden(linear, new[id(linear.layer)], first=index == 0)
-        for layer, channels, _, base in chain.intermediate:
-            units = np.concatenate(self._places(channels, base))
-            weights = [np.take(_numpy(weight), units, axis=-1) for weight in layer.weights]
-            new[id(layer)].set_weights(weights)
-        self._fill_exit(last, new[id(last.layer)])
+    for old, layer in pairs:
+        if old is not layer and id(old) not in in_chains and getattr(old, "weights", []):
+            layer.set_weights([_numpy(weight) for weight in old.weights])
+    return {id(old): layer for old, layer in pairs}
 
-    def _fill_hidden(self, linear: LinearLayer, layer: Any, *, first: bool) -> None:
-        kernel = _numpy(linear.layer.kernel)
-        outputs = self._places(linear.outputs, linear.outputs)
-        paths = [kernel[..., own] for own in outputs]
-        if not first:
-            inputs = self._places(linear.inputs, linear.base)
-            scale = self._scale(linear)
+
+def fill(chain: Chain, units: Units, new: dict[int, Any]) -> None:
+    """Give the new layers of a chain the weights of the units that their paths take."""
+    *hidden, last = chain.linear
+    for index, linear in enumerate(hidden):
+        kernel, layer = _numpy(linear.layer.kernel), new[id(linear.layer)]
+        paths = [kernel[..., own] for own in units.outputs[index]]
+        if index > 0:
+            inputs = units.inputs[index - 1]
+            scale = _scale(linear.inputs, inputs)
             paths = [scale * path[..., own, :] for path, own in zip(paths, inputs, strict=True)]
         # Dense paths have an axis of their own.
         has_axis = len(layer.kernel.shape) > kernel.ndim
         joined = np.stack(paths) if has_axis else np.concatenate(paths, axis=-1)
         layer.kernel.assign(joined.reshape(layer.kernel.shape))
         if linear.layer.use_bias:
-            layer.bias.assign(np.take(_numpy(linear.layer.bias), np.concatenate(outputs)))
+            layer.bias.assign(
+                np.take(_numpy(linear.layer.bias), np.concatenate(units.outputs[index]))
+            )
+    for each, channels in zip(chain.intermediate, units.intermediate, strict=True):
+        taken = np.concatenate(channels)
+        weights = [np.take(_numpy(weight), taken, axis=-1) for weight in each.layer.weights]
+        new[id(each.layer)].set_weights(weights)
+    _fill_exit(last, units.inputs[-1], new[id(last.layer)])
 
-    def _fill_exit(self, last: LinearLayer, layer: Any) -> None:
-        m = self._cardinality
-        units = np.concatenate(self._places(last.inputs, last.base))
-        kernel = _numpy(last.layer.kernel)[..., units, :] * self._scale(last) / m
-        if getattr(layer, "aggregate", False):
-            kernel *= np.sqrt(m)  # Its forward pass divides by that.
-        layer.kernel.assign(kernel)
-        if last.layer.use_bias:
-            layer.bias.assign(_numpy(last.layer.bias))
 
-    def _scale(self, linear: LinearLayer) -> float:
-        return (linear.base / self._family.path_width(self._width, linear.base)) ** _EXPONENT
+def _fill_exit(last: LinearLayer, inputs: Channels, layer: Any) -> None:
+    m = len(inputs)
+    kernel = _numpy(last.layer.kernel)[..., np.concatenate(inputs), :]
+    kernel = kernel * _scale(last.inputs, inputs) / m
+    if getattr(layer, "aggregate", False):
+        kernel *= np.sqrt(m)  # Its forward pass divides by that.
+    layer.kernel.assign(kernel)
+    if last.layer.use_bias:
+        layer.bias.assign(_numpy(last.layer.bias))
 
-    def _places(self, channels: int, base: int) -> list[np.ndarray]:
-        """Return, for every path, where its values lie among the baseline's channels.
 
-        Layers of one width share their units out alike: values that meet belong together.
-        """
-        if base not in self._units:
-            size = self._cardinality * self._family.path_width(self._width, base)
-            rounds = [self._rng.permutation(base) for _ in range(-(-size // base))]
-            self._units[base] = np.concatenate(rounds)[:size].reshape(self._cardinality, -1)
-        # Behind a Flatten, every pixel has the channels of the layer before.
-        pixels = base * np.arange(channels // base)[:, None]
-        return [(pixels + own).ravel() for own in self._units[base]]
+def _scale(inputs: int, taken: Channels) -> float:
+    return (inputs / len(taken[0])) ** _EXPONENT
+
+
+def _drawn(chain: Chain, family: Family, decision: Decision, rng: np.random.Generator) -> Units:
+    """Draw the channels of every path; layers of one width share theirs out alike.
+
+    Values that meet belong together.
+    """
+    drawn: dict[int, Channels] = {}
+
+    def channels(count: int, base: int) -> Channels:
+        if base not in drawn:
+            width = family.path_width(decision.design.width, base)
+            size = decision.design.cardinality * width
+            rounds = [rng.permutation(base) for _ in range(-(-size // base))]
+            drawn[base] = list(np.concatenate(rounds)[:size].reshape(-1, width))
+        return at_every_pixel(drawn[base], count, base)
+
+    *hidden, _ = chain.linear
+    return Units(
+        [channels(each.outputs, each.outputs) for each in hidden],
+        [channels(each.inputs, each.base) for each in chain.linear[1:]],
+        [channels(each.channels, each.base) for each in chain.intermediate],
+    )
+
+
+def at_every_pixel(channels: Channels, count: int, base: int) -> Channels:
+    """Return the places of a layer's channels among `count` values: all pixels' behind a Flatten.
+
+    >>> at_every_pixel([np.array([0, 2])], 6, 3)[0].tolist()
+    [0, 2, 3, 5]
+    """
+    pixels = base * np.arange(count // base)[:, None]
+    return [(pixels + own).ravel() for own in channels]
 
 
 def _numpy(weight: Any) -> np.ndarray:

@@ -54,6 +54,21 @@ def replaces_attributes_untracked():
     assert not hasattr(layer, "other")
 
 
+def runs_through_the_calls_of_a_model():
+    x = keras.Input((3,))
+    model = keras.Model(x, layers.ReLU()(layers.Dense(2)(x)))
+    seen = []
+
+    def call(operation, *args):
+        seen.append(operation)
+        return operation(*args)
+
+    value = np.ones((1, 3), "float32")
+    found = keras_internals.run_through(model, value, call)
+    assert seen == model.layers[1:]
+    np.testing.assert_array_equal(found, model(value))
+
+
 def names_the_functions_of_keras():
     x = keras.Input((3,))
     model = keras.Model(x, keras.activations.relu(keras.ops.softplus(layers.Dense(2)(x))))
@@ -80,6 +95,7 @@ USES = {
         "that Layer.__dict__ can be written past its tracking",
         replaces_attributes_untracked,
     ),
+    "run_through": ("Function._run_through_graph", runs_through_the_calls_of_a_model),
     "function_name": (
         "the modules keras.src.ops and keras.src.activations of its functions' classes",
         names_the_functions_of_keras,

@@ -1,0 +1,212 @@
+"""Refit one linear layer, and the batch normalisation behind it, to the trained model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from ce_keras.layers.keras_internals import function_name
+from ce_keras.rewrite.calibration_graph import Activations, FlatGraph
+from ce_keras.rewrite.calibration_solve import (
+    LeastSquares,
+    drawn_positions,
+    patches_at,
+    values_at,
+    windows,
+)
+from ce_keras.rewrite.chains import Call
+from ce_keras.rewrite.splitting import Channels
+
+#: Rows of each regression, but never fewer than so many times its inputs.
+ROWS = 40_000
+TIMES_INPUTS = 10
+
+
+class Pair(NamedTuple):
+    """The activations of the trained model and of the new one, on the same batches."""
+
+    old: Activations
+    new: Activations
+    batches: Sequence[int]
+    rng: np.random.Generator
+
+    def values(self, old: list[Any], new: list[Any]) -> Iterator[tuple[list[np.ndarray], ...]]:
+        """Yield the values of tensors of both graphs, batch by batch."""
+        yield from zip(
+            self.old.values(old, self.batches), self.new.values(new, self.batches), strict=True
+        )
+
+
+def refit(pair: Pair, old_layer: Any, new_layer: Any, outputs: Channels) -> None:
+    """Give a layer the weights that bring its outputs nearest to the trained model's.
+
+    One regression for each element of `outputs`: from an equal part of the new layer's inputs to
+    these outputs of the old layer, before its activation. With a batch normalisation behind, its
+    output is the target, and it gets the new outputs' statistics. Where the outputs are added to
+    a shortcut, they make up for the error of the shortcut.
+    """
+    fit = _Refit(pair, old_layer, new_layer, outputs)
+    for batch in pair.values(fit.old_tensors, fit.new_tensors):
+        fit.add(*batch)
+    fit.assign()
+
+
+class _Refit:
+    """The regressions for one layer."""
+
+    def __init__(self, pair: Pair, old_layer: Any, new_layer: Any, outputs: Channels) -> None:
+        self._pair, self._old, self._new, self._outputs = pair, old_layer, new_layer, outputs
+        self._old_calls = pair.old.graph.calls_of(old_layer)
+        self._new_calls = pair.new.graph.calls_of(new_layer)
+        self._linear = _is_linear(old_layer)
+        self._norms = None
+        shortcuts = None
+        if self._linear and len(self._old_calls) == 1:
+            ends = (pair.old.graph, self._old_calls[0]), (pair.new.graph, self._new_calls[0])
+            self._norms = _both(normalisation(*end) for end in ends)
+            if len(outputs) == 1 and len(outputs[0]) == self._old_calls[0].outputs[0].shape[-1]:
+                shortcuts = _both(shortcut(*end) for end in ends)
+        targets = [call.outputs[0] if self._linear else call.inputs[0] for call in self._old_calls]
+        if self._norms:
+            targets = [self._norms[0].outputs[0]]
+        self._has_shortcut = bool(shortcuts)
+        self.old_tensors = [*targets, *(shortcuts or ())[:1]]
+        self.new_tensors = [*(call.inputs[0] for call in self._new_calls), *(shortcuts or ())[1:]]
+        centred = bool(old_layer.use_bias) or bool(self._norms)
+        self._sums = [LeastSquares(centred) for _ in outputs]
+        inputs = int(np.prod(new_layer.kernel.shape[:-1]))
+        rows = max(ROWS, TIMES_INPUTS * inputs)
+        images = pair.new.images(pair.batches) * len(self._new_calls)
+        self._positions = -(-rows // images)
+
+    def add(self, old: list[np.ndarray], new: list[np.ndarray]) -> None:
+        """Add a batch of activations."""
+        for index in range(len(self._new_calls)):
+            view = windows(new[index], self._new)
+            where = drawn_positions(view, self._positions, self._pair.rng)
+            x = patches_at(view, where)
+            if self._linear:
+                y = values_at(old[index], where)
+            else:
+                read = patches_at(windows(old[index], self._old), where)
+                kernel = _numpy(self._old.kernel)
+                y = read.reshape(*read.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
+                y += _numpy(self._old.bias) if self._old.use_bias else 0
+            if self._has_shortcut:
+                y = y + values_at(old[-1], where) - values_at(new[-1], where)
+            y = y.reshape(-1, y.shape[-1])
+            parts = np.split(x, len(self._sums), axis=-1)
+            for sums, part, own in zip(self._sums, parts, self._outputs, strict=True):
+                sums.add(part.reshape(len(y), -1), y[:, own])
+
+    def assign(self) -> None:
+        """Solve, and assign the weights."""
+        kernels, biases = map(list, zip(*(sums.solve() for sums in self._sums), strict=True))
+        if self._norms:
+            kernels = self._normalised(kernels, biases)
+            biases = [np.zeros_like(bias) for bias in biases]
+        layer, shape = self._new, tuple(self._new.kernel.shape)
+        if len(shape) > len(self._old.kernel.shape):  # Dense paths have an axis of their own.
+            kernel = np.stack(kernels)
+        else:
+            kernel = np.concatenate([each.reshape(*shape[:-1], -1) for each in kernels], axis=-1)
+        if getattr(layer, "aggregate", False):
+            kernel = kernel * np.sqrt(layer.cardinality)  # Its forward pass divides by that.
+        layer.kernel.assign(kernel.reshape(shape))
+        if layer.use_bias:
+            layer.bias.assign(np.concatenate(biases))
+
+    def _normalised(self, targets: list[np.ndarray], biases: list[np.ndarray]) -> list[np.ndarray]:
+        """Return kernels as large as the old, and let the normalisation do the rest.
+
+        Its statistics are those of the new outputs, as training will find them, and its scale and
+        offset give the wanted function.
+        """
+        assert self._norms is not None
+        norm = self._norms[1].operation
+        kernel = _numpy(self._old.kernel)
+        lengths = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), axis=0)
+        found: dict[str, list[np.ndarray]] = {}
+        kernels = []
+        for sums, target, bias, own in zip(self._sums, targets, biases, self._outputs, strict=True):
+            length = np.linalg.norm(target, axis=0)
+            scale = np.where(length > 0, lengths[own] / np.where(length > 0, length, 1), 1)
+            kernels.append(target * scale)
+            mean = sums.mean @ kernels[-1]
+            variance = np.einsum("io,ij,jo->o", kernels[-1], sums.covariance, kernels[-1])
+            std = np.sqrt(variance + norm.epsilon)
+            # A unit that is always the same has no scale to undo.
+            gamma = np.where(scale > 0, std / np.where(scale > 0, scale, 1), 0)
+            values = (gamma, bias + sums.mean @ target, mean, variance)
+            names = ("gamma", "beta", "moving_mean", "moving_variance")
+            for name, value in zip(names, values, strict=True):
+                found.setdefault(name, []).append(value)
+        for weight in norm.weights:
+            weight.assign(np.concatenate(found[weight.name]))
+        return kernels
+
+
+def restate(pair: Pair, norm: Any) -> None:
+    """Give a batch normalisation the statistics of its inputs in the new model."""
+    calls = pair.new.graph.calls_of(norm)
+    sums: list[np.ndarray] = []
+    for values in pair.new.values([call.inputs[0] for call in calls], pair.batches):
+        for value in values:
+            rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
+            terms = (np.array(len(rows)), rows.sum(0), (rows**2).sum(0))
+            sums = [a + b for a, b in zip(sums, terms, strict=True)] if sums else list(terms)
+    count, total, squares = sums
+    mean = total / count
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(np.maximum(squares / count - mean**2, 0))
+
+
+# What follows a layer -----------------------------------------------------------------------------
+
+
+def normalisation(graph: FlatGraph, call: Call) -> Call | None:
+    """Return the batch normalisation that alone reads what a layer gives, if there is one."""
+    reader = graph.only_reader(call)
+    if reader is None or not isinstance(reader.operation, keras.layers.BatchNormalization):
+        return None
+    axis, last = reader.operation.axis, len(call.outputs[0].shape) - 1
+    can_scale = reader.operation.scale and reader.operation.center
+    return reader if axis in (-1, last) and can_scale else None
+
+
+def addition(graph: FlatGraph, call: Call) -> tuple[Call, Any] | None:
+    """Return the sum of what a layer gives with a shortcut, and the shortcut, if it is added."""
+    passes = (keras.layers.BatchNormalization, keras.layers.Dropout)
+    reader = graph.only_reader(call)
+    while reader is not None and isinstance(reader.operation, passes):
+        call, reader = reader, graph.only_reader(reader)
+    if reader is None or len(reader.inputs) != 2:
+        return None
+    is_layer = isinstance(reader.operation, keras.layers.Add)
+    if not is_layer and function_name(reader.operation) != "Add":
+        return None
+    first, second = reader.inputs
+    shortcut = second if first is call.outputs[0] else first
+    return None if shortcut.shape[1:] != reader.outputs[0].shape[1:] else (reader, shortcut)
+
+
+def shortcut(graph: FlatGraph, call: Call) -> Any:
+    """Return the tensor that is added to what a layer gives, if one is."""
+    found = addition(graph, call)
+    return None if found is None else found[1]
+
+
+def _both(found: Any) -> tuple[Any, ...] | None:
+    both = tuple(found)
+    return None if any(each is None for each in both) else both
+
+
+def _is_linear(layer: Any) -> bool:
+    return getattr(layer, "activation", None) in (None, keras.activations.linear)
+
+
+def _numpy(weight: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(weight)

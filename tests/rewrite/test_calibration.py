@@ -1,0 +1,168 @@
+"""New models that start from a trained model's function, fitted on images without labels."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from rewritable import BUILDERS, inputs_of, mlp
+from test_splitting import shaken, split_models
+
+from ce_keras import collegialize
+from ce_keras.rewrite.calibration_data import read_images
+from ce_keras.rewrite.calibration_graph import Activations
+from ce_keras.rewrite.calibration_solve import LeastSquares, drawn_positions, patches_at, windows
+
+
+def error_of(new, model, x):
+    wanted = model.predict(x, verbose=0)
+    return np.linalg.norm(new.predict(x, verbose=0) - wanted) / np.linalg.norm(
+        wanted - wanted.mean(0)
+    )
+
+
+@pytest.mark.parametrize(("name", "model"), list(split_models()))
+def test_paths_as_wide_as_the_model_keep_its_function(name, model, rng):
+    shaken(model, rng)
+    x = rng.normal(size=(150, *model.input_shape[1:])).astype("float32")
+    design = (2, 8 if name == "convolutional" else 14)
+    report = (new := collegialize(model, design=design, init="calibrated", data=x)).report
+    assert report.calibration.error < 0.05
+    fresh = rng.normal(size=(50, *model.input_shape[1:])).astype("float32")
+    assert error_of(new, model, fresh) < 0.05
+
+
+def test_the_exit_is_the_ridge_regression_on_its_own_inputs(rng):
+    model = shaken(mlp(), rng)
+    x = rng.normal(size=(200, 12)).astype("float32")
+    new = collegialize(model, design="2x16d", init="calibrated", data=x, seed=3)
+    images = read_images(model, x, 3)
+    fit = np.concatenate([images.inputs[batch][0] for batch in images.fit]).astype("float64")
+    hidden = keras.Model(new.inputs, new.layers[-2].output)
+    read = hidden.predict(fit, verbose=0).astype("float64")
+    logits = keras.Model(model.inputs, model.layers[-2].output).predict(fit, verbose=0)
+    logits = logits.astype("float64") @ model.layers[-1].kernel.numpy() + model.layers[-1].bias
+    centred = read - read.mean(0)
+    gram = centred.T @ centred / len(fit)
+    gram += 1e-3 * np.diag(gram).mean() * np.eye(len(gram))
+    wanted = np.linalg.solve(gram, centred.T @ (logits - logits.mean(0)) / len(fit))
+    found = new.layers[-1].kernel.numpy() / np.sqrt(2)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("strides", "dilation"), [((1, 1), (1, 2)), ((2, 3), (1, 1))])
+def test_patches_are_what_a_convolution_reads(padding, strides, dilation, rng):
+    layer = layers.Conv2D(
+        4, (3, 2), strides=strides, dilation_rate=dilation, padding=padding, use_bias=False
+    )
+    x = rng.normal(size=(2, 9, 8, 3)).astype("float32")
+    wanted = layer(x).numpy()
+    view = windows(x, layer)
+    assert view.shape[1:3] == wanted.shape[1:3]
+    where = drawn_positions(view, 7, rng)
+    rows = patches_at(view, where).reshape(2, len(where), -1) @ layer.kernel.numpy().reshape(-1, 4)
+    np.testing.assert_allclose(rows, wanted.reshape(2, -1, 4)[:, where], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=() if each == "squeezed" else pytest.mark.slow)
+        for each in sorted(set(BUILDERS) - {"baseline_of_the_zoo"})
+    ],
+)
+def test_every_kind_of_model_comes_nearer_than_by_a_split(name, rng):
+    model = shaken(BUILDERS[name](), rng)
+    x = inputs_of(model, rng, batch=100)
+    options = {"design": "2x8d", "alpha": 2.0, "seed": 0}
+    split = collegialize(model, init="split", **options)
+    new = collegialize(model, init="calibrated", data=x, **options)
+    wanted, near, far = (
+        np.concatenate([np.ravel(out) for out in keras.tree.flatten(each.predict(x, verbose=0))])
+        for each in (model, new, split)
+    )
+    assert np.linalg.norm(near - wanted) < np.linalg.norm(far - wanted)
+    blocks = new.report.calibration.blocks
+    assert len(blocks) == len(new.report.candidates)
+    assert all(block.after < block.before for block in blocks)
+
+
+def test_the_same_seed_and_images_give_the_same_weights(rng):
+    model = shaken(mlp(), rng)
+    x = rng.normal(size=(60, 12)).astype("float32")
+    labels = np.zeros(60)
+    batches = tf.data.Dataset.from_tensor_slices((x, labels)).batch(7)
+    one, again, batched, other = (
+        collegialize(model, design="3x8d", init="calibrated", data=data, seed=seed).get_weights()
+        for data, seed in ((x, 1), (x, 1), (batches, 1), (x, 2))
+    )
+    for mine, same, too in zip(one, again, batched, strict=True):
+        np.testing.assert_array_equal(mine, same)
+        np.testing.assert_array_equal(mine, too)
+    assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_least_squares_of_batches_are_those_of_all_rows(rng):
+    x, y = rng.normal(size=(90, 5)) + 2, rng.normal(size=(90, 2))
+    sums = LeastSquares(centred=True)
+    for part in range(0, 90, 25):
+        sums.add(x[part : part + 25], y[part : part + 25])
+    weights, intercepts = sums.solve(ridge=0)
+    wanted, *_ = np.linalg.lstsq(np.c_[x, np.ones(90)], y)
+    np.testing.assert_allclose([*weights, intercepts], wanted, rtol=1e-8)
+
+
+def test_activations_are_the_models_own_from_wherever_they_are_kept(rng):
+    model = BUILDERS["nested"]()
+    x = inputs_of(model, rng)
+    flat = [x[tensor.name] for tensor in model.inputs]
+    own = Activations(model, [flat])
+    wanted = keras.tree.flatten(model(x))
+    for layer in (model.get_layer("tower").layers[-1], model.get_layer("out")):
+        own.advance(layer)
+        for found, want in zip(next(own.values(own.graph.outputs, [0])), wanted, strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((20, 11)), "needs numbers of shape .images, 12"),
+        (np.zeros((4, 12)), "got 4 images; at least 10"),
+        (np.full((20, 12), np.nan), "infinite or NaN"),
+        ("images", "got 'images'; it must be an array"),
+        ([], "got no images"),
+        ({"x": np.zeros((20, 12))}, "the model's inputs are"),
+        (None, "data: got None and init='calibrated'"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(data, message):
+    with pytest.raises(ValueError, match=message):
+        collegialize(mlp(), design="2x8d", init="calibrated", data=data)
+
+
+def test_designs_of_one_size_are_compared_and_the_nearest_is_returned(rng):
+    model = shaken(mlp(), rng)
+    x = rng.normal(size=(100, 12)).astype("float32")
+    new = collegialize(model, "dual", design="calibrated", data=x, seed=0)
+    compared = new.report.calibration.compared
+    assert {each.design.partition("x")[0] for each in compared} >= {"1", "2", "4"}
+    assert [each.error for each in compared] == sorted(each.error for each in compared)
+    wanted = collegialize(model, "dual").count_params()
+    assert all(abs(each.params / wanted - 1) < 0.1 for each in compared)
+    best = collegialize(model, design=compared[0].design, init="calibrated", data=x, seed=0)
+    assert best.report.calibration.error == compared[0].error == new.report.calibration.error
+    np.testing.assert_array_equal(best.predict(x, verbose=0), new.predict(x, verbose=0))
+    assert "top-1 agreement" in repr(new.report)
+    assert new.report.to_dict()["calibration"]["compared"][0]["design"] == compared[0].design
+    with pytest.raises(ValueError, match="init: got 'split'; design='calibrated' needs"):
+        collegialize(model, design="calibrated", init="split")
+
+
+def test_a_narrower_network_is_made_of_the_models_own_kinds_of_layers(rng):
+    model = BUILDERS["squeezed"]()
+    narrower = collegialize(model, design="1x8d")
+    kinds = [[type(layer) for layer in each.layers] for each in (model, narrower)]
+    assert kinds[0] == kinds[1]
+    assert narrower.get_layer("a_2_conv").kernel.shape == (3, 3, 8, 8)
