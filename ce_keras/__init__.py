@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ce_keras import geometry, variance
+from ce_keras.frontier import Frontier
 from ce_keras.geometry import Design
 from ce_keras.optimum import search
 from ce_keras.registration import register_with_keras
@@ -28,6 +29,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Curve",
     "Design",
+    "Frontier",
     "Solution",
     "collegialize",
     "geometry",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _SIZES = 96
 _LARGEST = 1.25
 
+# The smallest size over the baseline's that is drawn.
+_LEAST_SHOWN = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Designs:
@@ -78,6 +81,27 @@ class Frontier:
             figure = ax.get_figure()
             assert figure is not None
             figure.colorbar(dots, ax=ax, label="parameters in millions")
+        self._mark_designs(ax, unit)
+        ax.set(xscale="log", yscale="log", title=f"{self.name}, {self.budget}")
+        # Very small networks would take most of the axes.
+        least = max(best.cost.min() / unit, _LEAST_SHOWN)
+        ax.set_xlim(least / 1.05, _LARGEST * 1.1)
+        ax.set_ylim(best.variance.min() / 1.6, best.variance[best.cost >= least * unit].max() * 1.3)
+        ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25) if tick >= least / 1.05]
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        low, high = ax.get_ylim()
+        powers = [base * 10.0**power for power in range(-3, 4) for base in (1, 2, 5)]
+        shown = [value for value in powers if low <= value <= high]
+        ax.set_yticks(shown, [f"{value:g}" for value in shown])
+        ax.minorticks_off()
+        ax.set_xlabel(f"{self.budget}, relative to the baseline's")
+        ax.set_ylabel("Var(K)/E[K]², relative to the baseline's")
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False, loc="upper right")
+        return ax
+
+    def _mark_designs(self, ax: Axes, unit: float) -> None:
+        """Draw a dot for every marked design, with all of its names."""
         names: dict[str, list[str]] = {}
         for name, point in self.marked.items():
             names.setdefault(str(point.design[0]), []).append(name)
@@ -85,30 +109,20 @@ class Frontier:
             design = str(point.design[0])
             if design not in names:
                 continue
-            text = f"{', '.join(names.pop(design))}\n{design}"
-            ax.plot(point.cost / unit, point.variance, "o", color=COLOR, ms=7, zorder=4)
+            above = "baseline" in names[design]
+            x, y = point.cost[0] / unit, point.variance[0]
+            ax.plot(x, y, "o", color=COLOR, ms=7, zorder=4)
             ax.annotate(
-                text,
-                (point.cost[0] / unit, point.variance[0]),
-                xytext=(6, 6),
+                f"{', '.join(names.pop(design))}\n{design}",
+                (x, y),
+                xytext=(0, 8) if above else (-6, -6),
+                ha="center" if above else "right",
+                va="bottom" if above else "top",
                 textcoords="offset points",
                 weight="bold",
                 color=COLOR,
                 zorder=5,
             )
-        ax.set(xscale="log", yscale="log", title=f"{self.name}, {self.budget}")
-        # Very small networks would take most of the axes.
-        shown = best.cost > unit / 20
-        ax.set_xlim(max(best.cost.min(), unit / 20) / unit / 1.1, _LARGEST * 1.15)
-        ax.set_ylim(best.variance.min() / 1.3, best.variance[shown].max() * 1.3)
-        ticks = [0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.minorticks_off()
-        ax.set_xlabel(f"{self.budget}, relative to the baseline's")
-        ax.set_ylabel("Var(K)/E[K]², relative to the baseline's")
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False, loc="upper right")
-        return ax
 
     def to_dict(self) -> dict[str, Any]:
         """Return designs and values as plain lists, for JSON."""

@@ -24,6 +24,10 @@ SMALL = {
         *("--widths", "12", "35", "100", "--out", "."),
     ],
     "benchmarks/collegialize.py": ["--only", "MobileNet", "--out", "."],
+    "benchmarks/latency.py": [
+        *("--network", "resnext11", "--batch", "1", "--phases", "infer"),
+        *("--rounds", "2", "--out", "."),
+    ],
     "benchmarks/split_init.py": [
         *("--only", "dense 200x4", "--seeds", "1", "--images", "100", "--out", ".")
     ],
@@ -41,6 +45,7 @@ WRITES = {
     "benchmarks/pipeline.py": ["pipeline.md"],
     "benchmarks/oracle_vs_sweep.py": ["oracle_vs_sweep.md", "oracle_vs_sweep.png"],
     "benchmarks/collegialize.py": ["collegialize.md", "collegialize.json"],
+    "benchmarks/latency.py": ["latency.md", "latency.json", "latency_resnext11_infer.png"],
     "benchmarks/split_init.py": ["split_init.md"],
     "examples/shrink_keras_applications.py": ["smaller.keras"],
     "examples/tune_keras_model.py": [],

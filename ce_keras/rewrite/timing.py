@@ -109,7 +109,7 @@ def all_seconds(
     A training step is a forward and a backward pass and the update, as `fit` compiles it. Models
     take turns; they are compiled and trained.
     """
-    steps = [_step(model, batch, phase) for model in models]
+    steps = [step_of(model, batch, phase) for model in models]
     with _no_advice():
         for step in steps:
             step()
@@ -149,7 +149,8 @@ def check_measurable(argument: str, model: keras.Model) -> None:
             )
 
 
-def _step(model: keras.Model, batch: int, phase: Phase) -> Callable[[], Any]:
+def step_of(model: keras.Model, batch: int, phase: Phase = "train") -> Callable[[], Any]:
+    """Return a function that takes a step of a model on random inputs, and so trains it."""
     copy = keras.Model(model.inputs, model.outputs)
     rng = np.random.default_rng(0)
     inputs = [
