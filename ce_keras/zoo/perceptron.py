@@ -12,7 +12,8 @@ from keras import layers
 from ce_keras import geometry
 from ce_keras.checks import brief, checked_seed, one_of, positive_int, sequence_of
 from ce_keras.geometry import Design
-from ce_keras.layers.collegial import Aggregate, CollegialDense
+from ce_keras.layers.collegial import Aggregate
+from ce_keras.layers.collegial_dense import CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
 from ce_keras.optimum import search
 from ce_keras.zoo.building import check_outputs, defaults, layer_seeds, with_weights
