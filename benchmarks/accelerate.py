@@ -67,7 +67,7 @@ def csp_resnext(side: int, depths: tuple[int, ...] = (3, 3, 5, 2)) -> keras.Mode
         image_shape=(side, side, 3),
     )
     x = keras.layers.GlobalAveragePooling2D()(backbone.output)
-    return keras.Model(backbone.input, keras.layers.Dense(10)(x), name="KerasHub's CSPResNeXt-50")
+    return keras.Model(backbone.input, keras.layers.Dense(10)(x), name="KerasHub-CSPResNeXt-50")
 
 
 def compared(model: keras.Model, batch: int, rounds: int) -> list[Row]:

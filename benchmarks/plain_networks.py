@@ -42,7 +42,7 @@ def resnext50(side: int, classes: int = 10, depths: tuple[int, ...] = (3, 4, 6, 
         for block in range(depth):
             strides = 2 if stage and not block else 1
             x = bottleneck(x, 128 * 2**stage, 256 * 2**stage, strides, 32)
-    return classifier(image, x, classes, "ResNeXt-50 32x4d")
+    return classifier(image, x, classes, "ResNeXt-50-32x4d")
 
 
 def regnetx(
@@ -94,4 +94,4 @@ def shufflenet(
         for block in range(depth):
             first = stage == block == 0
             x = shuffle_unit(x, 240 * 2**stage, groups, 1 if block else 2, first)
-    return classifier(image, x, classes, "ShuffleNet 1x, g = 3")
+    return classifier(image, x, classes, "ShuffleNet-1x-g3")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ce_keras.layers.batch_norm import FusedBatchNormalization
 from ce_keras.layers.bottleneck import collegial_bottleneck
-from ce_keras.layers.collegial import Aggregate, CollegialConv2D, CollegialDense
+from ce_keras.layers.collegial import Aggregate, CollegialConv2D
+from ce_keras.layers.collegial_dense import CollegialDense
 from ce_keras.layers.ensemble import CollegialEnsemble
 from ce_keras.layers.layer_norm import CollegialLayerNormalization
 from ce_keras.layers.replacements import GroupedConv1D, GroupedConv3D

@@ -16,7 +16,8 @@ import numpy as np
 from keras import layers
 
 from ce_keras.layers.batch_norm import FusedBatchNormalization
-from ce_keras.layers.collegial import CollegialConv2D, CollegialDense
+from ce_keras.layers.collegial import CollegialConv2D
+from ce_keras.layers.collegial_dense import CollegialDense
 from ce_keras.layers.initializers import SummedPaths
 from ce_keras.layers.keras_internals import all_layers, own_trainable_variables
 from ce_keras.layers.layer_norm import CollegialLayerNormalization

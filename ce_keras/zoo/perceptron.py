@@ -13,7 +13,8 @@ from ce_keras import geometry
 from ce_keras.algorithm2 import solve
 from ce_keras.checks import brief, checked_seed, one_of, positive_int, sequence_of
 from ce_keras.geometry import Design
-from ce_keras.layers.collegial import Aggregate, CollegialDense
+from ce_keras.layers.collegial import Aggregate
+from ce_keras.layers.collegial_dense import CollegialDense
 from ce_keras.layers.initializers import kernel_initializer
 from ce_keras.zoo.building import check_outputs, defaults, layer_seeds, with_weights
 from ce_keras.zoo.weights import find_weights

@@ -372,3 +372,47 @@ def test_what_does_not_fit_is_named(build, shape, message):
 
 def test_positional_arguments_are_those_of_conv2d():
     assert CollegialConv2D(8, 3, 2).strides == (2, 2)
+
+
+# Quantisation. -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameterization", ["standard", "ntk"])
+def test_int8_is_keras_own_of_every_path(parameterization, rng, tmp_path):
+    x = tf.constant(rng.normal(size=(7, 5, 16)), tf.float32)
+    layer = CollegialDense(24, 4, parameterization=parameterization, use_bias=False)
+    model = keras.Sequential([keras.Input((5, 16)), layer])
+    exact, kernels = model(x), layer.kernel.numpy()
+    layer.quantize("int8")
+    paths = []
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        ours = model(x)
+        for images, kernel in zip(tf.split(x, 4, -1), kernels, strict=True):
+            one = keras.layers.Dense(6, use_bias=False)
+            one.build((None, 4))
+            one.set_weights([kernel])
+            one.quantize("int8")
+            paths.append(one(images))
+        theirs = tf.concat(paths, -1)
+        if parameterization == "ntk":
+            theirs *= math.sqrt(2 / 4)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    gradients = [tape.gradient(each, x) for each in (ours, theirs)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-5)
+    # Steps of 1/127 of the largest: a uniform error of a third of that, in weights and inputs.
+    assert np.std(ours - exact) < 0.02 * np.std(exact)
+    assert layer._kernel.dtype == "int8"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), ours)
+
+
+def test_layers_that_cannot_be_quantised_say_why():
+    convolution = CollegialConv2D(4, 3, cardinality=2, name="conv")
+    model = keras.Sequential([keras.Input((4, 4, 2)), convolution, CollegialDense(4, 2, name="d")])
+    with pytest.warns(UserWarning, match="quanti") as said:
+        model.quantize("int4")
+    words = " ".join(str(each.message) for each in said)
+    assert "'conv' keeps its floats, as every convolution does in Keras' quantize" in words
+    assert "'d' keeps its floats: it is quantised in mode 'int8'" in words
