@@ -39,7 +39,7 @@ from torch_resnext import PackedConv2d, TorchResNeXt
 
 from ce_keras import files
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
-from ce_keras.reproduce.cifar10 import NETWORK, SCALES
+from ce_keras.reproduce.cifar10 import NETWORK, SCALES, step_times
 from ce_keras.reproduce.result import Result
 from ce_keras.zoo.resnext import build_resnext
 
@@ -464,9 +464,12 @@ def pages() -> None:
         if row["network"] == "resnext11"
     ]
     settings = SCALES["full"]._replace(seeds=len({run["seed"] for run in runs}))
+    kept = json.loads((DOCS / "reproduction/cifar10.json").read_text())["data"]
     data = {
         "settings": settings._asdict(),
         "runs": runs,
+        # Of two CPU cores: the times of the GPU are of all designs at once.
+        "times": kept.get("times") or step_times(settings.designs),
         "device": "one NVIDIA H200 GPU, in bfloat16 by PyTorch",
         "command": "python benchmarks/cifar10_gpu.py --part resnext11 --data FOLDER --out DIR",
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ce_keras.geometry import RESNEXTS, Design, resnext
+from ce_keras.latency import Phase
 from ce_keras.progress import progress
 from ce_keras.reproduce.plots import name_point
 from ce_keras.reproduce.protocol import CORRELATION, Check, Scale
@@ -51,6 +52,9 @@ _TEST_IMAGES = 10_000
 
 # Rank correlations are of so many designs at least.
 _DESIGNS = 5
+
+# Names of measured times, and the phases whose steps they are.
+_TIMES: dict[str, Phase] = {"training time": "train", "inference time": "infer"}
 
 # A difference is called one beyond so many standard errors.
 _ERRORS = 2.0
@@ -103,7 +107,26 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
             arguments = (_recipe(settings, regime, design), seed + number, folder / name)
             result = points(name, _train, functools.partial(load, regime), *arguments)
             runs.append({"regime": regime, "design": design, "seed": seed + number, **result})
-    return {"runs": runs}
+    return {"runs": runs, "times": points("times", step_times, settings.designs)}
+
+
+def step_times(designs: Sequence[str], batch: int = 64) -> dict[str, dict[str, float]]:
+    """Return each design's seconds of a training step and of inference, on this machine.
+
+    Networks take turns; medians.
+    """
+    from ce_keras import zoo
+    from ce_keras.rewrite.timing import step_seconds
+
+    models = []
+    for design in designs:
+        m, n = Design.parse(design)
+        models.append(zoo.NETWORKS[NETWORK](cardinality=m, width=n))
+    found = {name: step_seconds(models, batch, phase) for name, phase in _TIMES.items()}
+    return {
+        design: {name: times[index] for name, times in found.items()}
+        for index, design in enumerate(designs)
+    }
 
 
 def _recipe(settings: Settings, regime: str, design: str) -> Any:
@@ -229,7 +252,9 @@ def summarize(data: dict[str, Any]) -> dict[str, Any]:
         summary[regime] = {
             "errors": errors,
             "train": _by_design(data, regime, "train_error"),
-            "correlations": _correlations(errors) if len(errors) >= _DESIGNS else {},
+            "correlations": (
+                _correlations(errors, data.get("times", {})) if len(errors) >= _DESIGNS else {}
+            ),
             "contrasts": {
                 (a, b): difference(errors[a], errors[b])
                 for _, a, b, _ in CONTRASTS
@@ -248,13 +273,16 @@ def _by_design(data: dict[str, Any], regime: str, quantity: str) -> dict[str, np
     return {design: np.array(values) for design, values in rows.items()}
 
 
-def _correlations(errors: dict[str, np.ndarray], draws: int = 2_000) -> dict[str, Any]:
+def _correlations(
+    errors: dict[str, np.ndarray], times: dict[str, dict[str, float]], draws: int = 2_000
+) -> dict[str, Any]:
     """Return the rank correlation of each predictor with the mean error.
 
     Each comes with a 95 % bootstrap interval (designs, and seeds of each, are drawn again) and
     the p-value of a permutation test.
     """
-    known = [predictors(design) for design in errors]
+    timed = errors.keys() <= times.keys()
+    known = [predictors(design) | (times[design] if timed else {}) for design in errors]
     means = np.array([values.mean() for values in errors.values()])
     rng = np.random.default_rng(0)
     resampled = np.array(
@@ -363,46 +391,68 @@ _GROUPS = {
 
 
 def details(data: dict[str, Any]) -> str:
-    """Return a table of all designs: parameters, test errors and training errors."""
+    """Return a table of all designs: parameters, times of 64 images, and errors."""
     regimes = list(dict.fromkeys(run["regime"] for run in data["runs"]))
     kinds = ("test", "train")
-    header = ["design", "parameters", *(f"{kind} error, {n}" for n in regimes for kind in kinds)]
+    times = data.get("times", {})
+    timed = list(_TIMES) if times else []
+    header = [
+        "design",
+        "parameters",
+        *timed,
+        *(f"{kind} error, {n}" for n in regimes for kind in kinds),
+    ]
     lines = [f"| {' | '.join(header)} |", f"|---|{'--:|' * (len(header) - 1)}"]
     found = [_by_design(data, regime, f"{kind}_error") for regime in regimes for kind in kinds]
     for design in data["settings"]["designs"]:
         cells = [f"{each[design].mean():.2f} %" if design in each else "" for each in found]
         params = f"{predictors(design)['parameters']:,.0f}"
-        lines.append(f"| {' | '.join([design, params, *cells])} |")
+        own = [f"{1e3 * times[design][name]:.0f} ms" for name in timed]
+        lines.append(f"| {' | '.join([design, params, *own, *cells])} |")
     return "\n".join(lines)
 
 
 def draw(data: dict[str, Any], figure: Figure) -> None:
-    """Draw the error against exact variance and parameters, and the regime of few images."""
+    """Draw the error against what predicts it and what a user pays, then for few images."""
     summary = data["summary"]
     regimes = list(summary)
-    panels = [(regimes[0], "exact variance"), (regimes[0], "parameters")]
+    times = data.get("times", {})
+    paid = ["parameters", *(_TIMES if times else [])]
+    panels = [(regimes[0], "exact variance"), *((regimes[0], quantity) for quantity in paid)]
     panels += [(regime, "exact variance") for regime in regimes[1:]]
+    figure.set_size_inches(4.2 * len(panels), 4.2)
     for ax, (regime, quantity) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        _draw_errors(ax, summary[regime]["errors"], quantity)
+        _draw_errors(ax, summary[regime]["errors"], quantity, times)
         ax.set_title(regime, fontsize=10)
-        label = "exact Var(K)/E[K]²" if quantity == "exact variance" else quantity
-        ax.set_xlabel(label)
+        units = {"exact variance": "exact Var(K)/E[K]²", **dict.fromkeys(_TIMES, f"{quantity}, ms")}
+        ax.set_xlabel(units.get(quantity, quantity))
     figure.axes[0].set_ylabel("test error in %")
     figure.axes[0].legend(frameon=False, fontsize=8)
 
 
-def _draw_errors(ax: Axes, errors: dict[str, np.ndarray], quantity: str) -> None:
+def _draw_errors(
+    ax: Axes, errors: dict[str, np.ndarray], quantity: str, times: dict[str, dict[str, float]]
+) -> None:
     """Draw one point for each design, with two standard errors over the seeds."""
     for label, (color, designs) in _GROUPS.items():
         ax.plot([], [], "o", ms=4, color=color, label=label)
         for design in set(designs) & set(errors):
-            values, x = errors[design], predictors(design)[quantity]
+            values = errors[design]
+            x = (
+                1e3 * times[design][quantity]
+                if quantity in _TIMES
+                else predictors(design)[quantity]
+            )
             several = len(values) > 1
             spread = _ERRORS * values.std(ddof=1) / np.sqrt(len(values)) if several else 0.0
             ax.errorbar(x, values.mean(), spread, fmt="o", ms=4, capsize=2, color=color)
             name_point(ax, design, x, float(values.mean()))
     ax.set_xscale("log")
-    places = {"exact variance": (0.02, 0.05, 0.1, 0.2), "parameters": (0.5e6, 1e6)}[quantity]
-    ax.set_xticks(places, [f"{place:,.12g}" for place in places])
+    places = {"exact variance": (0.02, 0.05, 0.1, 0.2), "parameters": (0.5e6, 1e6)}.get(
+        quantity, (20, 30, 50, 70, 100, 150, 200, 300)
+    )
+    low, high = ax.get_xlim()
+    shown = [place for place in places if low <= place <= high]
+    ax.set_xticks(shown, [f"{place:,.12g}" for place in shown])
     ax.minorticks_off()
     ax.margins(x=0.2)
