@@ -294,6 +294,11 @@ def baselines_of(baseline: Any, family: str | None = None) -> list[ModelBaseline
         ValueError: for something else, or a model in which nothing can be ensembled.
     """
     if isinstance(baseline, Candidate):
+        if baseline.baseline is None:
+            raise ValueError(
+                f"baseline: {baseline.name!r} is of an ensemble's report, which does not keep the "
+                "model; take a candidate of ce_keras.inspect(model)"
+            )
         return [baseline.baseline]
     model = loaded(baseline)
     before, chains, skipped = _found(model)

@@ -18,6 +18,7 @@ from ce_keras.checks import brief
 from ce_keras.cost import AffineCost, Cost, Measured
 from ce_keras.geometry import Design, Network, Width, scaled_widths
 from ce_keras.latency import LatencyCost, Timing, known_table
+from ce_keras.rewrite.chains import is_functional
 from ce_keras.rewrite.decisions import Family, alpha_of, network_of
 from ce_keras.rewrite.report import Costs
 
@@ -114,8 +115,8 @@ def activations(model: keras.Model) -> int | None:
     A training step keeps all of them for its backward pass. `None` if a size is not known.
     """
     count = 0
-    for operation in model.operations:
-        if isinstance(operation, keras.Model) and getattr(operation, "operations", None):
+    for operation in _operations(model):
+        if is_functional(operation):
             inner = activations(operation)
             if inner is None:
                 return None
@@ -128,19 +129,33 @@ def activations(model: keras.Model) -> int | None:
     return count
 
 
+def _operations(model: keras.Model) -> list[Any]:
+    """Return the operations of a functional or sequential model."""
+    return keras.Model(model.inputs, model.outputs).operations
+
+
 def _bytes_of(model: keras.Model) -> int:
     dtype = keras.dtype_policies.get(model.dtype_policy).compute_dtype or "float32"
     return 2 if "16" in dtype else 8 if "64" in dtype else 4
 
 
 def _digest(model: keras.Model) -> str:
-    """Return a short form of a model's configuration, without the names that Keras counts."""
-    rows = [
-        (type(operation).__name__, [tuple(x.shape) for x in keras.tree.flatten(operation.output)])
-        for operation in model.operations
-    ]
-    policy = keras.dtype_policies.get(model.dtype_policy).name
-    return hashlib.sha256(repr((rows, policy)).encode()).hexdigest()[:20]
+    """Return a short form of everything that a model's times depend on; not of names."""
+    return hashlib.sha256(repr(_described(model)).encode()).hexdigest()[:20]
+
+
+def _described(model: keras.Model) -> list[Any]:
+    rows: list[Any] = []
+    for operation in _operations(model):
+        shapes = [(tensor.shape, tensor.dtype) for tensor in keras.tree.flatten(operation.output)]
+        kind = type(operation).__name__
+        if is_functional(operation):
+            rows.append((kind, shapes, _described(operation)))
+            continue
+        config: dict[str, Any] = getattr(operation, "get_config", dict)()
+        config.pop("name", None)
+        rows.append((kind, shapes, sorted(map(repr, config.items()))))
+    return rows
 
 
 # Any baseline ------------------------------------------------------------------------------------

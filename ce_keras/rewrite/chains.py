@@ -73,6 +73,7 @@ class Chain:
         prefix: of the layers' names, where the chain lies in a model within the model.
         activations: of every tensor inside, its elements for one channel of the linear layer
             before, and how many channels that has; `None` if a size is not known.
+        calls: how often the model calls it.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Chain:
     intermediate: tuple[IntermediateLayer, ...]
     prefix: str = ""
     activations: tuple[tuple[int, int], ...] | None = None
+    calls: int = 1
 
     @property
     def in_law(self) -> list[LinearLayer]:
@@ -113,8 +115,9 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
     )
     chains: list[Chain] = []
     reasons: dict[int, str] = {}
-    for prefix, _, graph in graphs:
-        chains += _chains_of(graph, prefix, uses, reasons)
+    for prefix, inner, graph in graphs:
+        calls = max(1, uses[id(inner)])
+        chains += _chains_of(graph, prefix, uses, reasons, calls)
     names = Counter(chain.name for chain in chains)
     # Keras' own layer names begin alike in all chains.
     chains = [
@@ -230,7 +233,7 @@ def _layers_of(operation: Any) -> list[Any]:
 
 
 def _chains_of(
-    graph: Graph, prefix: str, uses: Counter[int], reasons: dict[int, str]
+    graph: Graph, prefix: str, uses: Counter[int], reasons: dict[int, str], calls: int
 ) -> list[Chain]:
     starts: dict[int, list[int]] = {}
     for position, call in enumerate(graph.calls):
@@ -247,7 +250,7 @@ def _chains_of(
         except CannotGroupError as error:
             reasons[entry] = str(error)
             continue
-        chains.append(chain)
+        chains.append(dataclasses.replace(chain, calls=calls * len(grown)))
         taken.update(id(each.layer) for each in chain.linear)
     return chains
 

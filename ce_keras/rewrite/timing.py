@@ -41,7 +41,9 @@ def measure_table(model: keras.Model, family: Family, timing: Timing) -> Table:
     """
     check_measurable("budget", model)
     designs = grid(family)
-    kinds = Counter(map(_kind, family.chains))
+    kinds: Counter[Any] = Counter()
+    for chain in family.chains:
+        kinds[_kind(chain)] += chain.calls
     blocks = []
     by_kind = {_kind(chain): chain for chain in family.chains}
     bar = progress(by_kind.items(), desc="times of blocks", delay=1)

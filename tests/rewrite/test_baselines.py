@@ -102,3 +102,26 @@ def test_latency_of_every_block_is_measured_and_added_up(two_families, monkeypat
     decided = [each.design for each in report.decisions] or [(1, 64)]
     assert decided == [solution.design], "the times are those of the file"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_times_of_different_models_are_kept_apart(monkeypatch, tmp_path):
+    """A model inside, a stride or a kernel makes another model; names do not."""
+    monkeypatch.setenv("CE_KERAS_CACHE", str(tmp_path))
+
+    def nested(kernel, strides=1, prefix=""):
+        image = keras.Input((8, 8, 16))
+        x = layers.Conv2D(8, 1, activation="relu", name=f"{prefix}a")(image)
+        x = layers.Conv2D(8, kernel, strides, padding="same", name=f"{prefix}b")(x)
+        inner = keras.Model(image, layers.Conv2D(16, 1, name=f"{prefix}c")(x))
+        outer = keras.Input((8, 8, 16))
+        return keras.Model(outer, layers.GlobalAveragePooling2D()(inner(outer)))
+
+    monkeypatch.setattr(
+        "ce_keras.rewrite.timing.measure_table",
+        lambda model, family, timing: ce_keras.latency.Table(
+            [1.0], [ce_keras.latency.Block(1, [[1, 8]], [[0.5]])]
+        ),
+    )
+    for model in (nested(3), nested(5), nested(3, 2), nested(3, prefix="another_")):
+        search(model, budget="latency")
+    assert len(list(tmp_path.iterdir())) == 3
