@@ -32,6 +32,11 @@ SMALL = {
         *("--only", "dense 200x4", "--seeds", "1", "--images", "100", "--out", ".")
     ],
     "examples/shrink_keras_applications.py": ["--size", "32", "--steps", "1"],
+    "examples/compress_trained_model.py": ["--images", "200", "--epochs", "1"],
+    "benchmarks/calibration.py": [
+        *("--network", "dense", "--seeds", "1", "--images", "60", "--train", "200"),
+        *("--epochs", "1", "--out", "."),
+    ],
     "examples/tune_keras_model.py": ["--images", "50", "--epochs", "1"],
     "examples/walkthrough.py": [],
     "examples/classify_image.py": [],
@@ -48,6 +53,8 @@ WRITES = {
     "benchmarks/latency.py": ["latency.md", "latency.json", "latency_resnext11_infer.png"],
     "benchmarks/split_init.py": ["split_init.md"],
     "examples/shrink_keras_applications.py": ["smaller.keras"],
+    "examples/compress_trained_model.py": ["smaller.tflite"],
+    "benchmarks/calibration.py": ["calibration.json", "calibration.md"],
     "examples/tune_keras_model.py": [],
     "examples/walkthrough.py": [],
     "examples/classify_image.py": [],

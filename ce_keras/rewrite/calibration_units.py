@@ -49,6 +49,20 @@ class Links:
         self.reads = [reads[id(each.layer)] for each in chain.linear[1:]]
         self.intermediate = [reads[id(each.layer)] for each in chain.intermediate]
 
+    def units(self, chain: Chain, own: Mapping[int, Channels]) -> Units:
+        """Return the channels of all layers, from those of the layers that own units."""
+        return Units(
+            [own[owner] for owner in self.owners],
+            [
+                at_every_pixel(own[read], each.inputs, each.base)
+                for read, each in zip(self.reads, chain.linear[1:], strict=True)
+            ],
+            [
+                at_every_pixel(own[read], each.channels, each.base)
+                for read, each in zip(self.intermediate, chain.intermediate, strict=True)
+            ],
+        )
+
     def reader(self, owner: int) -> int:
         """Return the last linear layer that reads a layer's units."""
         return max(index for index, read in enumerate(self.reads, 1) if read == owner)
@@ -102,17 +116,7 @@ def chosen_units(
                 ranked(covariance, _importance(kernel[..., own], covariance), size)
                 for own in units[links.owners[reader]]
             ]
-    return Units(
-        [units[owner] for owner in links.owners],
-        [
-            at_every_pixel(units[read], each.inputs, each.base)
-            for read, each in zip(links.reads, chain.linear[1:], strict=True)
-        ],
-        [
-            at_every_pixel(units[read], each.channels, each.base)
-            for read, each in zip(links.intermediate, chain.intermediate, strict=True)
-        ],
-    )
+    return links.units(chain, units)
 
 
 def _kernel(chain: Chain, index: int) -> np.ndarray:

@@ -83,15 +83,18 @@ def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, init: str) ->
     return {id(old): layer for old, layer in pairs}
 
 
-def fill(chain: Chain, units: Units, new: dict[int, Any]) -> None:
-    """Give the new layers of a chain the weights of the units that their paths take."""
+def fill(chain: Chain, units: Units, new: dict[int, Any], exponent: float = _EXPONENT) -> None:
+    """Give the new layers of a chain the weights of the units that their paths take.
+
+    Weights behind the first layer are scaled by this power of the part of the units that is left.
+    """
     *hidden, last = chain.linear
     for index, linear in enumerate(hidden):
         kernel, layer = _numpy(linear.layer.kernel), new[id(linear.layer)]
         paths = [kernel[..., own] for own in units.outputs[index]]
         if index > 0:
             inputs = units.inputs[index - 1]
-            scale = _scale(linear.inputs, inputs)
+            scale = (linear.inputs / len(inputs[0])) ** exponent
             paths = [scale * path[..., own, :] for path, own in zip(paths, inputs, strict=True)]
         # Dense paths have an axis of their own.
         has_axis = len(layer.kernel.shape) > kernel.ndim
@@ -105,22 +108,18 @@ def fill(chain: Chain, units: Units, new: dict[int, Any]) -> None:
         taken = np.concatenate(channels)
         weights = [np.take(_numpy(weight), taken, axis=-1) for weight in each.layer.weights]
         new[id(each.layer)].set_weights(weights)
-    _fill_exit(last, units.inputs[-1], new[id(last.layer)])
+    _fill_exit(last, units.inputs[-1], new[id(last.layer)], exponent)
 
 
-def _fill_exit(last: LinearLayer, inputs: Channels, layer: Any) -> None:
+def _fill_exit(last: LinearLayer, inputs: Channels, layer: Any, exponent: float) -> None:
     m = len(inputs)
     kernel = _numpy(last.layer.kernel)[..., np.concatenate(inputs), :]
-    kernel = kernel * _scale(last.inputs, inputs) / m
+    kernel = kernel * (last.inputs / len(inputs[0])) ** exponent / m
     if getattr(layer, "aggregate", False):
         kernel *= np.sqrt(m)  # Its forward pass divides by that.
     layer.kernel.assign(kernel)
     if last.layer.use_bias:
         layer.bias.assign(_numpy(last.layer.bias))
-
-
-def _scale(inputs: int, taken: Channels) -> float:
-    return (inputs / len(taken[0])) ** _EXPONENT
 
 
 def _drawn(chain: Chain, family: Family, decision: Decision, rng: np.random.Generator) -> Units:

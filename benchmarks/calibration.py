@@ -1,0 +1,315 @@
+"""Compare what a smaller network begins with: calibrated, split, pruned, and new weights.
+
+    python benchmarks/calibration.py [--data FOLDER] [--seeds 5] [--epochs 1 2 5]
+
+The trained models are a fully connected network on the embedded images, a new one for each seed,
+and, where `--data` names a folder of CIFAR-10 (`train/CLASS` and `test/CLASS`), the ResNeXt-11 that
+comes with the package. Every result is kept as it comes; a stopped run is continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from timing import begin_with
+from tqdm import tqdm
+
+import ce_keras
+from ce_keras import files, zoo
+from ce_keras.resumable import ResumableResults
+from ce_keras.rewrite.calibration_graph import FlatGraph
+from ce_keras.rewrite.calibration_units import Links
+from ce_keras.rewrite.chains import find_chains
+from ce_keras.rewrite.splitting import fill
+from ce_keras.training import balanced, load_fashion_mnist
+from ce_keras.training.image_files import decode_file, find_classes, labelled_files
+from ce_keras.training.images import balanced_rows
+
+#: For each network: an ensemble and the narrower network of as many parameters.
+DESIGNS = {"dense": ("3x67d", "1x158d"), "cifar10": ("11x7d", "1x37d")}
+NAMES = {"dense": "fully connected, 4 x 200", "cifar10": "ResNeXt-11 1x64d, CIFAR-10"}
+STARTS = ("calibrated", "split", "pruned", "new")
+
+
+class Data(NamedTuple):
+    """Images as a network reads them, with labels."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def dense_data(options: argparse.Namespace) -> Data:
+    """Return the embedded images."""
+    train, test = load_fashion_mnist()
+    parts = (balanced(train, options.train or len(train.labels)), test)
+    return Data(*((part.images.astype("float32") / 255, part.labels) for part in parts))
+
+
+def cifar10_data(options: argparse.Namespace) -> Data:
+    """Return the images in a folder, normalised as for the weights that come with the package."""
+    (train, test), names = find_classes(options.data)
+    entry = zoo.published_weights("resnext11c_1x64d")["resnext11c_1x64d/cifar10"]
+    wanted = options.train or (None if options.epochs else 5 * options.images)
+
+    def read(split: Path, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+        paths, labels = map(np.array, zip(*labelled_files(split, names), strict=True))
+        rows = slice(None) if count is None else balanced_rows(labels, count)
+        images = np.stack([decode_file(path, 3) for path in tqdm(paths[rows], leave=False)])
+        return (images - np.float32(entry["mean"])) / np.float32(entry["deviation"]), labels[rows]
+
+    return Data(read(train, wanted), read(test, options.test))
+
+
+def trained_dense(seed: int, data: Data) -> keras.Model:
+    """Return a network of four hidden layers of 200, trained for ten epochs."""
+    keras.utils.set_random_seed(seed)
+    hidden = [keras.layers.Dense(200, "relu", kernel_initializer="he_normal") for _ in range(4)]
+    flat = [keras.Input((28, 28, 1)), keras.layers.Flatten()]
+    model = keras.Sequential([*flat, *hidden, keras.layers.Dense(10, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(*data.train, batch_size=100, epochs=10, verbose=0)
+    return model
+
+
+def trained_cifar10(seed: int, data: Data) -> keras.Model:
+    """Return the network that comes with the package."""
+    del seed, data
+    return zoo.resnext11c(mode="baseline", weights="cifar10")
+
+
+NETWORKS = {"dense": (dense_data, trained_dense), "cifar10": (cifar10_data, trained_cifar10)}
+
+
+# Starts -------------------------------------------------------------------------------------------
+
+
+def started(model: keras.Model, design: str, start: str, seed: int, images: Any) -> keras.Model:
+    """Return a smaller network with the weights that it begins with."""
+    keras.utils.set_random_seed(seed + 100)
+    if start == "calibrated":
+        return ce_keras.collegialize(
+            model, design=design, init="calibrated", data=images, seed=seed
+        )
+    init = "random" if start == "new" else "split"
+    smaller = ce_keras.collegialize(model, design=design, init=init, seed=seed)
+    if start == "pruned":
+        prune(model, smaller, images)
+    return smaller
+
+
+def prune(model: keras.Model, smaller: keras.Model, images: np.ndarray) -> None:
+    """Keep the channels whose filters have the largest sums of absolute weights.
+
+    Weights stay as they are; statistics of batch normalisations are estimated again.
+    """
+    m, _ = smaller.report.decisions[0].design
+    new = {id(layer): smaller.get_layer(layer.name) for layer in model.layers[1:]}
+    graph = FlatGraph(model)
+    for chain in find_chains(model)[0]:
+        links = Links(graph, chain)
+        own = {}
+        for index in set(links.owners):
+            kernel = keras.ops.convert_to_numpy(chain.linear[index].layer.kernel)
+            order = np.argsort(-abs(kernel).sum(tuple(range(kernel.ndim - 1))), kind="stable")
+            layer = new[id(chain.linear[index].layer)]
+            width = getattr(layer, "units", None) or layer.filters
+            own[index] = list(np.resize(order, width).reshape(m, -1))
+        fill(chain, links.units(chain, own), new, exponent=0)
+    norms = [x for x in smaller.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    smaller(images[:500], training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def tuned(
+    model: keras.Model, smaller: keras.Model, epochs: int, distil: bool, seed: int, data: Data
+) -> None:
+    """Train by Adam, its rate falling to zero; with the model as teacher if asked."""
+    keras.utils.set_random_seed(seed + 200)
+    steps = epochs * math.ceil(len(data.train[1]) / 100)
+    adam = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
+    learner: Any = smaller
+    if distil:
+        loss = keras.distillation.FeatureDistillation(loss="kl_divergence")
+        learner = keras.distillation.Distiller(model, smaller, loss)
+    # Compiling by XLA would take longer than so short a training.
+    learner.compile(adam, "sparse_categorical_crossentropy", jit_compile=False)
+    learner.fit(*data.train, batch_size=100, epochs=epochs, verbose=0)
+    model.trainable = True  # The distiller has frozen it.
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def accuracy(model: keras.Model, data: Data) -> tuple[float, np.ndarray]:
+    """Return the accuracy on the test images in percent, and the classes."""
+    x = data.test[0]
+    parts = [np.asarray(model(x[start : start + 250])) for start in range(0, len(x), 250)]
+    found = np.concatenate(parts).argmax(-1)
+    return float(100 * (found == data.test[1]).mean()), found
+
+
+def key(network: str, design: str, start: str, seed: int, tuning: str = "before") -> str:
+    """Return the name of a result."""
+    return f"{network}/{design}/{start}/{seed}/{tuning}"
+
+
+def tunings(options: argparse.Namespace) -> Iterator[tuple[str, int, bool]]:
+    """Yield the trainings: name, epochs, and whether by distillation."""
+    for epochs in options.epochs:
+        yield f"{epochs}", epochs, False
+        yield f"{epochs} distilled", epochs, True
+
+
+def measure(network: str, options: argparse.Namespace, results: ResumableResults) -> None:
+    """Measure one network's starts."""
+    cases = [
+        (design, start, seed)
+        for seed in range(options.seeds)
+        for design in DESIGNS[network]
+        for start in STARTS
+    ]
+    names = ["before", *(name for name, *_ in tunings(options))]
+    if all(key(network, *case, name) in results.done for case in cases for name in names):
+        return
+    load, train = NETWORKS[network]
+    data = load(options)
+    models: dict[int, Any] = {}
+    for design, start, seed in tqdm(cases, desc=network):
+        if seed not in models:
+            model = train(seed, data)
+            models = {seed: (model, *accuracy(model, data))}
+        model, right, classes = models[seed]
+        rng = np.random.default_rng(seed)
+        images = data.train[0][rng.permutation(len(data.train[1]))[: options.images]]
+        smaller = begun = None
+        for name, epochs, distil in (("before", 0, False), *tunings(options)):
+            place = key(network, design, start, seed, name)
+            if place in results.done:
+                continue
+            if smaller is None:
+                smaller = started(model, design, start, seed, images)
+                begun = smaller.get_weights()
+            smaller.set_weights(begun)
+            if epochs:
+                tuned(model, smaller, epochs, distil, seed, data)
+            found, own = accuracy(smaller, data)
+            counts = {"params": int(smaller.count_params()), "model": right}
+            agreement = float(100 * (own == classes).mean())
+            results.keep(place, {**counts, "accuracy": found, "agreement": agreement})
+
+
+def report(results: dict[str, Any], options: argparse.Namespace) -> str:
+    """Return the page."""
+    lines = [
+        "# Smaller networks from trained ones",
+        "",
+        f"Accuracy on test images in percent, mean of {options.seeds} seeds ± one standard error, "
+        f"calibrated on {options.images:,} training images without labels. *Pruned*: the channels "
+        "of the largest filters are kept, batch statistics estimated again. *Lost*: points below "
+        "the model before any training. *Agree*: test images on which the class is the model's.",
+    ]
+    names = ["before", *(name for name, *_ in tunings(options))]
+    heads = ["before training", *(f"epochs: {name}" for name in names[1:])]
+    for network in options.network:
+        rows = _rows(network, results, names, options.seeds)
+        model = [
+            results[key(network, *DESIGNS[network][:1], "new", s)]["model"]
+            for s in range(options.seeds)
+        ]
+        lines += [
+            "",
+            f"## {NAMES[network]}",
+            "",
+            f"The model: {_told(model)} %.",
+            "",
+            f"| network | parameters | start | lost | agree | {' | '.join(heads)} |",
+            f"|---|--:|---|--:|--:|{'--:|' * len(heads)}",
+            *rows,
+        ]
+    return "\n".join(begin_with(_verdict(results, options), lines)) + "\n"
+
+
+def _rows(network: str, results: dict[str, Any], names: Sequence[str], seeds: int) -> list[str]:
+    rows = []
+    for design in DESIGNS[network]:
+        for start in STARTS:
+            found = [
+                [results[key(network, design, start, seed, name)] for seed in range(seeds)]
+                for name in names
+            ]
+            before = found[0]
+            cells = [
+                design,
+                f"{before[0]['params']:,}",
+                start,
+                _told([each["model"] - each["accuracy"] for each in before]),
+                _told([each["agreement"] for each in before]),
+                *(_told([each["accuracy"] for each in column]) for column in found),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _verdict(results: dict[str, Any], options: argparse.Namespace) -> str:
+    """Return the outcome, in one sentence."""
+
+    def lost(network: str, design: str, start: str) -> float:
+        found = [results[key(network, design, start, seed)] for seed in range(options.seeds)]
+        return statistics.mean(each["model"] - each["accuracy"] for each in found)
+
+    parts = []
+    for network in options.network:
+        ensemble, narrower = (lost(network, each, "calibrated") for each in DESIGNS[network])
+        others = min(
+            lost(network, each, start) for each in DESIGNS[network] for start in STARTS[1:]
+        )
+        parts.append(
+            f"{NAMES[network]}: {narrower:.1f} as a narrower network, {ensemble:.1f} as an ensemble "
+            f"(the best other start: {others:.1f})"
+        )
+    return f"Points of accuracy lost by calibration, without any training: {'; '.join(parts)}."
+
+
+def _told(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}"
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=NETWORKS, nargs="+")
+    parser.add_argument("--data", type=Path, help="a folder of CIFAR-10")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000, help="to calibrate on")
+    parser.add_argument("--train", type=int, help="training images, if not all")
+    parser.add_argument("--test", type=int, help="test images of CIFAR-10, if not all")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[], help="trainings as well")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
+    options = parser.parse_args()
+    options.network = options.network or ["dense", *(["cifar10"] if options.data else [])]
+    if "cifar10" in options.network and options.data is None:
+        parser.error("--data: name a folder of CIFAR-10")
+    settings = {name: getattr(options, name) for name in ("images", "train", "test")}
+    results = ResumableResults(options.out / "calibration.json", settings, "--out")
+    for network in options.network:
+        measure(network, options, results)
+    with files.replacing(options.out / "calibration.md") as part:
+        part.write_text(report(results.done, options))
+
+
+if __name__ == "__main__":
+    main()
