@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Stock grouped convolutions and JAX compile longer than a few steps of the best code take.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest
 
@@ -19,8 +21,13 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_finish():
-    """What is imported stays: looking through it, garbage collection takes half a second."""
+@pytest.fixture(scope="module", autouse=True)
+def _short_garbage_collection():
+    """Let garbage collection pass over what earlier files and imports left: it takes up to 0.5 s.
+
+    Keras, KerasTuner and `BudgetOracle` ask for it at each model that they build.
+    """
+    gc.collect()
     gc.freeze()
 
 

@@ -1,5 +1,7 @@
 """Reproductions of what the paper's variance law leaves open, at tiny sizes."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from ce_keras.geometry import Design
 from ce_keras.reproduce import fit_prediction, network_variance, stage_widths
 from ce_keras.reproduce.store import Points
 
+IMAGES = {"batch_size": 2, "shrink": 3}
 TINY = {
     fit_prediction: {
         "narrow": (1, 2, 4),
@@ -15,9 +18,20 @@ TINY = {
         "wide_draws": 50,
         "channels": 8,
     },
-    network_variance: {"draws": 25, "batch_size": 2, "widths": (8, 4), "shrink": 3},
+    network_variance: {"draws": 6, **IMAGES, "widths": (8, 4)},
     stage_widths: {"images": 1},
 }
+
+
+@functools.cache
+def images_of_networks():
+    return network_variance._images(network_variance.Settings(**IMAGES))
+
+
+@functools.cache
+def kernels(how, design, build=network_variance._kernels):
+    """The kernel of a ResNeXt-11, which takes seconds to trace: once for all tests of this file."""
+    return build("ResNeXt-11", how, design, images_of_networks())
 
 
 @pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rpartition(".")[2])
@@ -28,7 +42,10 @@ def test_a_tiny_instance_is_measured_compared_and_drawn(module, monkeypatch):
         blocks = {name: module.BLOCKS[name] for name in ("normalisation", "pooled output")}
         monkeypatch.setattr(module, "BLOCKS", blocks)
     if module is network_variance:
+        # Both networks are the same one: what is told of two is tried, one is traced.
         monkeypatch.setattr(module, "BLOCKS", {"ResNeXt-11": 1, "ResNeXt-20": 1})
+        monkeypatch.setattr(module, "_kernels", lambda _, how, design, __: kernels(how, design))
+        monkeypatch.setattr(module, "_AT_ONCE", 3)
     settings = module.SCALES["small"]._replace(**TINY[module])
     data = module.measure(settings, 0, Points()) | {"settings": settings._asdict()}
     if hasattr(module, "summarize"):
@@ -50,11 +67,12 @@ def test_kernels_of_whole_networks_are_the_gradients_squares(how):
     from ce_keras.variance.initial_values import initial_values
     from ce_keras.zoo.resnext import build_resnext
 
-    images = network_variance._images(network_variance.Settings(batch_size=2, shrink=3))
-    kernel, size = network_variance._kernels("ResNeXt-11", how, "3x4d", images)
-    numbers = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    images = images_of_networks()
     shape = network_variance._shape("ResNeXt-11", images)
-    model = build_resnext(shape, Design(3, 4), classifier_activation=None)
+    (design,) = network_variance._designs(shape, [4])
+    kernel, size = kernels(how, design)
+    numbers = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    model = build_resnext(shape, Design.parse(design), classifier_activation=None)
     drawn = [v for v in initial_values(model, model) if v.trainable and v.variance]
     cuts = np.cumsum([np.prod(v.variable.shape) for v in drawn])[:-1]
     for value, part in zip(drawn, np.split(numbers, cuts.astype(int)), strict=True):

@@ -48,10 +48,8 @@ def ask(recipe, folder, devices=(), backend="tensorflow", workers=(), index=0, *
         task = {"task": {"type": "worker", "index": index}}
         environment["TF_CONFIG"] = json.dumps(cluster | task)
     if backend == "jax":
-        # Compiling takes longer than a few steps of the best code.
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + (
-            f"--xla_force_host_platform_device_count={len(devices) or 1}"
-        )
+        count = f"--xla_force_host_platform_device_count={len(devices) or 1}"
+        environment["XLA_FLAGS"] = f"{environment['XLA_FLAGS']} {count}"
     command = [Path(__file__).with_name("train_in_process.py"), folder, json.dumps(asked)]
     if backend == "tensorflow":
         return fresh.Process(command, environment)

@@ -66,28 +66,27 @@ def position_kernels(x, widths, slopes, draws, rng, parameterization="ntk"):
     gain = 1 / slopes.mean_square
     fan_ins = [channels, positions * widths[0], *widths[1:]]
     gains = [gain] * len(widths) + [1.0]
-    found = np.empty((draws, len(widths) + 1))
-    for draw in range(draws):
-        weights = [
-            rng.normal(0, np.sqrt(g / fan_in), (fan_in, out))
-            for g, fan_in, out in zip(gains, fan_ins, [*widths, 1], strict=True)
-        ]
-        slope, activation = [], []
-        h = x
-        for weight in weights[:-1]:
-            z = h @ weight
-            slope.append(np.where(z > 0, slopes.positive, slopes.negative))
-            h = z * slope[-1]
-            if len(slope) == 1:  # The second layer sees all positions together.
-                slope[0], h = slope[0].reshape(1, -1), h.reshape(1, -1)
-            activation.append(h)
-        signal = np.ones((1, 1))
-        for layer in reversed(range(1, len(weights))):
-            gradient = activation[layer - 1].T @ signal
-            scale = gains[layer] / fan_ins[layer] if parameterization == "ntk" else 1.0
-            found[draw, layer] = scale * (gradient**2).sum()
-            signal = signal @ weights[layer].T * slope[layer - 1]
-        gradient = x.T @ signal.reshape(positions, -1)
-        scale = gains[0] / fan_ins[0] if parameterization == "ntk" else 1.0
-        found[draw, 0] = scale * (gradient**2).sum()
+    weights = [
+        rng.normal(0, np.sqrt(g / fan_in), (draws, fan_in, out))
+        for g, fan_in, out in zip(gains, fan_ins, [*widths, 1], strict=True)
+    ]
+    slope, activation = [], []
+    h = np.broadcast_to(x, (draws, *x.shape))
+    for weight in weights[:-1]:
+        z = h @ weight
+        slope.append(np.where(z > 0, slopes.positive, slopes.negative))
+        h = z * slope[-1]
+        if len(slope) == 1:  # The second layer sees all positions together.
+            slope[0], h = slope[0].reshape(draws, 1, -1), h.reshape(draws, 1, -1)
+        activation.append(h)
+    found = np.empty((draws, len(weights)))
+    signal = np.ones((draws, 1, 1))
+    for layer in reversed(range(1, len(weights))):
+        gradient = activation[layer - 1].swapaxes(1, 2) @ signal
+        scale = gains[layer] / fan_ins[layer] if parameterization == "ntk" else 1.0
+        found[:, layer] = scale * (gradient**2).sum((1, 2))
+        signal = signal @ weights[layer].swapaxes(1, 2) * slope[layer - 1]
+    gradient = x.T @ signal.reshape(draws, positions, -1)
+    scale = gains[0] / fan_ins[0] if parameterization == "ntk" else 1.0
+    found[:, 0] = scale * (gradient**2).sum((1, 2))
     return found
