@@ -1,4 +1,4 @@
-"""The kernel by `tf.GradientTape` jacobians: slow, simple, the reference for the other engine."""
+"""The kernel by jacobians of the whole model: slow, simple, the reference for the other engine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
-from ce_keras.ntk.axes import OutputAxes, only_output
+from ce_keras.ntk.axes import OutputAxes, number_of_examples, only_output
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.contractions import Gradients, at_least_single
 
+#: Turns a model's outputs into the numbers to differentiate, `(examples, total)`.
+Arrange = Callable[[Any], Any]
 
-class TapeEngine:
+
+class AutodiffEngine:
     """Kernels of one model, for one choice of variables and of output axes.
 
     Args:
@@ -30,60 +34,50 @@ class TapeEngine:
         self._variables = list(variables)
         self.axes = axes
         self.numbers_per_example = axes.total * sum(math.prod(v.shape) for v in variables)
+        # TensorFlow need not trace what it computes once.
+        eager = backend.EAGER_FIRST
+        self.kernel = self._kernel if eager else backend.compiled(self._kernel, model)
 
-    def kernel(self, x1: Any, x2: Any | None) -> Any:
+    def _kernel(self, x1: Any, x2: Any | None) -> Any:
         """Return the kernel, axes in public order; `x2` is `None` for `x1` again."""
         first = self._jacobians(x1)
         second = first if x2 is None else self._jacobians(x2)
         terms = [a.gram(b, self.axes.same_examples) for a, b in zip(first, second, strict=True)]
-        return self.axes.restore(tf.add_n(terms) / self.axes.counts[0])
+        return self.axes.restore(sum(terms) / self.axes.counts[0])
 
     def _jacobians(self, x: Any) -> list[Gradients]:
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in self._variables])
-            outputs = self.axes.arrange(only_output(self._model(x, training=False)))
-            outputs = at_least_single(outputs)
-        return jacobians(tape, outputs, self._variables, self.axes.counts)
+        return jacobians(self._model, x, self._variables, self.axes.arrange, self.axes.counts)
 
 
 def jacobians(
-    tape: tf.GradientTape, outputs: Any, variables: Sequence[Any], counts: Sequence[int]
+    model: keras.Model,
+    x: Any,
+    variables: Sequence[Any],
+    arrange: Arrange,
+    counts: Sequence[int],
 ) -> list[Gradients]:
-    """Return the jacobian of outputs by each variable, one output after another.
-
-    `tape.jacobian` fails where a variable is of half precision and the outputs are not; and
-    vectorised, it is wrong through Keras' grouped convolutions.
+    """Return the jacobian of a model's outputs by each variable.
 
     Args:
-        tape: a persistent tape.
-        outputs: as `OutputAxes.arrange` gives them, `(examples, total)`.
+        model: a built Keras model.
+        x: its inputs.
         variables: the variables to differentiate by.
+        arrange: turns its outputs into the numbers to differentiate, `(examples, total)`.
         counts: the numbers of traced, diagonal and paired outputs.
     """
-    examples, total = outputs.shape
-    values = [variable.value for variable in variables]
 
-    def gradients(one_hot: Any) -> list[Any]:
-        found = tape.gradient(
-            outputs,
-            values,
-            output_gradients=tf.reshape(one_hot, outputs.shape),
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        # A table's gradient comes as rows.
-        return [at_least_single(tf.convert_to_tensor(gradient)) for gradient in found]
+    def outputs(values: Sequence[Any]) -> Any:
+        with stateless(model, variables, values):
+            found = only_output(model(x, training=False))
+        return at_least_single(ops.reshape(arrange(found), [-1]))
 
-    one_hots = tf.eye(examples * total, dtype=outputs.dtype)
-    if examples == total == 1:
-        rows = [gradient[None] for gradient in gradients(one_hots)]
-    else:
-        specs = [tf.TensorSpec(value.shape, at_least_single(value).dtype) for value in values]
-        rows = tf.map_fn(gradients, one_hots, fn_output_signature=specs)
+    rows = backend.jacobian(outputs, [variable.value for variable in variables])
+    examples, total = number_of_examples(x), math.prod(counts)
     # (examples * total, *variable) to (traced, diagonal, paired, examples, parameters).
     return [
         Gradients(
-            tf.reshape(
-                tf.transpose(tf.reshape(row, [examples, total, -1]), [1, 0, 2]),
+            ops.reshape(
+                ops.transpose(ops.reshape(row, [examples, total, -1]), [1, 0, 2]),
                 [*counts, examples, math.prod(variable.shape)],
             )
         )
@@ -91,6 +85,13 @@ def jacobians(
     ]
 
 
-def traced(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
-    """Return a function of tensors as a graph for these shapes."""
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
+def stateless(
+    model: keras.Model, variables: Sequence[Any] = (), values: Sequence[Any] = ()
+) -> keras.StatelessScope:
+    """Return a scope in which some of a model's variables have other values.
+
+    The others have their present ones: those of the scope around it, which this one hides.
+    """
+    mapping = {id(variable): (variable, variable.value) for variable in model.variables}
+    mapping.update((id(each[0]), each) for each in zip(variables, values, strict=True))
+    return keras.StatelessScope(list(mapping.values()))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from keras import ops, tree
 
 from ce_keras.checks import whole_number
 
@@ -82,13 +82,13 @@ class OutputAxes:
 
     def arrange(self, outputs: Any) -> Any:
         """Return outputs `(N, o_1, ...)` as `(N, traced * diagonal * paired)`, paired innermost."""
-        return tf.reshape(tf.transpose(outputs, [0, *self._output_order]), [-1, self.total])
+        return ops.reshape(ops.transpose(outputs, [0, *self._output_order]), [-1, self.total])
 
     def restore(self, kernel: Any) -> Any:
         """Return a kernel `(diagonal, paired, N1, paired[, N2])` with its axes in public order."""
         examples = [*kernel.shape[2:3], *kernel.shape[4:]]
-        kernel = tf.reshape(kernel, self._sizes(self._contracted, examples))
-        return tf.transpose(kernel, [self._contracted.index(axis) for axis in self._public])
+        kernel = ops.reshape(kernel, self._sizes(self._contracted, examples))
+        return ops.transpose(kernel, [self._contracted.index(axis) for axis in self._public])
 
     def kernel_shape(self, n1: int, n2: int) -> tuple[int, ...]:
         """Return the shape of the kernel of `n1` and `n2` examples."""
@@ -112,7 +112,7 @@ def only_output(outputs: Any) -> Any:
     Raises:
         ValueError: if there are several.
     """
-    tensors = tf.nest.flatten(outputs)
+    tensors = tree.flatten(outputs)
     if len(tensors) != 1:
         raise ValueError(
             f"model: it has {len(tensors)} outputs; make a model of the one whose kernel is wanted"
@@ -122,12 +122,12 @@ def only_output(outputs: Any) -> Any:
 
 def examples_of(x: Any, rows: slice) -> Any:
     """Return some examples of a structure of inputs."""
-    return tf.nest.map_structure(lambda tensor: tensor[rows], x)
+    return tree.map_structure(lambda tensor: tensor[rows], x)
 
 
 def number_of_examples(x: Any) -> int:
     """Return the number of examples of a structure of inputs."""
-    return tf.nest.flatten(x)[0].shape[0]
+    return tree.flatten(x)[0].shape[0]
 
 
 def _normalised(argument: str, axes: Sequence[int], rank: int) -> set[int]:

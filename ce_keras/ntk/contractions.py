@@ -9,6 +9,8 @@ gradients themselves are.
 Axes of arrays, by letter: t, d, r: traced, diagonal and paired outputs (s: the second of a pair);
 n, m: examples of the first and of the second input; p, q: their positions; g: groups; f: fan-in;
 c: outputs of a group; k: the parameters of a variable.
+
+Products are written `a @ b`: on JAX and PyTorch, `keras.ops.matmul` is in single precision at most.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import tensorflow as tf
+import keras
+from keras import ops
+
+from ce_keras.ntk.backends import backend
 
 # Pairs of positions that are held at once: a quarter of a gigabyte.
 _MOST_PAIRS = 2**26
@@ -94,7 +99,7 @@ class Gradients(Contribution):
 
         Paths lie one after another along the parameters.
         """
-        return tf.reduce_sum(tf.reshape(self.j * other.j, [paths, -1]), 1)
+        return ops.sum(ops.reshape(self.j * other.j, [paths, -1]), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,7 @@ class OuterProducts(Contribution):
         inputs = [
             _along_positions(one, two) for one, two in zip(self.inputs, other.inputs, strict=True)
         ]
-        return OuterProducts(inputs, tf.concat([self.cotangents, other.cotangents], 4))
+        return OuterProducts(inputs, ops.concatenate([self.cotangents, other.cotangents], 4))
 
     def gram(self, other: OuterProducts, same_examples: bool = False) -> Any:
         """Return the inner products of the gradients."""
@@ -161,9 +166,9 @@ class OuterProducts(Contribution):
     def _as_vectors(self) -> tuple[Any, Any]:
         """Return the inputs `(1, 1, 1, n, f)` and the cotangents `(t, d, r, n, c)`."""
         t, d, r, n, _, _, c = self.cotangents.shape
-        inputs = tf.concat([materialize(piece) for piece in self.inputs], -1)
-        inputs = tf.reshape(inputs, [1, 1, 1, n, inputs.shape[-1]])
-        return inputs, tf.reshape(self.cotangents, [t, d, r, n, c])
+        inputs = ops.concatenate([materialize(piece) for piece in self.inputs], -1)
+        inputs = ops.reshape(inputs, [1, 1, 1, n, inputs.shape[-1]])
+        return inputs, ops.reshape(self.cotangents, [t, d, r, n, c])
 
     def _is_cheaper_by_position(self, other: OuterProducts) -> bool:
         """Compare the multiplications of products by position with those of gradients.
@@ -182,10 +187,10 @@ class OuterProducts(Contribution):
 
     def _gradients(self, piece: Any) -> Any:
         """Return the gradients by the weights of one piece of the inputs, `(t, d, r, n, k)`."""
-        inputs = tf.transpose(materialize(piece), [0, 2, 1, 3])  # (n, g, p, f)
-        cotangents = tf.transpose(self.cotangents, [0, 1, 2, 3, 5, 4, 6])  # (t, d, r, n, g, p, c)
-        gradients = tf.matmul(inputs, cotangents, transpose_a=True)  # (t, d, r, n, g, f, c)
-        return tf.reshape(gradients, [*self.cotangents.shape[:4], math.prod(gradients.shape[4:])])
+        inputs = ops.transpose(materialize(piece), [0, 2, 3, 1])  # (n, g, f, p)
+        cotangents = ops.transpose(self.cotangents, [0, 1, 2, 3, 5, 4, 6])  # (t, d, r, n, g, p, c)
+        gradients = inputs @ cotangents  # (t, d, r, n, g, f, c)
+        return ops.reshape(gradients, [*self.cotangents.shape[:4], math.prod(gradients.shape[4:])])
 
     def by_path(self, other: OuterProducts, paths: int) -> Any:
         """Return each path's inner product, `(paths,)`, for one example and output.
@@ -195,27 +200,29 @@ class OuterProducts(Contribution):
         one, two = self._cotangents_by_path(paths), other._cotangents_by_path(paths)
         # Inputs are the path's own, or, in the first layer of an ensemble, everybody's: (g, p, f).
         pieces = [
-            (tf.transpose(materialize(a)[0], [1, 0, 2]), tf.transpose(materialize(b)[0], [1, 0, 2]))
+            (
+                ops.transpose(materialize(a)[0], [1, 0, 2]),
+                ops.transpose(materialize(b)[0], [1, 0, 2]),
+            )
             for a, b in zip(self.inputs, other.inputs, strict=True)
         ]
         p, c = one.shape[1:]
         f = sum(a.shape[-1] for a, _ in pieces)
         if p * (f + c) <= f * c:
-            inputs = tf.add_n([tf.matmul(a, b, transpose_b=True) for a, b in pieces])
-            products = inputs * tf.matmul(one, two, transpose_b=True)
+            inputs = sum(a @ ops.swapaxes(b, 1, 2) for a, b in pieces)
+            products = inputs * (one @ ops.swapaxes(two, 1, 2))
         else:
             gradients = [
-                tf.matmul(a, one, transpose_a=True) * tf.matmul(b, two, transpose_a=True)
-                for a, b in pieces
+                (ops.swapaxes(a, 1, 2) @ one) * (ops.swapaxes(b, 1, 2) @ two) for a, b in pieces
             ]
-            products = tf.concat(gradients, 1)
-        return tf.reduce_sum(tf.reshape(products, [paths, -1]), 1)
+            products = ops.concatenate(gradients, 1)
+        return ops.sum(ops.reshape(products, [paths, -1]), 1)
 
     def _cotangents_by_path(self, paths: int) -> Any:
         """Return the cotangents of one example, `(groups, p, c)`: a path has one group or more."""
         p, g, c = self.cotangents.shape[-3:]
         groups = max(g, paths)
-        return tf.transpose(tf.reshape(self.cotangents, [p, groups, g * c // groups]), [1, 0, 2])
+        return ops.transpose(ops.reshape(self.cotangents, [p, groups, g * c // groups]), [1, 0, 2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +242,8 @@ class EmbeddingGradients(Contribution):
     def join(self, other: EmbeddingGradients) -> EmbeddingGradients:
         """Return both: a table that is read twice is read at more positions."""
         return EmbeddingGradients(
-            tf.concat([self.ids, other.ids], 1),
-            tf.concat([self.cotangents, other.cotangents], 4),
+            ops.concatenate([self.ids, other.ids], 1),
+            ops.concatenate([self.cotangents, other.cotangents], 4),
         )
 
     def gram(self, other: EmbeddingGradients, same_examples: bool = False) -> Any:
@@ -257,10 +264,10 @@ class EmbeddingGradients(Contribution):
                 products = _einsum(
                     "tdrnpc,tdsmqc->drsnpmq", same_examples, cotangents, other.cotangents
                 )
-                equal = tf.cast(equal, products.dtype)
+                equal = ops.cast(equal, products.dtype)
                 yield _einsum("npmq,drsnpmq->drnsm", same_examples, equal, products)
 
-        return tf.concat(list(_in_turn(rows())), axis=2)
+        return ops.concatenate(list(backend.in_turn(rows())), axis=2)
 
 
 def merged(contributions: Sequence[Contribution]) -> list[Contribution]:
@@ -290,33 +297,22 @@ def sum_in_turn(terms: Iterator[Any]) -> Any | None:
     1.13 times the memory; of embeddings of long texts, many times that.
     """
     total = None
-    for term in _in_turn(terms):
+    for term in backend.in_turn(terms):
         total = term if total is None else total + term
     return total
 
 
 def at_least_single(x: Any) -> Any:
     """Return the tensor in single precision if it is in half precision."""
-    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    half = keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16")
+    return ops.cast(x, "float32") if half else x
 
 
 def _along_positions(one: Any, two: Any) -> LazyTensor:
     """Return the inputs `(n, p, g, f)` of two calls side by side along their positions."""
     n, p, *others = one.shape
     shape = [n, p + two.shape[1], *others]
-    return LazyTensor(shape, lambda: tf.concat([materialize(one), materialize(two)], 1))
-
-
-def _in_turn(tensors: Iterator[Any]) -> Iterator[Any]:
-    """Give tensors of which each is begun when the one before is finished, also in a graph."""
-    finished: list[Any] = []
-    while True:
-        with tf.control_dependencies(finished):
-            tensor = next(tensors, None)
-        if tensor is None:
-            return
-        yield tensor
-        finished = [tensor]
+    return LazyTensor(shape, lambda: ops.concatenate([materialize(one), materialize(two)], 1))
 
 
 def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
@@ -331,10 +327,10 @@ def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
             _inner_products(first[..., piece], second[..., piece], False) for piece in pieces
         )
     # An einsum would copy both, to sum over t and k at once.
-    rows = tf.reshape(first, [t, d, r * n, k])
-    columns = tf.reshape(second, [t, d, s * m, k])
-    products = tf.reduce_sum(tf.matmul(rows, columns, transpose_b=True), 0)
-    return tf.reshape(products, [d, r, n, s, m])
+    rows = ops.reshape(first, [t, d, r * n, k])
+    columns = ops.reshape(second, [t, d, s * m, k])
+    products = ops.sum(rows @ ops.swapaxes(columns, -1, -2), 0)
+    return ops.reshape(products, [d, r, n, s, m])
 
 
 def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:
@@ -343,7 +339,7 @@ def _einsum(equation: str, same_examples: bool, *operands: Any) -> Any:
         inputs, output = equation.split("->")
         terms = [_without_repeats(term.replace("m", "n")) for term in inputs.split(",")]
         equation = f"{','.join(terms)}->{output.replace('m', '')}"
-    return tf.einsum(equation, *operands)
+    return ops.einsum(equation, *operands)
 
 
 def _without_repeats(term: str) -> str:

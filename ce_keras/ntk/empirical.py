@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops, tree
 
 from ce_keras.checks import brief, keras_model, one_of, positive_int, shortened, whole_number
 from ce_keras.layers.ensemble import configuration
@@ -46,7 +46,7 @@ def empirical_ntk(
     differentiated is `model(x, training=False)`.
 
     Args:
-        model: a Keras model of one output, on the TensorFlow backend.
+        model: a Keras model of one output, on the TensorFlow, JAX or PyTorch backend.
         x1: inputs, examples first; a nested structure where the model takes one.
         x2: other inputs; `x1` again if not given, and then half of the work is saved.
         trace_axes: output axes whose diagonal is averaged, as in neural-tangents. By default the
@@ -57,8 +57,8 @@ def empirical_ntk(
             gigabytes. Where that is not all of them, the kernel is computed in blocks, the
             symmetric half only, with a progress bar.
         engine: `"structured"`: layer by layer, exact and fast; layers it does not know are left
-            to the tape, and it says so once. `"tape"`: jacobians of the whole model. `"auto"`:
-            structured wherever it knows a layer.
+            to autodiff, and it says so once. `"autodiff"`, or `"tape"`: jacobians of the whole
+            model. `"auto"`: structured wherever it knows a layer.
         variables: Keras variables to differentiate by; the model's trainable ones if not given.
         out: a `.npy` file to hold the kernel, memory-mapped, for one larger than memory. While it
             grows it lies beside that under another name; a call that was cut off goes on where it
@@ -70,7 +70,7 @@ def empirical_ntk(
         others twice, side by side: with `trace_axes=()` a classifier's is `(N1, N2, O, O)`.
 
     Raises:
-        ValueError: for another backend, an unknown engine, axes that are not there, variables
+        ValueError: for an unknown engine, axes that are not there, variables
             that are not the model's, no examples, inputs that are infinite or NaN, or a model whose
             outputs have no axis of examples or whose examples influence each other.
 
@@ -81,13 +81,9 @@ def empirical_ntk(
     ((3, 3), (3, 1, 2, 2))
     """
     keras_model("model", model)
-    one_of("engine", engine, ("auto", "structured", "tape"))
+    one_of("engine", engine, get_args(Engine))
     if out is not None:
         out = checked_array_path("out", out)
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"backend: Keras runs on {keras.backend.backend()}; kernels need the TensorFlow backend"
-        )
     x1, x2 = _checked_pair(x1, x2)
     n1 = number_of_examples(x1)
     n2 = n1 if x2 is None else number_of_examples(x2)
@@ -101,7 +97,7 @@ def empirical_ntk(
     # Four bytes a number, and half as much again for what the forward pass keeps.
     size = batch_size or max(1, _MEMORY // (6 * computing.numbers_per_example))
     if size >= max(n1, n2) and out is None:
-        return computing.kernel(x1, x2).numpy()
+        return ops.convert_to_numpy(computing.kernel(x1, x2))
     key = None
     if out is not None:
         paths = [variable.path for variable in checked_variables(model, variables)]
@@ -140,7 +136,7 @@ def _fill(kernel: np.ndarray, engine: Any, x1: Any, x2: Any, rows: slice, column
     symmetric = x2 is None
     on_diagonal = symmetric and rows == columns
     other = None if on_diagonal else examples_of(x1 if symmetric else x2, columns)
-    block = engine.kernel(examples_of(x1, rows), other).numpy()
+    block = ops.convert_to_numpy(engine.kernel(examples_of(x1, rows), other))
     if engine.axes.same_examples:
         kernel[rows] = block
         return
@@ -152,9 +148,9 @@ def _fill(kernel: np.ndarray, engine: Any, x1: Any, x2: Any, rows: slice, column
 def _fingerprint(model: keras.Model, inputs: Any, asked: tuple[Any, ...]) -> str:
     """Return a hash of everything that the kernel depends on."""
     digest = hashlib.blake2b(repr(asked).encode())
-    for tensor in [weight.value for weight in model.weights] + tf.nest.flatten(inputs):
+    for tensor in [weight.value for weight in model.weights] + tree.flatten(inputs):
         if tensor is not None:
-            digest.update(bytes_of(tf.convert_to_tensor(tensor)))
+            digest.update(bytes_of(ops.convert_to_tensor(tensor)))
     return digest.hexdigest()
 
 
@@ -178,27 +174,28 @@ def checked_inputs(argument: str, x: Any) -> Any:
         ValueError: for data sets, arrays of different lengths, no examples, complex numbers, and
             numbers that are infinite or NaN.
     """
-    if isinstance(x, tf.data.Dataset):
+    if hasattr(x, "element_spec"):
         raise ValueError(f"{argument}: got a tf.data.Dataset; give arrays of its examples")
     try:
-        x = tf.nest.map_structure(tf.convert_to_tensor, x)
+        x = tree.map_structure(ops.convert_to_tensor, x)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{argument}: got {brief(x)}; it must be an array of examples, or a structure of such "
             f"arrays: {shortened(str(error))}"
         ) from None
-    tensors = tf.nest.flatten(x)
-    counts = {tensor.shape[0] if tensor.shape.rank else None for tensor in tensors}
+    tensors = tree.flatten(x)
+    counts = {tensor.shape[0] if len(tensor.shape) else None for tensor in tensors}
     if len(counts) != 1 or counts & {0, None}:
         raise ValueError(
             f"{argument}: got shapes {[tuple(tensor.shape) for tensor in tensors]}; the first axis "
             "must be the examples, as many in each, one or more"
         )
     for tensor in tensors:
-        if tensor.dtype.is_complex:
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if dtype.startswith("complex"):
             raise ValueError(f"{argument}: has complex numbers; kernels are of real inputs")
-        if tensor.dtype.is_floating:
-            finite = np.isfinite(tensor.numpy())
+        if keras.backend.is_float_dtype(dtype):
+            finite = np.isfinite(ops.convert_to_numpy(tensor))
             if not finite.all():
                 raise ValueError(
                     f"{argument}: {finite.size - np.count_nonzero(finite)} of its {finite.size} "

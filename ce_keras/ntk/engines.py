@@ -14,16 +14,17 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops, tree
 
 from ce_keras.checks import brief, shortened
 from ce_keras.layers.keras_internals import all_layers
-from ce_keras.ntk.autodiff import TapeEngine
+from ce_keras.ntk.autodiff import AutodiffEngine
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.recording import RECORDING
-from ce_keras.ntk.structured import StructuredEngine
+from ce_keras.ntk.structured import StructuredEngine, arrays_of, joined
 
-Engine = Literal["auto", "structured", "tape"]
+Engine = Literal["auto", "structured", "autodiff", "tape"]
 
 logger = logging.getLogger("ce_keras")
 
@@ -48,7 +49,7 @@ def engine_for(
     diagonal_axes: tuple[int, ...],
     engine: Engine,
     variables: Sequence[Any] | None,
-) -> TapeEngine | StructuredEngine:
+) -> AutodiffEngine | StructuredEngine:
     """Return the engine for these arguments of `empirical_ntk`, the same one for later calls.
 
     Raises:
@@ -105,8 +106,8 @@ def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
     """
     try:
         return model(x, training=False)
-    except (TypeError, ValueError, tf.errors.OpError) as error:
-        shapes = [tuple(tensor.shape) for tensor in tf.nest.flatten(x)]
+    except (TypeError, ValueError, *backend.ERRORS) as error:
+        shapes = [tuple(tensor.shape) for tensor in tree.flatten(x)]
         raise ValueError(
             f"{argument}: {model.name!r} does not take inputs of shapes {shapes}: "
             f"{shortened(' '.join(str(error).split()), 300)}"
@@ -115,7 +116,10 @@ def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
 
 def signature_of(x: Any) -> tuple[Any, ...]:
     """Return the type and shape of an example."""
-    return tuple((tensor.dtype.name, *tensor.shape[1:]) for tensor in tf.nest.flatten(x))
+    return tuple(
+        (keras.backend.standardize_dtype(tensor.dtype), *tensor.shape[1:])
+        for tensor in tree.flatten(x)
+    )
 
 
 def _made(
@@ -125,52 +129,57 @@ def _made(
     diagonal_axes: tuple[int, ...],
     engine: Engine,
     variables: list[Any],
-) -> TapeEngine | StructuredEngine:
+) -> AutodiffEngine | StructuredEngine:
     outputs = only_output(outputs_of("x1", model, examples_of(x, slice(0, 1))))
-    if not outputs.shape.rank or outputs.shape[0] != 1:
+    if not len(outputs.shape) or outputs.shape[0] != 1:
         raise ValueError(
             f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
             "their first axis must be the examples"
         )
-    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, outputs.dtype.name)
+    dtype = keras.backend.standardize_dtype(outputs.dtype)
+    axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, dtype)
     _refuse_interaction(model, x)
-    if engine == "tape":
-        return TapeEngine(model, variables, axes)
+    if engine in ("autodiff", "tape"):
+        return AutodiffEngine(model, variables, axes)
     try:
         made = StructuredEngine(model, variables, axes, x)
-    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+    except (TypeError, ValueError, NotImplementedError, *backend.ERRORS) as error:
         # No graph of fixed shapes: texts, for instance, are split into an unknown number of words.
         if engine == "structured":
             raise ValueError(
-                f"engine: {model.name!r} cannot be computed layer by layer; use 'tape': {error}"
+                f"engine: {model.name!r} cannot be computed layer by layer; use "
+                f"{backend.AUTODIFF!r}: {error}"
             ) from error
-        logger.warning("kernel of %s: by tape, and slowly: %s", model.name, shortened(str(error)))
-        return TapeEngine(model, variables, axes)
-    if made.by_tape:
+        why = shortened(str(error))
+        logger.warning("kernel of %s: by %s, and slowly: %s", model.name, backend.AUTODIFF, why)
+        return AutodiffEngine(model, variables, axes)
+    if made.by_autodiff:
         logger.warning(
-            "kernel of %s: by tape, and slowly, for %s: no rule covers all that these variables do",
+            "kernel of %s: by %s, and slowly, for %s: no rule covers all that these variables do",
             model.name,
-            ", ".join(variable.path for variable in made.by_tape),
+            backend.AUTODIFF,
+            ", ".join(variable.path for variable in made.by_autodiff),
         )
     return made
 
 
 def _refuse_interaction(model: keras.Model, x: Any) -> None:
     """Raise if an example's output depends on the other examples of its batch."""
-    first = examples_of(x, slice(0, 1))
-    second = examples_of(x, slice(1, 2))
+    first, second = arrays_of(x, slice(0, 1)), arrays_of(x, slice(1, 2))
     if not number_of_examples(second):
-        second = tf.nest.map_structure(
-            lambda tensor: tf.reverse(tensor, [-1]) if tensor.shape.rank > 1 else tensor, first
+        second = tree.map_structure(
+            lambda array: np.flip(array, -1) if array.ndim > 1 else array, first
         )
 
-    def output_of_first(other: Any) -> Any:
-        batch = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, 0), first, other)
-        return tf.cast(only_output(model(batch, training=False))[0], tf.float64)
+    def output_of_first(examples: Any) -> Any:
+        return only_output(model(examples, training=False))[0]
 
-    alone, together = output_of_first(first), output_of_first(second)
-    gap = float(tf.reduce_max(tf.abs(alone - together)))
-    size = float(tf.reduce_max(tf.abs(alone)))
+    alone, together = (
+        ops.convert_to_numpy(backend.run_once(output_of_first, model, joined(first, other)))
+        for other in (first, second)
+    )
+    alone, together = alone.astype(np.float64), together.astype(np.float64)
+    gap, size = abs(alone - together).max(), abs(alone).max()
     if gap > 1e-3 * size:
         raise ValueError(
             f"model: an output of {model.name!r} changes with the other examples of its batch (by "
@@ -198,9 +207,9 @@ def settings_of(model: keras.Model) -> tuple[Any, list[Any]]:
 
 def bytes_of(tensor: Any) -> bytes | memoryview:
     """Return the values of a tensor, of any type, to be hashed."""
-    values = tensor.numpy() if tf.is_tensor(tensor) else np.asarray(tensor)
-    if not isinstance(values, np.ndarray) or values.dtype.hasobject:  # Texts.
-        return tf.io.serialize_tensor(tensor).numpy()
+    values = ops.convert_to_numpy(tensor) if ops.is_tensor(tensor) else np.asarray(tensor)
+    if values.dtype.hasobject:  # Texts.
+        return repr(values.tolist()).encode()
     return np.ascontiguousarray(values).view(np.uint8).data
 
 
@@ -226,10 +235,12 @@ def _described(value: Any, held: list[Any], depth: int) -> Any:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return type(value).__name__, value
     held.append(value)
-    if depth == 0 or isinstance(value, keras.Variable | tf.Variable | keras.layers.Layer | type):
+    if depth == 0 or isinstance(
+        value, (keras.Variable, keras.layers.Layer, type, *backend.VARIABLES)
+    ):
         return id(value)
-    # Of a lookup table, the tensor is a handle without values.
-    has_values = tf.is_tensor(value) and hasattr(value, "numpy") and value.dtype != tf.resource
+    # TensorFlow's lookup tables are handles without values.
+    has_values = ops.is_tensor(value) and str(value.dtype) != "<dtype: 'resource'>"
     if has_values or isinstance(value, np.generic | np.ndarray):
         return str(value.dtype), tuple(value.shape), hash(bytes(bytes_of(value)))
     return id(value), _contents(value, held, depth)

@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 from ce_keras.layers import (
     CollegialConv2D,
@@ -42,10 +41,11 @@ from ce_keras.ntk.contractions import (
 
 #: Variables, and the contribution of each.
 Contributions = list[tuple[Any, Contribution]]
-#: Turns the cotangents of an output into contributions.
-FromCotangents = Callable[[Any], Contributions]
-#: Takes an output and what is to become of its cotangents; returns the output, now watched.
-Record = Callable[[Any, FromCotangents], Any]
+#: Turns the cotangents of an output, and tensors that were kept, into contributions.
+FromCotangents = Callable[..., Contributions]
+#: Takes an output, what is to become of its cotangents, and the tensors that this needs; returns
+#: the output, now watched.
+Record = Callable[..., Any]
 #: Takes the layer, its own `call`, its input and `record`; returns the layer's output.
 Rule = Callable[[Any, Callable[..., Any], Any, Record], Any]
 
@@ -74,7 +74,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
-    def contributions(cotangents: Any) -> Contributions:
+    def contributions(cotangents: Any, x: Any) -> Contributions:
         return _kernel_and_bias(layer, [_inputs(x)], _by_position(cotangents), cotangents)
 
     return _linear(layer, call, x, record, contributions)
@@ -84,7 +84,7 @@ def _collegial_dense(layer: Any, call: Callable[..., Any], x: Any, record: Recor
     groups = 1 if layer.shared_input or layer.aggregate else layer.cardinality
     scale = _scale(layer) / (math.sqrt(layer.cardinality) if layer.aggregate else 1.0)
 
-    def contributions(cotangents: Any) -> Contributions:
+    def contributions(cotangents: Any, x: Any) -> Contributions:
         inputs = _inputs(x, groups) * scale
         return _kernel_and_bias(layer, [inputs], _by_position(cotangents, groups), cotangents)
 
@@ -100,7 +100,7 @@ def _einsum_dense(layer: Any, call: Callable[..., Any], x: Any, record: Record) 
     fan_in = [label for label in inputs if label not in outputs]
     made = [label for label in outputs if label not in inputs]
 
-    def contributions(cotangents: Any) -> Contributions:
+    def contributions(cotangents: Any, x: Any) -> Contributions:
         order = [example, positions, groups]
         ordered_inputs = _gathered(at_least_single(x), inputs, [*order, fan_in])
         ordered = _gathered(cotangents, "012" + outputs, ["0", "1", "2", *order, made])
@@ -121,7 +121,7 @@ def _gathered(x: Any, labels: str, groups: Sequence[Sequence[str]]) -> Any:
     """Return a tensor with one axis for each group of labels."""
     order = [labels.index(label) for group in groups for label in group]
     sizes = [math.prod(x.shape[labels.index(label)] for label in group) for group in groups]
-    return tf.reshape(tf.transpose(x, order), sizes)
+    return ops.reshape(ops.transpose(x, order), sizes)
 
 
 def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
@@ -129,7 +129,7 @@ def _convolution(layer: Any, call: Callable[..., Any], x: Any, record: Record) -
     groups = x.shape[-1] if depthwise else layer.groups
     scale = _scale(layer) if isinstance(layer, CollegialConv2D) else 1.0
 
-    def contributions(cotangents: Any) -> Contributions:
+    def contributions(cotangents: Any, x: Any) -> Contributions:
         inputs = _patches(scale * at_least_single(x), layer, groups)
         return _kernel_and_bias(layer, inputs, _by_position(cotangents, groups), cotangents)
 
@@ -160,9 +160,9 @@ def _grouped_convolution(layer: Any) -> Callable[[Any, Any], Any]:
 
     def convolve(x: Any, kernel: Any) -> Any:
         if causal:
-            x = tf.pad(x, [(0, 0), (spec.dilation[0] * (spec.kernel_size[0] - 1), 0), (0, 0)])
-        kernel = tf.convert_to_tensor(kernel, x.dtype)
-        return grouped_conv(x, kernel, spec, choose(spec, x.dtype.name))
+            x = ops.pad(x, [(0, 0), (spec.dilation[0] * (spec.kernel_size[0] - 1), 0), (0, 0)])
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        return grouped_conv(x, ops.convert_to_tensor(kernel, dtype), spec, choose(spec, dtype))
 
     return convolve
 
@@ -171,15 +171,15 @@ def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
     del call  # Between its two linear layers there is no place to record.
     groups = x.shape[-1]
 
-    def depthwise(cotangents: Any) -> Contributions:
+    def depthwise(cotangents: Any, x: Any) -> Contributions:
         inputs = _patches(at_least_single(x), layer, groups)
         return [(layer.depthwise_kernel, OuterProducts(inputs, _by_position(cotangents, groups)))]
 
-    def pointwise(cotangents: Any) -> Contributions:
+    def pointwise(cotangents: Any, middle: Any) -> Contributions:
         kernel = OuterProducts([_inputs(middle)], _by_position(cotangents))
         return [(layer.pointwise_kernel, kernel), *_bias(layer, cotangents)]
 
-    middle = keras.ops.depthwise_conv(
+    middle = ops.depthwise_conv(
         x,
         layer.depthwise_kernel,
         layer.strides,
@@ -187,20 +187,20 @@ def _separable(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> 
         layer.data_format,
         layer.dilation_rate,
     )
-    middle = record(middle, depthwise)
-    output = keras.ops.conv(middle, layer.pointwise_kernel, 1, "valid", layer.data_format)
+    middle = record(middle, depthwise, x)
+    output = ops.conv(middle, layer.pointwise_kernel, 1, "valid", layer.data_format)
     if layer.bias is not None:
-        output = output + keras.ops.cast(layer.bias, output.dtype)
-    return _activation(layer)(record(output, pointwise))
+        output = output + ops.cast(layer.bias, output.dtype)
+    return _activation(layer)(record(output, pointwise, middle))
 
 
 def _transposed(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
-    def contributions(cotangents: Any) -> Contributions:
+    def contributions(cotangents: Any, x: Any) -> Contributions:
         t, d, r, n, *image = cotangents.shape
         # Backwards it is a convolution: every input pixel meets a patch of the cotangents.
-        places = _patches(tf.reshape(cotangents, [-1, *image]), layer, groups=1)
-        patches = tf.concat([materialize(place) for place in places], -1)
-        patches = tf.reshape(patches, [t, d, r, n, *patches.shape[1:]])
+        places = _patches(ops.reshape(cotangents, [-1, *image]), layer, groups=1)
+        patches = ops.concatenate([materialize(place) for place in places], -1)
+        patches = ops.reshape(patches, [t, d, r, n, *patches.shape[1:]])
         return [
             (layer.kernel, OuterProducts([_inputs(x)], patches)),
             *_bias(layer, cotangents),
@@ -229,7 +229,7 @@ def _patches(x: Any, layer: Any, groups: int) -> list[LazyTensor]:
         pads.append(pad)
         sizes.append((side + sum(pad) - reach) // stride + 1)
     if any(map(any, pads)):
-        x = tf.pad(x, [(0, 0), *pads, (0, 0)])
+        x = ops.pad(x, [(0, 0), *pads, (0, 0)])
     shape = (x.shape[0], math.prod(sizes), groups, x.shape[-1] // groups)
 
     def met_by(place: Sequence[int]) -> Any:
@@ -237,7 +237,7 @@ def _patches(x: Any, layer: Any, groups: int) -> list[LazyTensor]:
             slice(step * at, step * at + stride * (size - 1) + 1, stride)
             for at, step, stride, size in zip(place, dilation, strides, sizes, strict=True)
         ]
-        return tf.reshape(x[(slice(None), *windows)], shape)
+        return ops.reshape(x[(slice(None), *windows)], shape)
 
     places = itertools.product(*map(range, kernel))
     return [LazyTensor(shape, functools.partial(met_by, place)) for place in places]
@@ -250,68 +250,76 @@ def _batch_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) ->
     axis = layer.axis % len(x.shape)
     shape = [1] * len(x.shape)
     shape[axis] = x.shape[axis]
-    mean, variance = (
-        tf.reshape(tf.cast(moment.value, x.dtype), shape)
-        for moment in (layer.moving_mean, layer.moving_variance)
-    )
-    normalised = (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
-    return _scale_and_shift(layer, call(x), normalised, [axis], record)
+
+    def normalised(x: Any) -> Any:
+        mean, variance = (
+            ops.reshape(ops.cast(moment.value, x.dtype), shape)
+            for moment in (layer.moving_mean, layer.moving_variance)
+        )
+        return (x - mean) * ops.rsqrt(variance + layer.epsilon)
+
+    return _scale_and_shift(layer, call, x, normalised, [axis], record)
 
 
 def _layer_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     axes = [axis % len(x.shape) for axis in axes]
-    normalised = _normalised(at_least_single(x), axes, layer)
-    return _scale_and_shift(layer, call(x), normalised, axes, record)
+    normalised = functools.partial(_normalised, layer, None, axes)
+    return _scale_and_shift(layer, call, x, normalised, axes, record)
 
 
 def _collegial_layer_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
-    axis, paths = len(x.shape) - 1, layer.cardinality
-    by_path = tf.reshape(at_least_single(x), [*x.shape[:-1], paths, x.shape[-1] // paths])
-    normalised = tf.reshape(_normalised(by_path, [axis + 1], layer), x.shape)
-    return _scale_and_shift(layer, call(x), normalised, [axis], record)
+    axis = len(x.shape) - 1
+    by_path = [*x.shape[:-1], layer.cardinality, x.shape[-1] // layer.cardinality]
+    normalised = functools.partial(_normalised, layer, by_path, [axis + 1])
+    return _scale_and_shift(layer, call, x, normalised, [axis], record)
 
 
 def _group_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) -> Any:
     axis = layer.axis % len(x.shape)
     groups = x.shape[axis] if layer.groups == -1 else layer.groups
-    sizes = [*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]]
-    by_group = tf.reshape(at_least_single(x), sizes)
-    reduced = [each for each in range(1, len(sizes)) if each != axis]
-    normalised = tf.reshape(_normalised(by_group, reduced, layer), x.shape)
-    return _scale_and_shift(layer, call(x), normalised, [axis], record)
+    by_group = [*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]]
+    reduced = [each for each in range(1, len(by_group)) if each != axis]
+    normalised = functools.partial(_normalised, layer, by_group, reduced)
+    return _scale_and_shift(layer, call, x, normalised, [axis], record)
 
 
-def _normalised(x: Any, axes: list[int], layer: Any) -> Any:
-    """Return a tensor of mean 0 and variance 1 over the axes."""
-    mean, variance = tf.nn.moments(x, axes, keepdims=True)
-    return (x - mean) * tf.math.rsqrt(variance + layer.epsilon)
+def _normalised(layer: Any, shape: Sequence[int] | None, axes: list[int], x: Any) -> Any:
+    """Return a tensor of mean 0 and variance 1 over the axes that it has in another shape."""
+    apart = x if shape is None else ops.reshape(x, shape)
+    mean, variance = ops.moments(apart, axes, keepdims=True)
+    return ops.reshape((apart - mean) * ops.rsqrt(variance + layer.epsilon), x.shape)
 
 
 def _scale_and_shift(
-    layer: Any, output: Any, normalised: Any, kept: list[int], record: Record
+    layer: Any,
+    call: Callable[..., Any],
+    x: Any,
+    normalised: Callable[[Any], Any],
+    kept: list[int],
+    record: Record,
 ) -> Any:
-    """Record `gamma * normalised + beta`, whose variables have the axes `kept` of the output."""
+    """Record `gamma * normalised(x) + beta`, whose variables have the axes `kept` of the output."""
 
-    def contributions(cotangents: Any) -> Contributions:
-        summed = [axis + 3 for axis in range(1, len(normalised.shape)) if axis not in kept]
-        factors = {"gamma": at_least_single(normalised), "beta": 1.0}
-        return [
-            (variable, _gradients(tf.reduce_sum(cotangents * factor, summed)))
-            for name, factor in factors.items()
-            if (variable := getattr(layer, name, None)) is not None
-        ]
+    def contributions(cotangents: Any, x: Any) -> Contributions:
+        summed = [axis + 3 for axis in range(1, len(x.shape)) if axis not in kept]
+        gamma, beta = (getattr(layer, name, None) for name in ("gamma", "beta"))
+        found: Contributions = []
+        if gamma is not None:
+            products = cotangents * normalised(at_least_single(x))
+            found.append((gamma, _gradients(products, summed)))
+        return found if beta is None else [*found, (beta, _gradients(cotangents, summed))]
 
-    return record(output, contributions)
+    return record(call(x), contributions, x)
 
 
 def _embedding(layer: Any, call: Callable[..., Any], ids: Any, record: Record) -> Any:
-    def contributions(cotangents: Any) -> Contributions:
-        rows = tf.reshape(tf.cast(ids, tf.int32), [ids.shape[0], -1])
+    def contributions(cotangents: Any, ids: Any) -> Contributions:
+        rows = ops.reshape(ops.cast(ids, "int32"), [ids.shape[0], -1])
         shape = [*cotangents.shape[:4], rows.shape[1], layer.output_dim]
-        return [(layer.embeddings, EmbeddingGradients(rows, tf.reshape(cotangents, shape)))]
+        return [(layer.embeddings, EmbeddingGradients(rows, ops.reshape(cotangents, shape)))]
 
-    return record(call(ids), contributions)
+    return record(call(ids), contributions, ids)
 
 
 # What several rules need -------------------------------------------------------------------------
@@ -324,7 +332,7 @@ def _linear(
     activation = _activation(layer)
     with replaced_attributes(layer, activation=None):
         output = call(x)
-    return activation(record(output, contributions))
+    return activation(record(output, contributions, x))
 
 
 def _activation(layer: Any) -> Callable[[Any], Any]:
@@ -346,7 +354,7 @@ def _kernel_and_bias(
     outputs = ordered.shape[-1]
     if bias is not None and outputs == math.prod(bias.shape) == math.prod(cotangents.shape[4:]):
         # One position: the bias is the weight of an input of ones, and can be merged.
-        ones = tf.ones([ordered.shape[3], 1, 1, 1], ordered.dtype)
+        ones = ops.ones([ordered.shape[3], 1, 1, 1], ordered.dtype)
         return [(layer.kernel, kernel), (bias, OuterProducts([ones], ordered))]
     return [(layer.kernel, kernel), *_bias(layer, cotangents)]
 
@@ -359,26 +367,27 @@ def _bias(layer: Any, cotangents: Any) -> Contributions:
     outputs = cotangents.shape[4:]
     shape = [1] * (len(outputs) - len(bias.shape)) + list(bias.shape)
     summed = [axis + 4 for axis, size in enumerate(shape) if size != outputs[axis]]
-    return [(bias, _gradients(tf.reduce_sum(cotangents, summed)))]
+    return [(bias, _gradients(cotangents, summed))]
 
 
-def _gradients(gradients: Any) -> Gradients:
-    """Return gradients with the axes of the variable as one."""
+def _gradients(products: Any, summed: Sequence[int]) -> Gradients:
+    """Return the sums over some axes as gradients, with the axes of the variable as one."""
+    gradients = ops.sum(products, tuple(summed)) if summed else products
     shape = gradients.shape
-    return Gradients(tf.reshape(gradients, [*shape[:4], math.prod(shape[4:])]))
+    return Gradients(ops.reshape(gradients, [*shape[:4], math.prod(shape[4:])]))
 
 
 def _inputs(x: Any, groups: int = 1) -> Any:
     """Return `(examples, *positions, channels)` as `(examples, positions, groups, fan_in)`."""
     n, *positions, channels = x.shape
-    return tf.reshape(at_least_single(x), [n, math.prod(positions), groups, channels // groups])
+    return ops.reshape(at_least_single(x), [n, math.prod(positions), groups, channels // groups])
 
 
 def _by_position(cotangents: Any, groups: int = 1) -> Any:
     """Return cotangents as `(t, d, r, examples, positions, groups, outputs)`."""
     t, d, r, n, *positions, channels = cotangents.shape
     shape = [t, d, r, n, math.prod(positions), groups, channels // groups]
-    return tf.reshape(cotangents, shape)
+    return ops.reshape(cotangents, shape)
 
 
 def _scale(layer: Any) -> float:

@@ -19,16 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from ce_keras.layers.keras_internals import all_layers, replaced_attributes
-from ce_keras.ntk.autodiff import jacobians, traced
+from ce_keras.ntk.autodiff import Arrange, jacobians, stateless
 from ce_keras.ntk.axes import number_of_examples, only_output
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.contractions import Contribution, at_least_single
-from ce_keras.ntk.layer_rules import Contributions, Rule, convolves_by_groups, rule_of
-
-#: Turns a model's outputs into the numbers to differentiate, `(examples, total)`.
-Arrange = Callable[[Any], Any]
+from ce_keras.ntk.layer_rules import FromCotangents, Rule, convolves_by_groups, rule_of
 
 #: Held while the layers of a model have other methods: no other thread may call it meanwhile.
 RECORDING = threading.RLock()
@@ -43,13 +41,14 @@ class RecordedCall(NamedTuple):
 
     Attributes:
         layer: the layer.
-        output: its output before the activation, which the tape watches.
-        contributions: what turns the cotangents of that output into contributions.
+        shape: of its output before the activation.
+        contributions: turns the cotangents of that output, and what the rule has kept, into
+            contributions.
     """
 
     layer: Any
-    output: Any
-    contributions: Callable[[Any], Contributions]
+    shape: Sequence[int]
+    contributions: FromCotangents
 
 
 class Recorder:
@@ -75,7 +74,7 @@ class Recorder:
         known_variables = {id(v) for layer, _ in known for v in layer.variables}
         self.without_rule = [v for v in variables if id(v) not in known_variables]
         # Other variables of three or more axes may be kernels of grouped convolutions, whose
-        # backward pass through Keras' own code fails where it is vectorised.
+        # backward pass through Keras' own code fails where TensorFlow vectorises it.
         self._vectorised = all(
             id(v) in known_variables or len(v.shape) < 3 for v in model.variables
         )
@@ -91,8 +90,8 @@ class Recorder:
         """Find the layers whose outputs have the examples first, wherever the model calls them.
 
         An axis can be as long as the batch by accident: call `batch_first_contributions` for
-        another number of examples afterwards. The model is traced, not computed: calls inside a
-        loop show only so.
+        another number of examples afterwards. The model is traced, not computed, where the backend
+        traces: calls inside a loop show only so.
 
         Args:
             x: inputs.
@@ -100,25 +99,21 @@ class Recorder:
         Raises:
             ValueError: if a graph does not know the shape of the outputs.
         """
-        flat = tf.nest.flatten(x)
         examples = number_of_examples(x)
         seen: dict[int, list[bool]] = collections.defaultdict(list)
 
-        def forward(*tensors: Any) -> Any:
-            graph = tf.compat.v1.get_default_graph()
+        def forward(x: Any) -> Any:
+            outside = backend.trace_state()
 
-            def note(layer: Any, output: Any, _: Any) -> Any:
-                in_loop = tf.compat.v1.get_default_graph() is not graph
-                rank = output.shape.rank
-                seen[id(layer)].append(not in_loop and bool(rank) and output.shape[0] == examples)
+            def note(layer: Any, output: Any, *_: Any) -> Any:
+                in_loop = backend.trace_state() != outside
+                seen[id(layer)].append(not in_loop and _first_axis(output) == examples)
                 return output
 
-            with self._calls_by_rule(note):
-                outputs = self._model(tf.nest.pack_sequence_as(x, tensors), training=False)
-            if not only_output(outputs).shape.is_fully_defined():
-                raise ValueError(f"the shape of its outputs is only known to be {outputs.shape}")
+            with stateless(self._model), self._calls_by_rule(note):
+                return only_output(self._model(x, training=False))
 
-        traced(forward, [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in flat])
+        backend.traced(forward, x)
         self._batch_first = {id(layer) for layer, _ in self._layers if all(seen[id(layer)])}
 
     def batch_first_contributions(self, x: Any, arrange: Arrange) -> dict[int, Contribution]:
@@ -134,14 +129,14 @@ class Recorder:
                 self._batch_first -= self._otherwise
 
     def by_variable(
-        self, x: Any, arrange: Arrange, by_tape: Sequence[Any] = ()
+        self, x: Any, arrange: Arrange, by_autodiff: Sequence[Any] = ()
     ) -> dict[int, Contribution]:
         """Return all contributions by the variable's identity, for one output of each example."""
-        by_layer = self.contributions(x, arrange, (1, 1, 1), by_tape)
+        by_layer = self.contributions(x, arrange, (1, 1, 1), by_autodiff)
         return dict(itertools.chain.from_iterable(by_layer))
 
     def contributions(
-        self, x: Any, arrange: Arrange, counts: Sequence[int], by_tape: Sequence[Any]
+        self, x: Any, arrange: Arrange, counts: Sequence[int], by_autodiff: Sequence[Any]
     ) -> Iterator[Sequence[tuple[int, Contribution]]]:
         """Give every variable's contribution by the variable's identity, layer by layer.
 
@@ -152,64 +147,53 @@ class Recorder:
             x: the model's inputs.
             arrange: turns its outputs into the numbers to differentiate, `(examples, total)`.
             counts: the numbers of traced, diagonal and paired outputs.
-            by_tape: variables whose gradients are to come from the tape instead.
+            by_autodiff: variables whose gradients are to come from autodiff instead.
         """
-        # A tape that is read once frees what it has read.
-        persistent = bool(by_tape) or math.prod(counts) > 1
-        with tf.GradientTape(persistent=persistent, watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in by_tape])
-            with self._recorded(tape, number_of_examples(x)) as calls:
+        calls: list[RecordedCall] = []
+
+        def forward(watch: Callable[[Any], Any]) -> tuple[Any, list[Any]]:
+            calls.clear()
+            with self._recorded(watch, calls, number_of_examples(x)) as kept:
                 outputs = at_least_single(arrange(only_output(self._model(x, training=False))))
             # Examples do not influence each other: the gradient of an output summed over the
             # examples holds every example's own.
-            total = tf.reduce_sum(outputs, axis=0)
-        cotangents = self._cotangents(tape, total, [call.output for call in calls], counts)
-        rest = jacobians(tape, outputs, by_tape, counts) if by_tape else []
-        del tape, total, outputs
-        taped = {id(variable) for variable in by_tape}
-        yield from ([(id(v), gradients)] for v, gradients in zip(by_tape, rest, strict=True))
+            return ops.sum(outputs, axis=0), kept
+
+        cotangents, kept = backend.cotangents(forward, math.prod(counts), self._vectorised)
+        if by_autodiff:
+            with self._calls_by_rule(lambda *record: record[1]):
+                found = jacobians(self._model, x, by_autodiff, arrange, counts)
+            yield [(id(v), each) for v, each in zip(by_autodiff, found, strict=True)]
+        wanted = self._wanted - {id(variable) for variable in by_autodiff}
 
         calls_left = collections.Counter(id(v) for call in calls for v in call.layer.variables)
         begun: dict[int, Contribution] = {}
         # Backwards: the last layer's cotangents are the first to be there.
         while calls:
             call = calls.pop()
-            for variable, contribution in call.contributions(cotangents.pop()):
+            own_cotangents = ops.reshape(cotangents.pop(), [*counts, *call.shape])
+            for variable, contribution in call.contributions(own_cotangents, *kept.pop()):
                 key = id(variable)
                 begun[key] = begun[key].join(contribution) if key in begun else contribution
+            del own_cotangents
             own = list(dict.fromkeys(id(v) for v in call.layer.variables))
             calls_left.subtract(own)
             done = [(key, begun.pop(key)) for key in own if not calls_left[key] and key in begun]
-            yield [each for each in done if each[0] in self._wanted - taped]
-
-    def _cotangents(
-        self, tape: tf.GradientTape, total: Any, points: list[Any], counts: Sequence[int]
-    ) -> list[Any]:
-        """Return the cotangents of each point, `(traced, diagonal, paired, examples, ...)`."""
-        zero = tf.UnconnectedGradients.ZERO
-        if total.shape[0] == 1:
-            found = tape.gradient(total, points, unconnected_gradients=zero)
-        else:
-            found = tape.jacobian(
-                total, points, unconnected_gradients=zero, experimental_use_pfor=self._vectorised
-            )
-        return [
-            tf.reshape(cotangent, [*counts, *point.shape])
-            for cotangent, point in zip(found, points, strict=True)
-        ]
+            yield [each for each in done if each[0] in wanted]
 
     @contextlib.contextmanager
-    def _recorded(self, tape: tf.GradientTape, examples: int) -> Iterator[list[RecordedCall]]:
-        """Record every call of the layers, on a batch of so many examples."""
-        calls: list[RecordedCall] = []
-        outer = tf.compat.v1.get_default_graph()
+    def _recorded(
+        self, watch: Callable[[Any], Any], calls: list[RecordedCall], examples: int
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Record every call of the layers, and what their rules keep, for so many examples."""
+        kept: list[tuple[Any, ...]] = []
+        outside = backend.trace_state()
 
-        def record(layer: Any, output: Any, contributions: Any) -> Any:
+        def record(layer: Any, output: Any, contributions: FromCotangents, *keep: Any) -> Any:
             known = self._batch_first
             if not self._is_wanted(layer) or (known is not None and id(layer) not in known):
                 return output  # No backward pass need go so far.
-            in_loop = tf.compat.v1.get_default_graph() is not outer
-            if in_loop or output.shape[0] != examples:
+            if backend.trace_state() != outside or _first_axis(output) != examples:
                 # The tensors of a loop are unknown outside.
                 if known is not None:
                     # Keras raises another error of this class, with a longer message.
@@ -217,13 +201,13 @@ class Recorder:
                     raise BatchAxisError(f"{layer.name!r} gives {output.shape} for {examples}")
                 return output
             # Kernels are sums of many products: at least in single precision, whatever the model's.
-            point = at_least_single(tf.convert_to_tensor(output))
-            tape.watch(point)
-            calls.append(RecordedCall(layer, point, contributions))
-            return tf.cast(point, output.dtype)
+            point = watch(at_least_single(output))
+            calls.append(RecordedCall(layer, tuple(point.shape), contributions))
+            kept.append(keep)
+            return ops.cast(point, output.dtype)
 
         with self._calls_by_rule(record):
-            yield calls
+            yield kept
 
     @contextlib.contextmanager
     def _calls_by_rule(self, record: Callable[..., Any]) -> Iterator[None]:
@@ -233,6 +217,11 @@ class Recorder:
                 call = _call_by_rule(layer, rule, functools.partial(record, layer))
                 stack.enter_context(replaced_attributes(layer, call=call))
             yield
+
+
+def _first_axis(tensor: Any) -> int | None:
+    """Return the length of the first axis; `None` where there is none, or a graph knows none."""
+    return next(iter(tensor.shape), None) if tensor.shape else None
 
 
 def _call_by_rule(layer: Any, rule: Rule, record: Callable[..., Any]) -> Callable[..., Any]:
@@ -245,9 +234,9 @@ def _call_by_rule(layer: Any, rule: Rule, record: Callable[..., Any]) -> Callabl
         x, arguments = (
             (options.pop(name), arguments) if name in options else (arguments[0], arguments[1:])
         )
-        x = tf.convert_to_tensor(x)
-        if x.dtype.is_floating:
-            x = tf.cast(x, layer.compute_dtype)
+        x = ops.convert_to_tensor(x)
+        if keras.backend.is_float_dtype(x.dtype):
+            x = ops.cast(x, layer.compute_dtype)
         return rule(layer, lambda x: own(x, *arguments, **options), x, record)
 
     return functools.wraps(own)(call)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from ce_keras.checks import boolean, finite_number, keras_model, positive_int, real_array
 from ce_keras.ntk.analysis import as_matrix
+from ce_keras.ntk.autodiff import stateless
 from ce_keras.ntk.axes import only_output
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.empirical import checked_inputs, empirical_ntk
 from ce_keras.ntk.engines import checked_variables, outputs_of
 
@@ -19,7 +23,7 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     """Return K(x1, x2) times a vector, by one backward and one forward-mode pass.
 
     Args:
-        model: a Keras model of one output, on the TensorFlow backend.
+        model: a Keras model of one output.
         x1: inputs, examples first.
         vector: one number for every output at `x2`: of the outputs' shape.
         x2: other inputs; `x1` again if not given.
@@ -39,21 +43,25 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     x1 = checked_inputs("x1", x1)
     x2 = x1 if x2 is None else checked_inputs("x2", x2)
     outputs_of("x1", model, x1)  # Some weights are made by the first call.
-    outputs = only_output(outputs_of("x2", model, x2))
+    shape = tuple(only_output(outputs_of("x2", model, x2)).shape)
     vector = real_array("vector", vector)
-    variables = [variable.value for variable in checked_variables(model)]
-    with tf.GradientTape() as tape:
-        outputs = only_output(model(x2, training=False))
-        if np.shape(vector) != tuple(outputs.shape):
-            raise ValueError(
-                f"vector: got shape {np.shape(vector)}; the outputs have {tuple(outputs.shape)}"
-            )
-        along = tf.reduce_sum(outputs * tf.cast(vector, outputs.dtype))
-    direction = tape.gradient(along, variables, unconnected_gradients="zero")
-    direction = [tf.convert_to_tensor(gradient) for gradient in direction]  # Of tables: rows.
-    with tf.autodiff.ForwardAccumulator(variables, direction) as forward:
-        outputs = only_output(model(x1, training=False))
-    return forward.jvp(outputs, unconnected_gradients="zero").numpy()
+    if vector.shape != shape:
+        raise ValueError(f"vector: got shape {vector.shape}; the outputs have {shape}")
+    variables = checked_variables(model)
+    values = [ops.convert_to_tensor(variable.value) for variable in variables]
+
+    def outputs(x: Any, values: Sequence[Any]) -> Any:
+        with stateless(model, variables, values):
+            return only_output(model(x, training=False))
+
+    def along(values: Sequence[Any]) -> Any:
+        found = outputs(x2, values)
+        return ops.reshape(ops.sum(found * ops.cast(vector, found.dtype)), [1])
+
+    direction = [gradient[0] for gradient in backend.jacobian(along, values)]
+    direction = [ops.cast(each, value.dtype) for each, value in zip(direction, values, strict=True)]
+    product = backend.jvp(functools.partial(outputs, x1), values, direction)
+    return ops.convert_to_numpy(product)
 
 
 class NTKRegressor:
@@ -64,7 +72,7 @@ class NTKRegressor:
     the model's linearisation; a ridge above 0 is like stopping it early.
 
     Args:
-        model: a Keras model of one output of shape `(N, outputs)`, on the TensorFlow backend.
+        model: a Keras model of one output of shape `(N, outputs)`.
         ridge: the number added to the diagonal, relative to its mean.
         traced: use the average of the outputs' kernels, of N rows, for all outputs, instead of one
             kernel of N * outputs rows. Exact where the kernel is the same for every output and 0
@@ -132,7 +140,7 @@ class NTKRegressor:
         return outputs + learned.reshape(outputs.shape)
 
     def _outputs(self, x: Any) -> np.ndarray:
-        return np.asarray(only_output(outputs_of("x", self.model, x)), np.float64)
+        return ops.convert_to_numpy(only_output(outputs_of("x", self.model, x))).astype(float)
 
     def _kernel(self, x1: Any, x2: Any) -> np.ndarray:
         axes = (-1,) if self.traced else ()

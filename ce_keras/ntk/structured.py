@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops, tree
 
 from ce_keras.layers.keras_internals import all_layers
-from ce_keras.ntk.autodiff import TapeEngine
+from ce_keras.ntk.autodiff import AutodiffEngine, stateless
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
 
-# Graphs that an engine keeps, each for one number of examples.
-_MOST_GRAPHS = 8
+# Compiled functions that an engine keeps, each for one number of examples.
+_MOST_COMPILED = 8
 
 # Examples that rules are verified on. One alone may leave a layer dead, and has no other row that
 # its gradient could be taken for.
@@ -46,7 +47,7 @@ class StructuredEngine:
         examples: inputs, on a few of which the rules are verified.
 
     Attributes:
-        by_tape: the variables that are left to autodiff.
+        by_autodiff: the variables that are left to autodiff.
         numbers_per_example: about how many numbers are held for one example.
     """
 
@@ -55,33 +56,29 @@ class StructuredEngine:
     ) -> None:
         self.axes = axes
         self._recorder = Recorder(model, variables)
-        self.by_tape, numbers = verify(model, variables, self._recorder, examples)
+        self.by_autodiff, numbers = verify(model, variables, self._recorder, examples)
         self.numbers_per_example = max(1, axes.total * numbers)
-        self._tape = TapeEngine(model, variables, axes)
-        # A factor that a graph does not know. What follows from constants alone, like the last
-        # layer's cotangents, would be computed when the graph is made, and kept.
-        self._one = tf.Variable(1.0, trainable=False)
+        self._autodiff = AutodiffEngine(model, variables, axes)
         # One for each number of examples, of which the last ones used are kept.
-        self._graph_for = functools.lru_cache(_MOST_GRAPHS)(
-            lambda *_: tf.function(self._kernel, autograph=False)
+        self._compiled_for = functools.lru_cache(_MOST_COMPILED)(
+            lambda *_: backend.compiled(self._kernel, model)
         )
-        self._is_first = True
+        # What pays from the second kernel on.
+        self._is_eager = backend.EAGER_FIRST and axes.total == 1
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """Return the kernel, axes in public order; `x2` is `None` for `x1` again.
 
-        The first kernel of one output is computed without a graph: tracing takes a second or more,
-        which pays from the second kernel on. All is done by autodiff where the model treats this
-        number of examples otherwise than those of the verification.
+        All is done by autodiff where the model treats this number of examples otherwise than those
+        of the verification.
         """
-        as_graph = not self._is_first or self.axes.total > 1
-        self._is_first = False
         sizes = [None if x is None else number_of_examples(x) for x in (x1, x2)]
-        compute = self._graph_for(*sizes) if as_graph else self._kernel
+        compute = self._kernel if self._is_eager else self._compiled_for(*sizes)
+        self._is_eager = False
         try:
             return compute(x1, x2)
         except BatchAxisError:
-            return self._tape.kernel(x1, x2)
+            return self._autodiff.kernel(x1, x2)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         first = self._contributions(x1)
@@ -90,14 +87,12 @@ class StructuredEngine:
         kernel = sum_in_turn(a.gram(b, self.axes.same_examples) for a, b in pairs)
         if kernel is None:  # The model does not use these variables.
             sizes = [number_of_examples(x) for x in (x1, x1 if x2 is None else x2)]
-            return tf.zeros(self.axes.kernel_shape(*sizes), self.axes.dtype)
+            return ops.zeros(self.axes.kernel_shape(*sizes), self.axes.dtype.name)
         return self.axes.restore(kernel / self.axes.counts[0])
 
     def _contributions(self, x: Any) -> Iterator[Contribution]:
-        def arrange(outputs: Any) -> Any:
-            return self.axes.arrange(outputs) * tf.cast(self._one, outputs.dtype)
-
-        for layer in self._recorder.contributions(x, arrange, self.axes.counts, self.by_tape):
+        arrange, counts = self.axes.arrange, self.axes.counts
+        for layer in self._recorder.contributions(x, arrange, counts, self.by_autodiff):
             yield from merged([contribution for _, contribution in layer])
 
 
@@ -122,90 +117,97 @@ def verify(
     examples = distinct_examples(examples, _VERIFIED_ON)
     # Two batch sizes: an axis that is as long as one of them is not as long as the other.
     recorder.find_batch_first_layers(examples_of(examples, slice(_VERIFIED_ON - 1)))
-    perturbed = _perturbed(model)
-    everywhere = [(v, perturbed[id(v)]) for v in model.trainable_variables]
-    own = [tf.convert_to_tensor(perturbed.get(id(v), v.value)) for v in variables]
+    numbers = 0
 
-    def combinations(values: Sequence[Any]) -> Any:
-        mapping = [*everywhere, *zip(variables, values, strict=True)]
-        with keras.StatelessScope(state_mapping=mapping):
-            return _combined(only_output(model(examples, training=False)))[:, 0]
+    def both(examples: Any) -> tuple[list[Any], dict[int, Any]]:
+        nonlocal numbers
+        squares = _squared_gradients(model, variables, examples)
+        found = recorder.batch_first_contributions(examples, _combined)
+        working = max((each.working for each in found.values()), default=0)
+        numbers = (sum(each.held for each in found.values()) + working) // _VERIFIED_ON
+        return squares, {key: each.gram(each)[0, 0, :, 0] for key, each in found.items()}
 
-    expected = _kernels_by_autodiff(combinations, own)
-    with keras.StatelessScope(state_mapping=everywhere):
-        contributions = recorder.batch_first_contributions(examples, _combined)
+    with stateless(model, *_perturbed(model)), backend.full_precision():
+        squares, grams = backend.run_once(both, model, examples)
+    expected = np.stack([_kernel_of(ops.convert_to_numpy(each)) for each in squares])
     found = np.zeros_like(expected)
     for index, variable in enumerate(variables):
-        if contribution := contributions.get(id(variable)):
-            found[index] = contribution.gram(contribution).numpy()[0, 0, :, 0]
+        if id(variable) in grams:
+            found[index] = ops.convert_to_numpy(grams[id(variable)])
     half = any(layer.compute_dtype.endswith("16") for layer in all_layers(model))
     tolerance = 3e-2 if half else 1e-3
     largest = abs(expected).max(axis=(1, 2))
     gap = abs(found - expected).max(axis=(1, 2))
     wrong = gap > tolerance * largest + 1e-6 * tolerance * largest.sum()
-    held = sum(each.held for each in contributions.values())
-    working = max((each.working for each in contributions.values()), default=0)
-    by_tape = [v for v, is_wrong in zip(variables, wrong, strict=True) if is_wrong]
-    return by_tape, (held + working) // _VERIFIED_ON
+    return [v for v, is_wrong in zip(variables, wrong, strict=True) if is_wrong], numbers
 
 
 def _combined(outputs: Any) -> Any:
     """Return one random combination of the outputs of every example, `(examples, 1)`."""
     weights = np.random.default_rng(0).normal(size=outputs.shape).astype("float32")
-    flat = tf.reshape(tf.cast(outputs, tf.float32) * weights, [outputs.shape[0], -1])
-    return tf.reduce_sum(flat, axis=1, keepdims=True)
+    products = ops.cast(outputs, "float32") * ops.convert_to_tensor(weights)
+    return ops.sum(ops.reshape(products, [outputs.shape[0], -1]), axis=1, keepdims=True)
 
 
-def _perturbed(model: keras.Model) -> dict[int, Any]:
-    """Return the values of every trainable variable, a little off, by the variable's identity.
+def _perturbed(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    """Return the trainable variables, and values for them, a little off their own.
 
     A gate that starts at zero hides what is behind it.
     """
-    found = {}
+    values = []
     for index, variable in enumerate(model.trainable_variables):
-        values = at_least_single(tf.convert_to_tensor(variable.value))
-        off = 0.1 * tf.sqrt(tf.reduce_mean(values**2)) + 0.1
-        noise = tf.random.stateless_normal(values.shape, (0, index), dtype=values.dtype)
-        found[id(variable)] = tf.cast(values + off * noise, variable.dtype)
-    return found
+        value = at_least_single(ops.stop_gradient(variable.value))
+        off = 0.1 * ops.sqrt(ops.mean(value**2)) + 0.1
+        noise = np.random.default_rng((0, index)).standard_normal(value.shape, np.float32)
+        values.append(ops.cast(value + off * ops.cast(noise, value.dtype), variable.dtype))
+    return model.trainable_variables, values
 
 
-def _kernels_by_autodiff(
-    function: Callable[[Sequence[Any]], Any], values: Sequence[Any]
-) -> np.ndarray:
-    """Return the kernel of each value's gradients, `(values, examples, examples)`.
+# Pairs of the examples that rules are verified on.
+_PAIRS = [*itertools.combinations_with_replacement(range(_VERIFIED_ON), 2)]
 
-    Its entries follow from the squared lengths of the gradients of single examples and of sums of
-    two. Lengths are taken as gradients are found, so that no more than one is held: with all of
-    them, the benchmark's dense network needs 1.6 times the memory.
+
+def _squared_gradients(model: keras.Model, variables: Sequence[Any], examples: Any) -> list[Any]:
+    """Return the squared gradient of each pair's outputs, summed, by each variable, `(pairs,)`.
+
+    Lengths are taken as gradients are found, so that no more than one is held: with all of them,
+    the benchmark's dense network needs 1.6 times the memory.
     """
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        handles = [tf.zeros([], at_least_single(value).dtype) for value in values]
-        tape.watch(handles)
-        results = function([_with_handle(*each) for each in zip(handles, values, strict=True)])
-        count = results.shape[0]
-        pairs = [*itertools.combinations_with_replacement(range(count), 2)]
-        sums = [results[i] if i == j else results[i] + results[j] for i, j in pairs]
-    kernels = np.zeros((len(values), count, count))
-    for (i, j), each in zip(pairs, sums, strict=True):
-        squares = tape.gradient(each, handles, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        kernels[:, i, j] = [float(square) for square in squares]
-    for i, j in itertools.combinations(range(count), 2):  # |a + b|^2 = |a|^2 + |b|^2 + 2 a b
-        kernels[:, i, j] = (kernels[:, i, j] - kernels[:, i, i] - kernels[:, j, j]) / 2
-        kernels[:, j, i] = kernels[:, i, j]
-    return kernels
+    values = [ops.convert_to_tensor(variable.value) for variable in variables]
+
+    def sums(handles: Sequence[Any]) -> Any:
+        tied = [_with_handle(*each) for each in zip(handles, values, strict=True)]
+        with stateless(model, variables, tied):
+            results = _combined(only_output(model(examples, training=False)))[:, 0]
+        return ops.stack([results[i] if i == j else results[i] + results[j] for i, j in _PAIRS])
+
+    handles = [ops.zeros([], at_least_single(value).dtype) for value in values]
+    return backend.jacobian(sums, handles)
 
 
 def _with_handle(handle: Any, value: Any) -> Any:
     """Return the value as a function of a number, whose gradient is its own, squared and summed."""
 
-    @tf.custom_gradient
+    @ops.custom_gradient
     def unchanged(_: Any) -> Any:
-        return value, lambda gradient: tf.reduce_sum(
-            at_least_single(tf.convert_to_tensor(gradient)) ** 2
-        )
+        def squared(*arguments: Any, upstream: Any = None) -> Any:
+            (upstream,) = arguments if upstream is None else (upstream,)
+            # TensorFlow's gradient of a table comes as rows.
+            return ops.sum(at_least_single(ops.reshape(upstream, value.shape)) ** 2)
+
+        return ops.stop_gradient(value), squared
 
     return unchanged(handle)
+
+
+def _kernel_of(squares: np.ndarray) -> np.ndarray:
+    """Return a kernel from the squared lengths of gradients, and of sums of two: `_PAIRS`."""
+    kernel = np.zeros((_VERIFIED_ON, _VERIFIED_ON))
+    for (i, j), square in zip(_PAIRS, squares, strict=True):
+        kernel[i, j] = square
+    for i, j in itertools.combinations(range(_VERIFIED_ON), 2):  # |a + b|^2 = |a|^2 + |b|^2 + 2 a b
+        kernel[i, j] = kernel[j, i] = (kernel[i, j] - kernel[i, i] - kernel[j, j]) / 2
+    return kernel
 
 
 def distinct_examples(x: Any, count: int) -> Any:
@@ -218,26 +220,37 @@ def distinct_examples(x: Any, count: int) -> Any:
     rows = number_of_examples(x)
     # From all over: examples are often sorted.
     few, more = (np.linspace(0, rows - 1, number).astype(int).tolist() for number in (count, 9))
-    own = (examples_of(x, slice(start, start + 1)) for start in dict.fromkeys(few + more))
-    for candidate in itertools.chain(own, _rolled(examples_of(x, slice(1)))):
+    own = (arrays_of(x, slice(start, start + 1)) for start in dict.fromkeys(few + more))
+    for candidate in itertools.chain(own, _rolled(arrays_of(x, slice(1)))):
         if not any(_equal(candidate, other) for other in chosen):
             chosen.append(candidate)
         if len(chosen) == count:
             break
     chosen += [chosen[0]] * (count - len(chosen))
-    return tf.nest.map_structure(lambda *tensors: tf.concat(tensors, 0), *chosen)
+    return joined(*chosen)
+
+
+def arrays_of(x: Any, rows: slice) -> Any:
+    """Return some examples of a structure of inputs as NumPy arrays."""
+    return tree.map_structure(ops.convert_to_numpy, examples_of(x, rows))
+
+
+def joined(*examples: Any) -> Any:
+    """Return structures of arrays, one after another, as tensors."""
+    return tree.map_structure(
+        lambda *arrays: ops.convert_to_tensor(np.concatenate(arrays)), *examples
+    )
 
 
 def _rolled(example: Any) -> Iterator[Any]:
     """Give an example rolled along its last axis by one place, by two, and so on."""
-    lengths = [tensor.shape[-1] for tensor in tf.nest.flatten(example) if tensor.shape.rank > 1]
+    lengths = [array.shape[-1] for array in tree.flatten(example) if array.ndim > 1]
     for shift in range(1, min(max(lengths, default=1), 10)):
-        yield tf.nest.map_structure(
-            lambda tensor, by=shift: tf.roll(tensor, by, -1) if tensor.shape.rank > 1 else tensor,
-            example,
+        yield tree.map_structure(
+            lambda array, by=shift: np.roll(array, by, -1) if array.ndim > 1 else array, example
         )
 
 
 def _equal(one: Any, other: Any) -> bool:
-    pairs = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
-    return all(bool(tf.reduce_all(tf.equal(a, b))) for a, b in pairs)
+    pairs = zip(tree.flatten(one), tree.flatten(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
-from keras import initializers
+from keras import initializers, ops
 
 from ce_keras.layers import CollegialConv2D, CollegialDense
 from ce_keras.layers.ensemble import reseed
@@ -80,7 +80,9 @@ class InitialValues:
     def _draw_one(self, rng: np.random.Generator) -> np.ndarray:
         config = initializers.serialize(self._initializer)
         reseed(config, lambda _: int(rng.integers(2**31)))
-        return np.asarray(initializers.deserialize(config)(self._path_shape, dtype="float32"))
+        return ops.convert_to_numpy(
+            initializers.deserialize(config)(self._path_shape, dtype="float32")
+        )
 
 
 def initial_values(member: keras.Model, network: keras.Model) -> list[InitialValues]:

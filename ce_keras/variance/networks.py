@@ -14,13 +14,15 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from ce_keras.checks import called
 from ce_keras.geometry import Stack
 from ce_keras.layers import CollegialDense
 from ce_keras.layers.ensemble import configuration, rebuilt
 from ce_keras.layers.grouping import CannotGroupError, functional, side_by_side
+from ce_keras.ntk.autodiff import stateless
+from ce_keras.ntk.backends import backend
 from ce_keras.ntk.contractions import Gradients
 from ce_keras.ntk.recording import Recorder
 from ce_keras.variance.initial_values import InitialValues, initial_values
@@ -56,7 +58,7 @@ def stack_model(stack: Stack) -> keras.Model:
 
 def middle_unit(outputs: Any) -> Any:
     """Return the first unit at the middle position, whose kernel the paper's constant describes."""
-    while outputs.shape.rank > 2:
+    while len(outputs.shape) > 2:
         outputs = outputs[:, outputs.shape[1] // 2]
     return outputs[:, 0]
 
@@ -88,8 +90,9 @@ def tape_kernels(
         variables = model.trainable_variables
         first, *last = [_gradients(model, variables, example, readout) for example in x]
         pairs = zip(first, last[0] if last else first, strict=True)
-        products.append([float(tf.reduce_sum(a * b)) for a, b in pairs])
-        moments.append([(np.mean(v), np.mean(np.square(v))) for v in variables])
+        products.append([np.vdot(a, b) for a, b in pairs])
+        values = [ops.convert_to_numpy(variable.value) for variable in variables]
+        moments.append([(np.mean(value), np.mean(np.square(value))) for value in values])
     mean, square = np.mean(moments, axis=0).T
     return np.array(products) @ (square - mean**2 if ntk else np.ones_like(mean))
 
@@ -106,16 +109,14 @@ def _gradients(
     model: keras.Model, variables: Sequence[Any], example: np.ndarray, readout: Readout
 ) -> list[Any]:
     """Return the gradients of the read-out at one input."""
-    with tf.GradientTape() as tape:
-        inputs = tf.constant(example[None], model.inputs[0].dtype)
-        value = _read(readout, model(inputs, training=False))[0]
-    gradients = tape.gradient(
-        value,
-        [variable.value for variable in variables],
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    # The gradients of embeddings are `IndexedSlices`.
-    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+    inputs = ops.convert_to_tensor(example[None], model.inputs[0].dtype)
+
+    def value(values: Sequence[Any]) -> Any:
+        with stateless(model, variables, values):
+            return _read(readout, model(inputs, training=False))
+
+    rows = backend.jacobian(value, [variable.value for variable in variables])
+    return [ops.convert_to_numpy(row) for row in rows]
 
 
 def network_key(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
@@ -128,8 +129,8 @@ def network_key(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any
     kept = model.get_weights()
     try:
         model.set_weights([rng.random(weight.shape).astype(weight.dtype) for weight in kept])
-        outputs = model(tf.constant(x, model.inputs[0].dtype), training=False)
-        read = np.asarray(_read(readout, outputs))
+        outputs = model(ops.convert_to_tensor(x, model.inputs[0].dtype), training=False)
+        read = ops.convert_to_numpy(_read(readout, outputs))
     finally:
         model.set_weights(kept)
     return [[f"{value:.3e}" for value in read], list(_initializers(config))]
@@ -177,11 +178,12 @@ def ensemble_kernels(
     counted = [value for value in values if value.trainable and (value.variance or not ntk)]
     weights = [value.variance if ntk else 1.0 for value in counted]
     drawn = [value for value in values if value.variance]
-    products = tf.function(_products(network, drawn, counted, paths, x, readout), autograph=False)
+    function = _products(network, drawn, counted, paths, x, readout)
+    products = backend.compiled(function, network)
     kernels = []
     for own in rng.spawn(ensembles):
-        new = [tf.cast(value.draw(own), value.variable.dtype) for value in drawn]
-        kernels.append(products(*new).numpy() @ weights)
+        new = [ops.cast(value.draw(own), value.variable.dtype) for value in drawn]
+        kernels.append(ops.convert_to_numpy(products(*new)) @ weights)
     return np.concatenate(kernels)[:draws]
 
 
@@ -208,21 +210,18 @@ def _products(
 
     def read(outputs: Any) -> Any:
         # (*positions, paths * channels) -> (paths, *positions, channels)
-        by_member = tf.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
-        rank = by_member.shape.rank
-        by_member = tf.transpose(by_member, [rank - 2, *range(rank - 2), rank - 1])
-        return tf.reshape(tf.reduce_sum(_read(readout, by_member)), [1, 1])
+        by_member = ops.reshape(outputs[0], [*outputs.shape[1:-1], paths, -1])
+        return ops.reshape(ops.sum(_read(readout, ops.moveaxis(by_member, -2, 0))), [1, 1])
 
     def gradients(example: np.ndarray) -> dict[int, Any]:
-        one = tf.constant(example[None], network.inputs[0].dtype)
+        one = ops.convert_to_tensor(example[None], network.inputs[0].dtype)
         return recorder.by_variable(one, read, recorder.without_rule)
 
     def products(*values: Any) -> Any:
-        mapping = zip([value.variable for value in drawn], values, strict=True)
-        with keras.StatelessScope(state_mapping=mapping):
+        with stateless(network, [value.variable for value in drawn], values):
             first = gradients(x[0])
             last = first if len(x) == 1 else gradients(x[-1])
-        return tf.stack([_by_path(value, first, last, paths) for value in counted], 1)
+        return ops.stack([_by_path(value, first, last, paths) for value in counted], 1)
 
     return products
 
@@ -238,7 +237,7 @@ def _by_path(value: InitialValues, first: dict[int, Any], last: dict[int, Any], 
 def _paths_first(gradient: Any, value: InitialValues, paths: int) -> Any:
     """Return a gradient of shape `(before, paths * after)` as `(paths, before, after)`."""
     before = math.prod(value.variable.shape[: value.axis])
-    return tf.transpose(tf.reshape(gradient, [before, paths, -1]), [1, 0, 2])
+    return ops.swapaxes(ops.reshape(gradient, [before, paths, -1]), 0, 1)
 
 
 def _read(readout: Readout, outputs: Any) -> Any:
@@ -246,8 +245,8 @@ def _read(readout: Readout, outputs: Any) -> Any:
     read = called("readout", readout, outputs)
     if read is None:
         raise ValueError("readout: gave None; it must be a number of each network")
-    read = tf.convert_to_tensor(read)
-    if read.shape != outputs.shape[:1]:
+    read = ops.convert_to_tensor(read)
+    if tuple(read.shape) != tuple(outputs.shape[:1]):
         raise ValueError(
             f"readout: gave shape {tuple(read.shape)} for outputs {tuple(outputs.shape)}; it must "
             f"be a number of each network: {tuple(outputs.shape[:1])}"
