@@ -6,7 +6,8 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -88,7 +89,9 @@ class CollegialEnsemble(layers.Layer):
         self.cardinality = positive_int("cardinality", cardinality, MOST_MEMBERS)
         self.why_copies: str | None = None
         self._asked_grouped = grouped
-        self._member_config = configuration(template)
+        config = configuration(template)
+        # Keras makes a dictionary one that refers to this layer, and its copies copy the layer too.
+        self._member_config = None if config is None else MappingProxyType(config)
         if grouped is False:
             self.why_copies = "copies were asked for"
         else:
@@ -206,7 +209,7 @@ class CollegialEnsemble(layers.Layer):
     def _saved_config(self) -> dict[str, Any]:
         if self._member_config is None:
             raise ValueError("build_member: Keras cannot write down the configuration of its model")
-        return self._member_config
+        return copy.deepcopy(dict(self._member_config))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -248,7 +251,7 @@ def _misnamed(activation: Any) -> bool:
 
 
 def rebuilt(
-    config: dict[str, Any] | None,
+    config: Mapping[str, Any] | None,
     seed_of: Callable[[int | None], int | None],
     builder: Callable[[], keras.Model] | None,
     template: keras.Model | None = None,
@@ -270,10 +273,10 @@ def rebuilt(
             return _cloned(template, seed_of)
         if config is None:
             raise ValueError("Keras cannot write it down")
-        config = copy.deepcopy(config)
-        reseed(config, seed_of)
+        own = copy.deepcopy(dict(config))
+        reseed(own, seed_of)
         # What is copied is a model of this process: whoever loaded it has trusted it.
-        return keras.saving.deserialize_keras_object(config, safe_mode=False)
+        return keras.saving.deserialize_keras_object(own, safe_mode=False)
     except (TypeError, ValueError) as error:
         if builder is None:
             raise ValueError(

@@ -22,8 +22,7 @@ def test_pytorch_and_back(name, blocks, design, rng, tmp_path):
     from torch_resnet import random_resnet
 
     network = random_resnet(blocks, *design, classes=20)
-    options = {"classes": 20, "classifier_activation": None, "input_shape": (64, 64, 3)}
-    model = zoo.create(name, **options)
+    model = zoo.create(name, classes=20, classifier_activation=None, input_shape=(64, 64, 3))
     x = rng.normal(size=(8, 64, 64, 3)).astype("float32")
     with torch.no_grad():
         expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
