@@ -1,7 +1,7 @@
 """Time exported networks in LiteRT's and ONNX Runtime's interpreters: docs/benchmarks/exported.md.
 
     pip install 'ce-keras[export]' onnxruntime
-    python benchmarks/exported.py --data IMAGES [--rounds 7] [--batch 1] [--out docs/benchmarks]
+    python benchmarks/exported.py --data IMAGES [--rounds 9] [--batch 1] [--out docs/benchmarks]
 
 Baseline, primal and dual of ResNeXt-11 and ResNeXt-29, in float32 and in int8 by quantisation after
 training, by one thread and by two. Ranges for int8 are found from images of a folder that
@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from timing import Timing, interleaved, report
+from timing import Timing, fastest, report
 from tqdm.auto import tqdm
 
 from ce_keras import zoo
@@ -37,7 +37,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 Open = Callable[[int], Run]
 FORMS = {"litert": "LiteRT", "onnx": "ONNX"}
 THREADS = (1, 2)
-CALIBRATE, COMPARE = 128, 128
+MODES: tuple[DesignMode, ...] = ("baseline", "primal", "dual")
 # Published weights where there are some: rounding matters for outputs that mean something.
 TRAINED = ("resnext11c 1x64d", "resnext11c 7x7d")
 
@@ -111,33 +111,34 @@ def _batches(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     return (images[i : i + batch] for i in range(0, len(images) - batch + 1, batch))
 
 
-def rows_of(name: str, images: np.ndarray, batch: int, rounds: int) -> list[Row]:
-    """Export, compare and time baseline, primal and dual of a network, side by side."""
-    modes: tuple[DesignMode, ...] = ("baseline", "primal", "dual")
-    designs = {mode: choose_design(name, mode) for mode in modes}
-    models = {mode: build(name, design) for mode, design in designs.items()}
-    ranges, inputs = images[:CALIBRATE], images[CALIBRATE:]
+def rows_of(
+    name: str, designs: dict[str, Design], images: np.ndarray, batch: int, rounds: int
+) -> list[Row]:
+    """Export, compare and time designs of a network, side by side."""
+    models = {design: build(name, design) for design in {*designs.values()}}
+    ranges, inputs = np.split(images, 2)
     rows = []
     forms = [(form, kind) for form in (litert, onnx) for kind in ("float32", "int8")]
     for form, kind in tqdm(forms, name):
         exported = {
-            mode: form(model, batch, ranges if kind == "int8" else None)
-            for mode, model in models.items()
+            design: form(model, batch, ranges if kind == "int8" else None)
+            for design, model in models.items()
         }
         times = []
         for threads in THREADS:
-            opened = {mode: opens(threads) for mode, (_, opens) in exported.items()}
+            opened = {mode: exported[design][1](threads) for mode, design in designs.items()}
             calls = {mode: _call(run, inputs[:batch]) for mode, run in opened.items()}
-            times.append(interleaved(calls, rounds))
-        for mode, (content, opens) in exported.items():
+            times.append(fastest(calls, rounds, turn=0.5))
+        for mode, design in designs.items():
+            content, opens = exported[design]
             run = opens(1)
             ours = np.concatenate([run(group) for group in _batches(inputs, batch)])
-            theirs = models[mode].predict(inputs[: len(ours)], verbose=0)
+            theirs = models[design].predict(inputs[: len(ours)], verbose=0)
             rows.append(
                 Row(
                     name,
                     mode,
-                    str(designs[mode]),
+                    str(design),
                     f"{FORMS[form.__name__]}, {kind}",
                     len(content),
                     float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)),
@@ -194,21 +195,23 @@ def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of images")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--networks", nargs="+", default=["resnext11c", "resnext29"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
+    parser.add_argument("--small", action="store_true", help="tiny: only whether it runs")
     options = parser.parse_args()
-    count = CALIBRATE + COMPARE
+    count = 8 if options.small else 256
     if options.data is None:
         images = np.random.default_rng(0).normal(size=(count, 32, 32, 3)).astype("float32")
     else:
         images = np.float32(sample_images(str(options.data), count))
-    rows = [
-        row
-        for name in options.networks
-        for row in rows_of(name, images, options.batch, options.rounds)
-    ]
+    rows = []
+    for name in ["resnext11c"] if options.small else options.networks:
+        designs = {mode: choose_design(name, mode) for mode in MODES}
+        if options.small:
+            designs = dict.fromkeys(MODES, Design(2, 1))
+        rows += rows_of(name, designs, images, options.batch, options.rounds)
     verdict = (
         f"Exported, the dual takes {_range(rows, 'dual', 'float32')} times the baseline's time in "
         f"float32 and {_range(rows, 'dual', 'int8')} times in int8; the primal "
@@ -221,11 +224,12 @@ def main() -> None:
         "# Exported networks, in interpreters",
         "",
         f"{os.cpu_count()} cores, {platform.machine()}; {versions}. 32x32 pixels, batches of "
-        f"{options.batch}. Medians (quartiles) of {options.rounds} rounds, the three designs side "
-        f"by side. Int8: weights and features, with ranges from {CALIBRATE} {source}; inputs and "
-        f"outputs stay floats. Difference: of the logits of {COMPARE} other {source} from Keras', "
-        "relative to their norm; same class: how many have the same highest logit. Weights are "
-        f"trained for {' and '.join(TRAINED)}, and random otherwise.",
+        f"{options.batch}. Medians (quartiles) of {options.rounds} rounds, of each the fastest "
+        "call; the three designs side by side. Int8: weights and features, with ranges from "
+        f"{len(images) // 2} {source}; inputs and outputs stay floats. Difference: of the logits "
+        f"of as many other {source} from Keras', relative to their norm; same class: how many have "
+        f"the same highest logit. Weights are trained for {' and '.join(TRAINED)}, and random "
+        "otherwise.",
         "",
         *table(rows),
     ]

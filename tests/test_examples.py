@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "examples/quickstart.py": ["--images", "100"],
     "benchmarks/grouped_conv.py": ["--small", "--rounds", "2", "--batch", "1", "--out", "."],
+    "benchmarks/accelerate.py": ["--small", "--rounds", "2", "--batch", "1", "--out", "."],
+    "benchmarks/exported.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/block_dense.py": ["--small", "--rounds", "2", "--out", "."],
     "benchmarks/search.py": ["--rounds", "2", "--out", "."],
     "benchmarks/ntk.py": ["--small", "--rounds", "2", "--out", "."],
@@ -44,6 +46,8 @@ SMALL = {
 WRITES = {
     "examples/quickstart.py": ["curve.png"],
     "benchmarks/grouped_conv.py": ["grouped_conv.json", "grouped_conv.md"],
+    "benchmarks/accelerate.py": ["accelerate.md"],
+    "benchmarks/exported.py": ["exported.md"],
     "benchmarks/block_dense.py": ["block_dense.md"],
     "benchmarks/search.py": ["search.md"],
     "benchmarks/ntk.py": ["ntk.md"],
