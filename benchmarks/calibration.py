@@ -275,8 +275,8 @@ def _verdict(results: dict[str, Any], options: argparse.Namespace) -> str:
             lost(network, each, start) for each in DESIGNS[network] for start in STARTS[1:]
         )
         parts.append(
-            f"{NAMES[network]}: {narrower:.1f} as a narrower network, {ensemble:.1f} as an ensemble "
-            f"(the best other start: {others:.1f})"
+            f"{NAMES[network]}: {narrower:.1f} as a narrower network and {ensemble:.1f} as an "
+            f"ensemble (the best other start: {others:.1f})"
         )
     return f"Points of accuracy lost by calibration, without any training: {'; '.join(parts)}."
 

@@ -12,7 +12,7 @@ import pytest
 from bad_input import LONGEST, RARELY, SECONDS, CutOffError, OwnFolder, names_it, patience
 from bad_values import HUGE, JUNK, LONG, made_file, texts
 from hypothesis import assume, given
-from valid_values import finished_run, fresh_path, saved_model
+from valid_values import finished_run, fresh_path, saved_classifier, saved_model
 
 from ce_keras.cli import main
 
@@ -53,6 +53,7 @@ def places(words):
         "EMPTY": lambda: made_file("empty.toml", b""),
         "FOLDER": lambda: made_file("folder/inside", b"").parent,
         "MODEL": saved_model,
+        "CLASSIFIER": saved_classifier,
         "RUN": finished_run,
         "FRESH": fresh_path,
         "BRACKETS": lambda: made_file("brackets.toml", b"a = " + b"[" * 5000),
@@ -171,6 +172,26 @@ COMMANDS = [
             "--init": CHOICE,
             "--measure": WHOLE,
             "--save": ["model.h5", "JUNK/inside.keras", LONG, f"{LONG}.keras"],
+        },
+    ),
+    Command(
+        [
+            *("compress", "CLASSIFIER", "--data=embedded", "--save=FRESH.keras"),
+            *("--design=2x4d", "--epochs=0", "--images=50"),
+        ],
+        {
+            "model": [*TO_READ, "BRACKETS", "MODEL"],
+            "--data": ["", "unknown", "JUNK", "FOLDER", LONG],
+            "--save": ["model.h5", "JUNK/inside.keras", LONG, f"{LONG}.keras"],
+            "--mode": CHOICE,
+            "--design": [*CHOICE, "0x0d", "9x900d", f"{'9' * 30}x2d"],
+            "--epochs": SEED,
+            "--images": [*WHOLE, "5", "5001"],
+            "--batch-size": WHOLE,
+            "--learning-rate": [*REAL, "0"],
+            "--normalize": CHOICE,
+            "--augment": CHOICE,
+            "--seed": SEED,
         },
     ),
     Command(

@@ -111,6 +111,18 @@ def saved_model():
 
 
 @functools.cache
+def saved_classifier():
+    """A file of a model of the embedded images."""
+    import keras
+
+    steps = [keras.layers.Flatten(), *(keras.layers.Dense(n, "relu") for n in (8, 8))]
+    path = Path("classifier.keras").absolute()
+    steps += [keras.layers.Dense(10, "softmax")]
+    keras.Sequential([keras.Input((28, 28, 1)), *steps]).save(path)
+    return path
+
+
+@functools.cache
 def saved_result():
     folder = Path("results").absolute()
     result().save(folder)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ce_keras import __version__
 from ce_keras.checks import shortened
-from ce_keras.cli import networks, output, runs, theory
+from ce_keras.cli import compress, networks, output, runs, theory
 
 # Exit codes: argparse's for bad arguments, and a shell's for signals.
 _WRONG = 2
@@ -97,6 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for module in (theory, networks, runs):
+    for module in (theory, networks, compress, runs):
         module.add_commands(command)
     return parser

@@ -22,7 +22,7 @@ from ce_keras.progress import progress
 from ce_keras.rewrite.building import Decided, rebuilt
 from ce_keras.rewrite.calibration_data import Batches
 from ce_keras.rewrite.calibration_graph import Activations
-from ce_keras.rewrite.calibration_layers import Pair, addition, normalisation, refit, restate
+from ce_keras.rewrite.calibration_layers import Pair, normalisation, refit, restate
 from ce_keras.rewrite.calibration_solve import LeastSquares
 from ce_keras.rewrite.calibration_units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
@@ -95,6 +95,12 @@ def calibrate(
     pair = Pair(old, Activations(ensemble, images.inputs), images.fit, generator(seed))
     order = {id(call.operation): at for at, call in reversed(list(enumerate(old.graph.calls)))}
     chains = [(chain, *both) for both in decided for chain in both[0].chains]
+    for chain, *_ in chains:
+        if any(id(each.layer) not in order for each in chain.linear):
+            raise ValueError(
+                f"init: 'calibrated' cannot read inside the layer that holds {chain.name!r}, such "
+                "as a TimeDistributed; leave it out with skip, or use init='split'"
+            )
     chains.sort(key=lambda each: order[id(each[0].linear[0].layer)])
     blocks = []
     with progress(total=sum(len(chain.linear) for chain, *_ in chains), desc="calibrating") as bar:
@@ -166,13 +172,16 @@ def _targets(chain: Chain, units: Units, index: int) -> list[np.ndarray]:
 
 
 def _block_error(pair: Pair, chain: Chain, new: dict[int, Any], held_out: Iterable[int]) -> float:
-    """Return the relative error of a chain's output, behind its shortcut where it has one."""
+    """Return the relative error of a chain's output, behind its batch normalisation if it has one.
+
+    A shortcut that is added to it is left out.
+    """
     last = chain.linear[-1].layer
-    old_calls, new_calls = pair.old.graph.calls_of(last), pair.new.graph.calls_of(new[id(last)])
+    ends = ((pair.old.graph, last), (pair.new.graph, new[id(last)]))
     tensors = []
-    for graph, calls in ((pair.old.graph, old_calls), (pair.new.graph, new_calls)):
-        behind = addition(graph, calls[0])
-        tensors.append(calls[0].outputs[0] if behind is None else behind[0].outputs[0])
+    for graph, layer in ends:
+        call = graph.calls_of(layer)[0]
+        tensors.append((normalisation(graph, call) or call).outputs[0])
     held = pair._replace(batches=list(held_out))
     return _relative_error((a[0], b[0]) for a, b in held.values(tensors[:1], tensors[1:]))
 

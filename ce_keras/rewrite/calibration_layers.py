@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ce_keras.layers.keras_internals import function_name
 from ce_keras.rewrite.calibration_graph import Activations, FlatGraph
 from ce_keras.rewrite.calibration_solve import (
     LeastSquares,
@@ -45,8 +44,7 @@ def refit(pair: Pair, old_layer: Any, new_layer: Any, outputs: Channels) -> None
 
     One regression for each element of `outputs`: from an equal part of the new layer's inputs to
     these outputs of the old layer, before its activation. With a batch normalisation behind, its
-    output is the target, and it gets the new outputs' statistics. Where the outputs are added to
-    a shortcut, they make up for the error of the shortcut.
+    output is the target, and it gets the new outputs' statistics.
     """
     fit = _Refit(pair, old_layer, new_layer, outputs)
     for batch in pair.values(fit.old_tensors, fit.new_tensors):
@@ -62,19 +60,16 @@ class _Refit:
         self._old_calls = pair.old.graph.calls_of(old_layer)
         self._new_calls = pair.new.graph.calls_of(new_layer)
         self._linear = _is_linear(old_layer)
-        self._norms = None
-        shortcuts = None
+        self._norms: tuple[Call, Call] | None = None
         if self._linear and len(self._old_calls) == 1:
-            ends = (pair.old.graph, self._old_calls[0]), (pair.new.graph, self._new_calls[0])
-            self._norms = _both(normalisation(*end) for end in ends)
-            if len(outputs) == 1 and len(outputs[0]) == self._old_calls[0].outputs[0].shape[-1]:
-                shortcuts = _both(shortcut(*end) for end in ends)
+            old = normalisation(pair.old.graph, self._old_calls[0])
+            new = normalisation(pair.new.graph, self._new_calls[0])
+            self._norms = None if old is None or new is None else (old, new)
         targets = [call.outputs[0] if self._linear else call.inputs[0] for call in self._old_calls]
         if self._norms:
             targets = [self._norms[0].outputs[0]]
-        self._has_shortcut = bool(shortcuts)
-        self.old_tensors = [*targets, *(shortcuts or ())[:1]]
-        self.new_tensors = [*(call.inputs[0] for call in self._new_calls), *(shortcuts or ())[1:]]
+        self.old_tensors = targets
+        self.new_tensors = [call.inputs[0] for call in self._new_calls]
         centred = bool(old_layer.use_bias) or bool(self._norms)
         self._sums = [LeastSquares(centred) for _ in outputs]
         inputs = int(np.prod(new_layer.kernel.shape[:-1]))
@@ -95,8 +90,6 @@ class _Refit:
                 kernel = _numpy(self._old.kernel)
                 y = read.reshape(*read.shape[:2], -1) @ kernel.reshape(-1, kernel.shape[-1])
                 y += _numpy(self._old.bias) if self._old.use_bias else 0
-            if self._has_shortcut:
-                y = y + values_at(old[-1], where) - values_at(new[-1], where)
             y = y.reshape(-1, y.shape[-1])
             parts = np.split(x, len(self._sums), axis=-1)
             for sums, part, own in zip(self._sums, parts, self._outputs, strict=True):
@@ -175,33 +168,6 @@ def normalisation(graph: FlatGraph, call: Call) -> Call | None:
     axis, last = reader.operation.axis, len(call.outputs[0].shape) - 1
     can_scale = reader.operation.scale and reader.operation.center
     return reader if axis in (-1, last) and can_scale else None
-
-
-def addition(graph: FlatGraph, call: Call) -> tuple[Call, Any] | None:
-    """Return the sum of what a layer gives with a shortcut, and the shortcut, if it is added."""
-    passes = (keras.layers.BatchNormalization, keras.layers.Dropout)
-    reader = graph.only_reader(call)
-    while reader is not None and isinstance(reader.operation, passes):
-        call, reader = reader, graph.only_reader(reader)
-    if reader is None or len(reader.inputs) != 2:
-        return None
-    is_layer = isinstance(reader.operation, keras.layers.Add)
-    if not is_layer and function_name(reader.operation) != "Add":
-        return None
-    first, second = reader.inputs
-    shortcut = second if first is call.outputs[0] else first
-    return None if shortcut.shape[1:] != reader.outputs[0].shape[1:] else (reader, shortcut)
-
-
-def shortcut(graph: FlatGraph, call: Call) -> Any:
-    """Return the tensor that is added to what a layer gives, if one is."""
-    found = addition(graph, call)
-    return None if found is None else found[1]
-
-
-def _both(found: Any) -> tuple[Any, ...] | None:
-    both = tuple(found)
-    return None if any(each is None for each in both) else both
 
 
 def _is_linear(layer: Any) -> bool:

@@ -110,8 +110,9 @@ class Costs:
 class BlockError:
     """How far a chain's output is from the model's, relative to that output's spread.
 
-    With a shortcut, the output is the sum. Both are measured on images held out, in the new
-    network, whose earlier chains are calibrated.
+    The output is that of the last layer, or of a batch normalisation behind it; a shortcut is left
+    out. Both are measured on images held out, in the new network, whose earlier chains are
+    calibrated.
 
     Attributes:
         name: of the chain.

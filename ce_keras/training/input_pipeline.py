@@ -184,6 +184,8 @@ class InputPipeline:
 
     def _statistics(self) -> tuple[Any, Any]:
         """Return mean and standard deviation of the training images."""
+        if self._data.normalize == "none":
+            return np.float32(0), np.float32(1)
         if self._resized:
             mean, std = np.array(IMAGENET, np.float32)
             return mean, std

@@ -61,7 +61,7 @@ class DataRecipe:
         pad: pixels on each side that `"crop"` pads by.
         jitter: strength of `"jitter"`, from 0 to 1.
         normalize: `"channel"` (mean and standard deviation of every channel), `"mean_image"` (the
-            mean image, and one standard deviation), or `"global"` (one of each).
+            mean image, and one standard deviation), `"global"` (one of each) or `"none"`.
         size: with `"resized_crop"`, the side of the images that the network sees; the dataset's
             own, or 224, if not given.
         limit: largest number of training images, equally many of each class.
@@ -293,7 +293,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "model.name": (*RESNEXTS, "fully_connected"),
     "model.mode": DESIGN_MODES,
     "data.augment": ("crop", "flip", "resized_crop", "jitter"),
-    "data.normalize": ("channel", "mean_image", "global"),
+    "data.normalize": ("channel", "mean_image", "global", "none"),
     "optimizer.name": ("sgd", "adam"),
     "optimizer.precision": ("float32", "mixed_float16", "mixed_bfloat16"),
     "schedule.name": ("step", "one_cycle"),
