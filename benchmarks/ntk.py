@@ -3,13 +3,15 @@
 python benchmarks/ntk.py [--peer peer/bin/python] [--rounds 9] [--out docs/benchmarks]
 
 The peers are `tf.GradientTape.jacobian` and, where `--peer` names the Python of an environment that
-has it (see benchmarks/ntk_peer.py), neural-tangents with the fastest of its implementations.
+has it (see benchmarks/ntk_peer.py), neural-tangents with the fastest of its implementations. This
+package is measured on TensorFlow, and in other processes on JAX and PyTorch (`--backends`).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import math
 import os
 import platform
@@ -19,69 +21,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
+from ntk_cases import CASES, Case, build, draw
 from timing import interleaved, ratios
 
-from ce_keras import files, zoo
+from ce_keras import files
 from ce_keras.geometry import bottleneck
 from ce_keras.ntk import chain_kernels, empirical_ntk, fit_alpha
 
-
-class Case(NamedTuple):
-    """A kernel to compute: its network, its numbers of logits and of inputs."""
-
-    name: str
-    logits: int
-    inputs: int = 64
-
-    def __str__(self) -> str:
-        titles = {"dense": "dense 100-500x5", "block": "bottleneck block, 8x8"}
-        title = titles.get(self.name, "ResNeXt-29 10x10d, 32x32")
-        return f"{title}, {self.logits} logits, {self.inputs} inputs"
-
-    @property
-    def trace_axes(self) -> tuple[int, ...]:
-        """Return the axes to average: none of ten logits, of which every pair is computed."""
-        return (-1,) if self.logits == 1 else ()
-
-
-CASES = [
-    Case("dense", 1),
-    Case("dense", 10),
-    Case("block", 1),
-    Case("block", 10),
-    Case("resnext29", 1, 16),
-    Case("resnext29", 10, 16),
-]
 #: The cases that the tape finishes in less than a minute.
 BY_TAPE = {Case("dense", 1), Case("dense", 10), Case("block", 1), Case("resnext29", 1, 16)}
-
-
-def build(case: Case) -> keras.Model:
-    """Return the case's network, with random weights."""
-    if case.name == "dense":
-        hidden = [layers.Dense(500, "relu") for _ in range(5)]
-        return keras.Sequential([keras.Input((100,)), *hidden, layers.Dense(case.logits)])
-    if case.name == "resnext29":
-        return zoo.resnext29(mode="dual", classes=case.logits, classifier_activation=None)
-    image = keras.Input((8, 8, 256))
-    x = layers.Conv2D(64, 1, activation="relu")(image)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-    x = layers.Add()([image, layers.Conv2D(256, 1)(x)])
-    return keras.Model(image, layers.Dense(case.logits)(layers.GlobalAveragePooling2D()(x)))
-
-
-def draw(case: Case, model: keras.Model) -> np.ndarray:
-    """Return random inputs for the case's network."""
-    shape = (case.inputs, *model.input_shape[1:])
-    return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
 
 def by_tape(model: keras.Model, x: np.ndarray) -> Callable[[], np.ndarray]:
@@ -100,12 +54,12 @@ def by_tape(model: keras.Model, x: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 class Peer:
-    """neural-tangents in a process of its own, which answers questions."""
+    """neural-tangents, or this package on another backend, in a process that answers questions."""
 
-    def __init__(self, python: str) -> None:
-        script = Path(__file__).with_name("ntk_peer.py")
+    def __init__(self, python: str, script: str = "ntk_peer.py", backend: str = "") -> None:
         self._process = subprocess.Popen(
-            [python, script],
+            [python, Path(__file__).with_name(script)],
+            env={**os.environ, **({"KERAS_BACKEND": backend} if backend else {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -123,7 +77,9 @@ class Peer:
         raise RuntimeError(f"the peer did not answer {question!r}")
 
 
-def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
+def kernels(
+    cases: list[Case], peer: Peer | None, others: dict[str, Peer], rounds: int
+) -> list[str]:
     """Time every way to compute every case; return the rows of the table."""
     lines = []
     for case in cases:
@@ -134,8 +90,10 @@ def kernels(cases: list[Case], peer: Peer | None, rounds: int) -> list[str]:
         contestants: dict[str, Callable[[], object]] = {"ce_keras": ours}
         if case in BY_TAPE:
             contestants["tape.jacobian, eager"] = by_tape(model, x)
+        question = f"gram {case.name} {case.logits}"
+        for name, other in others.items():
+            contestants[name] = functools.partial(other.ask, question)
         if peer is not None and case.name != "resnext29":
-            question = f"gram {case.name} {case.logits}"
             contestants["neural-tangents"] = functools.partial(peer.ask, question)
         timings = interleaved(contestants, rounds)
         for name, timing in timings.items():
@@ -227,6 +185,7 @@ def main() -> None:
     """Measure, print and write `ntk.md`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="a Python that has neural-tangents")
+    parser.add_argument("--backends", nargs="*", help="beside TensorFlow; those installed")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--small", action="store_true", help="one small case: only whether it runs")
     parser.add_argument("--memory", nargs=2, metavar=("NAME", "LOGITS"), help=argparse.SUPPRESS)
@@ -243,11 +202,18 @@ def main() -> None:
         f"{os.cpu_count()} cores, {platform.machine()}; TensorFlow {tf.__version__}, Keras "
         f"{keras.__version__}; {options.rounds} rounds"
     )
-    timed = kernels(cases, peer, options.rounds)
+    if options.backends is None:
+        installed = [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
+        options.backends = [] if options.small else installed
+    others = {
+        f"ce_keras on {backend}": Peer(sys.executable, "ntk_cases.py", backend)
+        for backend in options.backends
+    }
+    timed = kernels(cases, peer, others, options.rounds)
     verdict = (
         f"neural-tangents takes {ratios(timed, 'neural-tangents')} times as long, and a plain loop "
         f"of tape.jacobian {ratios(timed, 'tape.jacobian, eager')} times."
-    )
+    ) + "".join(f" {name}: {ratios(timed, name)} times." for name in others)
     text = "\n".join(
         [
             "# The tangent kernel",

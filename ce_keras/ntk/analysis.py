@@ -22,7 +22,7 @@ def spectrum(kernel: np.ndarray) -> np.ndarray:
     >>> spectrum(np.diag([1.0, 3.0, 2.0])).tolist()
     [3.0, 2.0, 1.0]
     """
-    return np.linalg.eigvalsh(_matrix("kernel", kernel))[::-1]
+    return np.linalg.eigvalsh(checked_matrix("kernel", kernel))[::-1]
 
 
 def condition_number(kernel: np.ndarray) -> float:
@@ -35,11 +35,16 @@ def condition_number(kernel: np.ndarray) -> float:
     4.0
     """
     values = spectrum(kernel)
+    is_regular = values[-1] > rounding_error(kernel, values[0])
+    return float(values[0] / values[-1]) if is_regular else np.inf
+
+
+def rounding_error(kernel: np.ndarray, largest: float) -> float:
+    """Return the error of a kernel's eigenvalues from the precision of its numbers."""
     # Whole numbers are as exact as double precision.
     dtype = np.asarray(kernel).dtype
     eps = np.finfo(dtype if dtype.kind == "f" else np.float64).eps
-    rounding = len(values) * eps * values[0]
-    return float(values[0] / values[-1]) if values[-1] > rounding else np.inf
+    return float(np.prod(np.shape(kernel)[::2]) * eps * largest)
 
 
 def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> float:
@@ -56,7 +61,7 @@ def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> f
     >>> alignment(np.eye(2), np.ones((2, 2)))
     0.7071067811865475
     """
-    first, second = _matrix("first", first), _matrix("second", second)
+    first, second = checked_matrix("first", first), checked_matrix("second", second)
     boolean("centred", centred)
     if first.shape != second.shape:
         raise ValueError(
@@ -83,7 +88,7 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
     >>> round(label_alignment(same_class, [0, 0, 0, 1, 1, 1]), 12)
     1.0
     """
-    matrix = _matrix("kernel", kernel)
+    matrix = checked_matrix("kernel", kernel)
     boolean("centred", centred)
     real_array("labels", labels)
     targets = np.asarray(labels)
@@ -108,7 +113,8 @@ def as_matrix(kernel: np.ndarray) -> np.ndarray:
     return kernel.transpose(0, 2, 1, 3).reshape(n1 * outputs, n2 * outputs)
 
 
-def _matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
+def checked_matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
+    """Return a kernel as a square matrix in double precision."""
     kernel = real_array(argument, kernel)
     if kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3]:
         kernel = as_matrix(kernel)

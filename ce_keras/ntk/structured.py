@@ -156,10 +156,11 @@ def _perturbed(model: keras.Model) -> tuple[list[Any], list[Any]]:
     """
     values = []
     for index, variable in enumerate(model.trainable_variables):
-        value = at_least_single(ops.stop_gradient(variable.value))
-        off = 0.1 * ops.sqrt(ops.mean(value**2)) + 0.1
+        value = ops.convert_to_numpy(variable.value)
+        double = value.astype(np.float64)
+        off = 0.1 * np.sqrt(np.mean(double**2)) + 0.1
         noise = np.random.default_rng((0, index)).standard_normal(value.shape, np.float32)
-        values.append(ops.cast(value + off * ops.cast(noise, value.dtype), variable.dtype))
+        values.append((double + off * noise).astype(value.dtype))
     return model.trainable_variables, values
 
 

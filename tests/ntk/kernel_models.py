@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
 from ce_keras.layers import (
@@ -188,6 +187,8 @@ def shaken(model, rng):
 
 def plain_loop(model, x, variables=None):
     """The jacobian, (N, O, parameters): one `tape.gradient` per example and output."""
+    import tensorflow as tf
+
     variables = model.trainable_variables if variables is None else variables
     rows = []
     for example in range(len(x)):
