@@ -45,7 +45,7 @@ SMALL = {
 
 
 def test_everything_has_an_instance():
-    elsewhere = {"cifar10", "stage_widths", "fit_prediction", "network_variance"}
+    elsewhere = {"cifar10", "attention", "stage_widths", "fit_prediction", "network_variance"}
     assert {*SMALL} | elsewhere == {*NAMES}
 
 

@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 
 from ce_keras.geometry import Design
-from ce_keras.reproduce import fit_prediction, network_variance, stage_widths
+from ce_keras.reproduce import attention, fit_prediction, network_variance, stage_widths
 from ce_keras.reproduce.store import Points
 
 IMAGES = {"batch_size": 2, "shrink": 3}
 TINY = {
+    attention: {
+        "widths": (1, 4),
+        "total": 4,
+        "lengths": (3,),
+        "correlations": (0.5,),
+        "draws": 50,
+        "block_draws": 10,
+    },
     fit_prediction: {
         "narrow": (1, 2, 4),
         "wide": (8, 16),

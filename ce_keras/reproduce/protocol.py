@@ -26,6 +26,7 @@ NAMES = (
     "stage_widths",
     "fit_prediction",
     "network_variance",
+    "attention",
     "fig6",
     "cifar10",
     "table1",

@@ -285,6 +285,13 @@ def _same_everywhere(grown: Sequence[Chain], uses: Counter[int], taken: set[int]
     return dataclasses.replace(chain, intermediate=tuple(distinct.values()))
 
 
+_REASONS: dict[type, str] = {
+    keras.layers.TimeDistributed: "it applies one layer: make a model of the chain, and apply that "
+    "at every time step",
+    keras.layers.MultiHeadAttention: "its heads are paths already",
+}
+
+
 def _why_in_no_chain(layer: Any) -> str:
     """Return why a layer that begins no chain is in none."""
     if isinstance(layer, keras.Model):
@@ -292,8 +299,9 @@ def _why_in_no_chain(layer: Any) -> str:
             "subclassed: Keras does not know its layers' order; build it with "
             "keras.Model(inputs, model.call(inputs))"
         )
-    if isinstance(layer, keras.layers.TimeDistributed):
-        return "it applies one layer: make a model of the chain, and apply that at every time step"
+    for kind, reason in _REASONS.items():
+        if isinstance(layer, kind):
+            return reason
     if isinstance(layer, BY_CHANNEL) or _cardinality_of(layer) > 1:
         return "already grouped"
     if type(layer) in CONV:

@@ -80,9 +80,12 @@ def test_why_chains_within_wrappers_are_left():
     x = frames
     for size in (1, 3, 1):
         x = layers.TimeDistributed(layers.Conv2D(8, size, padding="same"))(x)
+    x = layers.Reshape((108, 8))(x)
+    x = layers.MultiHeadAttention(2, 4)(x, x)
     reasons = {each.reason for each in inspect(keras.Model(frames, x)).skipped}
     assert reasons == {
-        "it applies one layer: make a model of the chain, and apply that at every time step"
+        "it applies one layer: make a model of the chain, and apply that at every time step",
+        "its heads are paths already",
     }
 
 
