@@ -1,4 +1,4 @@
-"""Extensions of the reference: doctests are shown as code, functions made at import are found."""
+"""Extensions of the reference: doctests are shown as code, functions of no file are found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _fenced(match: re.Match[str]) -> str:
 
 
 class MadeFunctions(griffe.Extension):
-    """Signatures and docstrings of the zoo's ResNets, which one function makes at import."""
+    """The zoo's ResNets, which one function makes at import, and what is imported on first use."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Put them into the module, in which a parser sees none of them."""
@@ -37,3 +37,5 @@ class MadeFunctions(griffe.Extension):
         for name, member in made.members.items():
             if not member.is_alias and member.is_function and name.startswith("res"):
                 module.set_member(name, member)
+        lazy = griffe.Alias("accelerate", "ce_keras.rewrite.acceleration.accelerate")
+        pkg["layers"].set_member("accelerate", lazy)
