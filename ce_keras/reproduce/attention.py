@@ -139,13 +139,15 @@ def compare(data: dict[str, Any]) -> list[Check]:
 def verdict(data: dict[str, Any]) -> str:
     """Return where there is an interior optimum, and what usual widths have beside it."""
     cases = data["summary"].values()
-    best = [case["best"] for case in cases if case["interior"]]
+    best = sorted({case["best"] for case in cases if case["interior"]})
+    count = sum(case["interior"] for case in cases)
+    where = f" (of width {', '.join(map(str, best))})" if best else ""
     over = {n: [c["over_least"][n] for c in cases if n in c["over_least"]] for n in (64, 128)}
     usual = [f"{min(x):.2f} to {max(x):.2f} times the least at {n}" for n, x in over.items() if x]
     return (
-        f"At fixed total width the kernel's variance is least inside the range of head widths in "
-        f"{len(best)} of {len(cases)} cases{f', at {min(best)} to {max(best)}' if best else ''}, "
-        f"and it is {' and '.join(usual) or 'not measured at 64 and 128'}."
+        f"At fixed total width, heads between the narrowest and the widest have the least variance "
+        f"of the kernel in {count} of {len(cases)} cases{where}; the variance is "
+        f"{' and '.join(usual) or 'not measured at 64 and 128'}."
     )
 
 
@@ -158,9 +160,9 @@ def say(data: dict[str, Any]) -> str:
         "kernel is of one output at the middle position, at one input of Gaussian tokens with a "
         "given correlation, over random weights in the NTK parameterisation. The layer's is drawn "
         f"{settings['draws']:,} times for each width, the block's {settings['block_draws']:,} "
-        f"times; a width is as good as the best within {_ERRORS:g} standard errors. Nothing was "
-        "trained, tokens of real sequences are not Gaussian, and the score has the usual factor "
-        "1/sqrt(n)."
+        f"times; a width is as good as the best within {_ERRORS:g} standard errors. A block's kernel "
+        "is the perceptron's as well, which dilutes what the heads do. Nothing was trained, tokens "
+        "of real sequences are not Gaussian, and the score has the usual factor 1/sqrt(n)."
     )
 
 
