@@ -160,9 +160,9 @@ def say(data: dict[str, Any]) -> str:
         "kernel is of one output at the middle position, at one input of Gaussian tokens with a "
         "given correlation, over random weights in the NTK parameterisation. The layer's is drawn "
         f"{settings['draws']:,} times for each width, the block's {settings['block_draws']:,} "
-        f"times; a width is as good as the best within {_ERRORS:g} standard errors. A block's kernel "
-        "is the perceptron's as well, which dilutes what the heads do. Nothing was trained, tokens "
-        "of real sequences are not Gaussian, and the score has the usual factor 1/sqrt(n)."
+        f"times; a width is as good as the best within {_ERRORS:g} standard errors. A block's "
+        "kernel is the perceptron's as well, which dilutes what the heads do. Nothing was trained, "
+        "tokens of real sequences are not Gaussian, and the score has the usual factor 1/sqrt(n)."
     )
 
 
