@@ -203,14 +203,15 @@ def main() -> None:
         f"long on a CPU as after `accelerate`; a grouped `Conv1D` or `Conv3D`, {gains[0]:.0f} to "
         f"{gains[-1]:.0f} times."
     )
-    machine = f"{os.cpu_count()} cores, {platform.machine()}; TensorFlow {tf.__version__}, "
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.0f}; "
     lines = [
         "# Networks of others, accelerated",
         "",
-        f"{machine}Keras {keras.__version__}. Images of {options.side}x{options.side} pixels; SGD "
-        f"with momentum. Medians (quartiles) of {options.rounds} rounds side by side, of 3 for "
-        "what takes more than a second; ratio: Keras' time over ours. Difference: of the outputs "
-        "(prediction) or of all gradients (training step, forward + backward), relative to their "
+        f"{machine}TensorFlow {tf.__version__}, Keras {keras.__version__}. Images of "
+        f"{options.side}x{options.side} pixels; SGD with momentum. Medians (quartiles) of "
+        f"{options.rounds} rounds side by side, of 3 for what takes more than a second; ratio: "
+        "Keras' time over ours. Difference: of the outputs (prediction) or of all gradients "
+        "(training step, forward + backward), relative to their "
         "norm.",
         "",
         *table(networks),
