@@ -209,44 +209,65 @@ def measure(network: str, options: argparse.Namespace, results: ResumableResults
             results.keep(place, {**counts, "accuracy": found, "agreement": agreement})
 
 
+def complete(network: str, results: dict[str, Any], options: argparse.Namespace) -> list[int]:
+    """Return the seeds of which all results are there."""
+    names = ["before", *(name for name, *_ in tunings(options))]
+    cases = [(design, start, n) for design in DESIGNS[network] for start in STARTS for n in names]
+    return [
+        seed
+        for seed in range(options.seeds)
+        if all(key(network, design, start, seed, n) in results for design, start, n in cases)
+    ]
+
+
 def report(results: dict[str, Any], options: argparse.Namespace) -> str:
-    """Return the page."""
+    """Return the page, of the seeds that are finished."""
     lines = [
         "# Smaller networks from trained ones",
         "",
-        f"Accuracy on test images in percent, mean of {options.seeds} seeds ± one standard error, "
-        f"calibrated on {options.images:,} training images without labels. *Pruned*: the channels "
-        "of the largest filters are kept, batch statistics estimated again. *Lost*: points below "
-        "the model before any training. *Agree*: test images on which the class is the model's.",
+        "Accuracy on test images in percent, mean ± one standard error over seeds, calibrated on "
+        f"{options.images:,} training images without labels (a fifth of them held out). *Pruned*: "
+        "the channels of the largest filters are kept, batch statistics estimated again. *Lost*: "
+        "points below the model before any training. *Agree*: test images on which the class is "
+        "the model's. Trainings are by Adam, its rate falling from 0.001 to zero, without and with "
+        "the model as teacher (`keras.distillation`, half of the loss).",
     ]
-    names = ["before", *(name for name, *_ in tunings(options))]
-    heads = ["before training", *(f"epochs: {name}" for name in names[1:])]
-    for network in options.network:
-        rows = _rows(network, results, names, options.seeds)
-        model = [
-            results[key(network, *DESIGNS[network][:1], "new", s)]["model"]
-            for s in range(options.seeds)
-        ]
+    told = []
+    for network in NETWORKS:
+        own = argparse.Namespace(**{**vars(options), "epochs": _trained(network, results)})
+        seeds = complete(network, results, own)
+        if not seeds:
+            continue
+        names = ["before", *(name for name, *_ in tunings(own))]
+        heads = ["before training", *(f"epochs: {name}" for name in names[1:])]
+        model = [results[key(network, DESIGNS[network][0], "new", n)]["model"] for n in seeds]
         lines += [
             "",
             f"## {NAMES[network]}",
             "",
-            f"The model: {_told(model)} %.",
+            f"The model: {_told(model)} %. Seeds: {len(seeds)}.",
             "",
             f"| network | parameters | start | lost | agree | {' | '.join(heads)} |",
             f"|---|--:|---|--:|--:|{'--:|' * len(heads)}",
-            *rows,
+            *_rows(network, results, names, seeds),
         ]
-    return "\n".join(begin_with(_verdict(results, options), lines)) + "\n"
+        told.append(_verdict(network, results, seeds))
+    verdict = f"Points of accuracy lost by calibration, without any training: {'; '.join(told)}."
+    return "\n".join(begin_with(verdict, lines)) + "\n"
 
 
-def _rows(network: str, results: dict[str, Any], names: Sequence[str], seeds: int) -> list[str]:
+def _trained(network: str, results: dict[str, Any]) -> list[int]:
+    """Return the epochs of the trainings that there are results of."""
+    found = {name.split("/")[-1] for name in results if name.startswith(f"{network}/")}
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def _rows(network: str, results: Any, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
     rows = []
     for design in DESIGNS[network]:
         for start in STARTS:
             found = [
-                [results[key(network, design, start, seed, name)] for seed in range(seeds)]
-                for name in names
+                [results[key(network, design, start, n, name)] for n in seeds] for name in names
             ]
             before = found[0]
             cells = [
@@ -261,24 +282,19 @@ def _rows(network: str, results: dict[str, Any], names: Sequence[str], seeds: in
     return rows
 
 
-def _verdict(results: dict[str, Any], options: argparse.Namespace) -> str:
-    """Return the outcome, in one sentence."""
+def _verdict(network: str, results: dict[str, Any], seeds: Sequence[int]) -> str:
+    """Return the outcome for one network, in words."""
 
-    def lost(network: str, design: str, start: str) -> float:
-        found = [results[key(network, design, start, seed)] for seed in range(options.seeds)]
+    def lost(design: str, start: str) -> float:
+        found = [results[key(network, design, start, seed)] for seed in seeds]
         return statistics.mean(each["model"] - each["accuracy"] for each in found)
 
-    parts = []
-    for network in options.network:
-        ensemble, narrower = (lost(network, each, "calibrated") for each in DESIGNS[network])
-        others = min(
-            lost(network, each, start) for each in DESIGNS[network] for start in STARTS[1:]
-        )
-        parts.append(
-            f"{NAMES[network]}: {narrower:.1f} as a narrower network and {ensemble:.1f} as an "
-            f"ensemble (the best other start: {others:.1f})"
-        )
-    return f"Points of accuracy lost by calibration, without any training: {'; '.join(parts)}."
+    ensemble, narrower = (lost(each, "calibrated") for each in DESIGNS[network])
+    others = min(lost(each, start) for each in DESIGNS[network] for start in STARTS[1:])
+    return (
+        f"{NAMES[network]}: {narrower:.1f} as a narrower network and {ensemble:.1f} as an ensemble "
+        f"(the best other start: {others:.1f})"
+    )
 
 
 def _told(values: Sequence[float]) -> str:
@@ -299,13 +315,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="test images of CIFAR-10, if not all")
     parser.add_argument("--epochs", type=int, nargs="*", default=[], help="trainings as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/benchmarks")
+    parser.add_argument("--page", action="store_true", help="write the page from what is there")
     options = parser.parse_args()
     options.network = options.network or ["dense", *(["cifar10"] if options.data else [])]
     if "cifar10" in options.network and options.data is None:
         parser.error("--data: name a folder of CIFAR-10")
     settings = {name: getattr(options, name) for name in ("images", "train", "test")}
     results = ResumableResults(options.out / "calibration.json", settings, "--out")
-    for network in options.network:
+    for network in () if options.page else options.network:
         measure(network, options, results)
     with files.replacing(options.out / "calibration.md") as part:
         part.write_text(report(results.done, options))

@@ -37,6 +37,7 @@ from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per
 from ce_keras.rewrite.report import (
+    Calibration,
     Candidate,
     Costs,
     Decision,
@@ -47,7 +48,7 @@ from ce_keras.rewrite.report import (
 from ce_keras.rewrite.splitting import split
 from ce_keras.rewrite.timing import check_measurable, step_seconds
 
-__all__ = ["Report", "collegialize", "inspect"]
+__all__ = ["Calibration", "Report", "collegialize", "inspect"]
 
 logger = logging.getLogger("ce_keras")
 

@@ -67,6 +67,19 @@ def test_the_command_ends_in_a_table(classifier, colour_images, tmp_path, capsys
     assert content["params"][1] == smaller.count_params()
 
 
+@pytest.mark.slow
+def test_a_resnet50_goes_through_all_of_it(colour_images, tmp_path):
+    image = keras.Input((32, 32, 3))
+    x = keras.applications.resnet50.preprocess_input(image)
+    resnet = keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), classes=10)
+    path, save = tmp_path / "resnet50.keras", tmp_path / "smaller.keras"
+    keras.Model(image, resnet(x)).save(path)
+    options = {"design": "1x32d", "epochs": 1, "images": 20, "batch_size": 130}
+    found = compress(path, colour_images, save, **options)
+    assert found.params[1] < found.params[0] == 23_555_082
+    assert keras.models.load_model(save).count_params() < resnet.count_params()
+
+
 @pytest.mark.parametrize(
     ("shape", "classes", "message"),
     [((32, 32, 1), 10, "3 channels, the model 1"), ((32, 32, 3), 7, "it has 10 classes")],
