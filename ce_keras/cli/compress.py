@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ce_keras.checks import checked_seed, finite_number, positive_int, whole_number
 from ce_keras.cli.output import file_to_write, show, start_keras, table
 
 
@@ -54,12 +53,6 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _compress(options: argparse.Namespace) -> None:
     if options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
-    # Before TensorFlow is loaded.
-    whole_number("epochs", options.epochs, 0)
-    positive_int("images", options.images)
-    positive_int("batch_size", options.batch_size)
-    finite_number("learning_rate", options.learning_rate, above=0)
-    checked_seed(options.seed)
     start_keras()
     from ce_keras.training.compressing import compress
 

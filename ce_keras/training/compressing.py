@@ -13,13 +13,20 @@ import keras
 import numpy as np
 
 from ce_keras import files
-from ce_keras.checks import checked_seed, file_path, finite_number, positive_int, whole_number
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    file_path,
+    finite_number,
+    positive_int,
+    whole_number,
+)
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops, parameters
 from ce_keras.problem import Mode
 from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
-from ce_keras.rewrite import collegialize
+from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration_data import LEAST, MOST
 from ce_keras.rewrite.timing import step_seconds
@@ -27,6 +34,9 @@ from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, describe, load_dataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import DataRecipe, read_recipe
+
+#: More epochs are taken for a mistake.
+MOST_EPOCHS = 10_000
 
 #: Images of the training step that is timed.
 _TIMED = 64
@@ -100,14 +110,18 @@ def compress(
     model, save = file_path("model", model), file_path("save", save)
     if save.suffix != ".keras":
         raise ValueError(f"save: got {str(save)!r}; it must end in .keras")
-    whole_number("epochs", epochs, 0)
+    whole_number("epochs", epochs, 0, MOST_EPOCHS)
     whole_number("images", images, LEAST, MOST)
     positive_int("batch_size", batch_size)
     finite_number("learning_rate", learning_rate, above=0)
     checked_seed(seed)
-    if design != "calibrated":
-        Design.parse(design)
+    if str(data) != "embedded" and not file_path("data", data).is_dir():
+        raise ValueError(f"data: got {brief(str(data))}; it must be a folder, or 'embedded'")
+    asked = None if design == "calibrated" else Design.parse(design)
     teacher = load_model(model)
+    report = inspect(teacher, mode, design=asked)  # What cannot be done is said before long work.
+    if not report.candidates:
+        raise ValueError(f"model: {report}")
     batches, dataset = _pipeline(teacher, str(data), normalize, augment, batch_size, seed)
     settings = {"mode": mode, "design": design, "images": images, "seed": seed}
     trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
@@ -145,8 +159,10 @@ def _pipeline(
         )
     name = "fashion_mnist" if source == "embedded" else "images"
     data = DataRecipe(name, source, tuple(augment), normalize=normalize)
-    found = describe(data)
-    if found.shape[:2] != tuple(shape[1:3]):
+    found: Any = load_dataset(data) if source == "embedded" else describe(data)
+    if tuple(found.shape[:2]) != tuple(shape[1:3]):
+        if source == "embedded":
+            raise ValueError(f"data: Fashion-MNIST is {found.shape}, and the model's {shape[1:]}")
         if shape[1] != shape[2]:
             raise ValueError(
                 f"data: its images are {found.shape}, and the model's are not square: {shape[1:]}"
@@ -162,7 +178,7 @@ def _pipeline(
         )
     usual = read_recipe("fashion_mnist")
     schedule = dataclasses.replace(usual.schedule, batch_size=batch_size)
-    dataset = load_dataset(data)
+    dataset = found if source == "embedded" else load_dataset(data)
     recipe = dataclasses.replace(usual, data=data, schedule=schedule)
     return InputPipeline(recipe, dataset, seed), dataset
 
