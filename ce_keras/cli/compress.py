@@ -25,6 +25,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--save", required=True, type=file_to_write, metavar="FILE.keras", help="where to")
     add("--mode", choices=("primal", "dual"), default="dual", help="the problem (%(default)s)")
+    add("--target", type=float, help="share of the model's parameters, such as 0.5, not a mode")
     add(
         "--design",
         default="calibrated",
@@ -56,7 +57,16 @@ def _compress(options: argparse.Namespace) -> None:
     start_keras()
     from ce_keras.training.compressing import compress
 
-    names = ("mode", "design", "epochs", "images", "batch_size", "learning_rate", "normalize")
+    names = (
+        "mode",
+        "target",
+        "design",
+        "epochs",
+        "images",
+        "batch_size",
+        "learning_rate",
+        "normalize",
+    )
     arguments = {name: getattr(options, name) for name in names}
     try:
         found = compress(

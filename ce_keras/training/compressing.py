@@ -72,6 +72,7 @@ def compress(
     save: str | Path,
     mode: Mode = "dual",
     *,
+    target: float | None = None,
     design: str = "calibrated",
     epochs: int = 3,
     images: int = 1000,
@@ -94,6 +95,8 @@ def compress(
             another size than the model's input are cropped and resized.
         save: the `.keras` file to write.
         mode: as for `collegialize`.
+        target: the share of the model's parameters that the smaller one may have, such as 0.5,
+            instead of a mode.
         design: as for `collegialize`; by default the nearest of several of the optimum's size.
         epochs: of training; 0 for none.
         images: training images that are calibrated on, at most 5,000.
@@ -118,19 +121,25 @@ def compress(
     if str(data) != "embedded" and not file_path("data", data).is_dir():
         raise ValueError(f"data: got {brief(str(data))}; it must be a folder, or 'embedded'")
     asked = None if design == "calibrated" else Design.parse(design)
+    size = {"mode": mode} if target is None else {"mode": "primal", "target": target}
     teacher = load_model(model)
-    report = inspect(teacher, mode, design=asked)  # What cannot be done is said before long work.
+    report = inspect(teacher, **size, design=asked)  # What cannot be done is said before long work.
     if not report.candidates:
         raise ValueError(f"model: {report}")
     batches, dataset = _pipeline(teacher, str(data), normalize, augment, batch_size, seed)
-    settings = {"mode": mode, "design": design, "images": images, "seed": seed}
-    trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    settings = {**size, "design": design, "seed": seed}
+    trained = {
+        "images": images,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
     read = {"data": str(data), "normalize": normalize, "augment": list(augment)}
     key = {"model": hashlib.sha256(model.read_bytes()).hexdigest(), **settings, **trained, **read}
     folder = save.with_name(f".{save.stem}.compress")
     with files.exclusive("save", save):
         begun = ResumableResults(folder / "progress.json", key, "save")
-        smaller = _calibrated(teacher, batches, folder, begun, mode, design, images, seed)
+        smaller = _calibrated(teacher, batches, folder, begun, images, settings)
         steps = -(-dataset.counts[TRAIN] // batch_size)
         if epochs:
             rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
@@ -188,10 +197,8 @@ def _calibrated(
     batches: InputPipeline,
     folder: Path,
     begun: ResumableResults,
-    mode: Mode,
-    design: str,
     images: int,
-    seed: int,
+    settings: dict[str, Any],
 ) -> keras.Model:
     """Return the smaller network as it begins its training."""
     path = folder / "calibrated.keras"
@@ -203,7 +210,7 @@ def _calibrated(
         if sum(map(len, parts)) >= images:
             break
     data = np.concatenate(parts)[:images]
-    smaller = collegialize(teacher, mode, design=design, init="calibrated", data=data, seed=seed)
+    smaller = collegialize(teacher, init="calibrated", data=data, **settings)
     with files.replacing(path) as part:
         smaller.save(part)
     designs = dict.fromkeys(str(each.design) for each in smaller.report.decisions)
@@ -273,7 +280,7 @@ def _compared(
     right, same, count = np.zeros(2), 0, 0
     for x, y in progress(batches.test(), desc="testing"):
         labels = np.asarray(y)
-        found = [each.predict_on_batch(np.asarray(x)).argmax(-1) for each in both]
+        found = [keras.ops.convert_to_numpy(each(np.asarray(x))).argmax(-1) for each in both]
         right += [np.sum(own == labels) for own in found]
         same += int(np.sum(found[0] == found[1]))
         count += len(labels)

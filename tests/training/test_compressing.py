@@ -88,4 +88,4 @@ def test_a_model_of_other_images_is_refused(shape, classes, message, colour_imag
     steps = [layers.Flatten(), layers.Dense(32), layers.Dense(32), layers.Dense(classes)]
     keras.Sequential([keras.Input(shape), *steps]).save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=message):
-        compress(tmp_path / "other.keras", colour_images, tmp_path / "new.keras")
+        compress(tmp_path / "other.keras", colour_images, tmp_path / "new.keras", design="2x8d")
