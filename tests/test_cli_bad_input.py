@@ -177,13 +177,14 @@ COMMANDS = [
     Command(
         [
             *("compress", "CLASSIFIER", "--data=embedded", "--save=FRESH.keras"),
-            *("--design=2x4d", "--epochs=0", "--images=50"),
+            *("--design=2x4d", "--epochs=0", "--images=10", "--batch-size=1000"),
         ],
         {
             "model": [*TO_READ, "BRACKETS", "MODEL"],
             "--data": ["", "unknown", "JUNK", "FOLDER", LONG],
             "--save": ["model.h5", "JUNK/inside.keras", LONG, f"{LONG}.keras"],
             "--mode": CHOICE,
+            "--target": [*REAL, "0"],
             "--design": [*CHOICE, "0x0d", "9x900d", f"{'9' * 30}x2d"],
             "--epochs": SEED,
             "--images": [*WHOLE, "5", "5001"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ce_keras.checks import checked_seed, finite_number, positive_int, whole_number
 from ce_keras.cli.output import file_to_write, show, start_keras, table
 
 
@@ -26,6 +25,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--save", required=True, type=file_to_write, metavar="FILE.keras", help="where to")
     add("--mode", choices=("primal", "dual"), default="dual", help="the problem (%(default)s)")
+    add("--target", type=float, help="share of the model's parameters, such as 0.5, not a mode")
     add(
         "--design",
         default="calibrated",
@@ -54,16 +54,19 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _compress(options: argparse.Namespace) -> None:
     if options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
-    # Before TensorFlow is loaded.
-    whole_number("epochs", options.epochs, 0)
-    positive_int("images", options.images)
-    positive_int("batch_size", options.batch_size)
-    finite_number("learning_rate", options.learning_rate, above=0)
-    checked_seed(options.seed)
     start_keras()
     from ce_keras.training.compressing import compress
 
-    names = ("mode", "design", "epochs", "images", "batch_size", "learning_rate", "normalize")
+    names = (
+        "mode",
+        "target",
+        "design",
+        "epochs",
+        "images",
+        "batch_size",
+        "learning_rate",
+        "normalize",
+    )
     arguments = {name: getattr(options, name) for name in names}
     try:
         found = compress(

@@ -13,13 +13,20 @@ import keras
 import numpy as np
 
 from ce_keras import files
-from ce_keras.checks import checked_seed, file_path, finite_number, positive_int, whole_number
+from ce_keras.checks import (
+    brief,
+    checked_seed,
+    file_path,
+    finite_number,
+    positive_int,
+    whole_number,
+)
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops, parameters
 from ce_keras.problem import Mode
 from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
-from ce_keras.rewrite import collegialize
+from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration_data import LEAST, MOST
 from ce_keras.rewrite.timing import step_seconds
@@ -27,6 +34,9 @@ from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, describe, load_dataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import DataRecipe, read_recipe
+
+#: More epochs are taken for a mistake.
+MOST_EPOCHS = 10_000
 
 #: Images of the training step that is timed.
 _TIMED = 64
@@ -62,6 +72,7 @@ def compress(
     save: str | Path,
     mode: Mode = "dual",
     *,
+    target: float | None = None,
     design: str = "calibrated",
     epochs: int = 3,
     images: int = 1000,
@@ -84,6 +95,8 @@ def compress(
             another size than the model's input are cropped and resized.
         save: the `.keras` file to write.
         mode: as for `collegialize`.
+        target: the share of the model's parameters that the smaller one may have, such as 0.5,
+            instead of a mode.
         design: as for `collegialize`; by default the nearest of several of the optimum's size.
         epochs: of training; 0 for none.
         images: training images that are calibrated on, at most 5,000.
@@ -100,23 +113,33 @@ def compress(
     model, save = file_path("model", model), file_path("save", save)
     if save.suffix != ".keras":
         raise ValueError(f"save: got {str(save)!r}; it must end in .keras")
-    whole_number("epochs", epochs, 0)
+    whole_number("epochs", epochs, 0, MOST_EPOCHS)
     whole_number("images", images, LEAST, MOST)
     positive_int("batch_size", batch_size)
     finite_number("learning_rate", learning_rate, above=0)
     checked_seed(seed)
-    if design != "calibrated":
-        Design.parse(design)
+    if str(data) != "embedded" and not file_path("data", data).is_dir():
+        raise ValueError(f"data: got {brief(str(data))}; it must be a folder, or 'embedded'")
+    asked = None if design == "calibrated" else Design.parse(design)
+    size = {"mode": mode} if target is None else {"mode": "primal", "target": target}
     teacher = load_model(model)
+    report = inspect(teacher, **size, design=asked)  # What cannot be done is said before long work.
+    if not report.candidates:
+        raise ValueError(f"model: {report}")
     batches, dataset = _pipeline(teacher, str(data), normalize, augment, batch_size, seed)
-    settings = {"mode": mode, "design": design, "images": images, "seed": seed}
-    trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    settings = {**size, "design": design, "seed": seed}
+    trained = {
+        "images": images,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
     read = {"data": str(data), "normalize": normalize, "augment": list(augment)}
     key = {"model": hashlib.sha256(model.read_bytes()).hexdigest(), **settings, **trained, **read}
     folder = save.with_name(f".{save.stem}.compress")
     with files.exclusive("save", save):
         begun = ResumableResults(folder / "progress.json", key, "save")
-        smaller = _calibrated(teacher, batches, folder, begun, mode, design, images, seed)
+        smaller = _calibrated(teacher, batches, folder, begun, images, settings)
         steps = -(-dataset.counts[TRAIN] // batch_size)
         if epochs:
             rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
@@ -145,8 +168,10 @@ def _pipeline(
         )
     name = "fashion_mnist" if source == "embedded" else "images"
     data = DataRecipe(name, source, tuple(augment), normalize=normalize)
-    found = describe(data)
-    if found.shape[:2] != tuple(shape[1:3]):
+    found: Any = load_dataset(data) if source == "embedded" else describe(data)
+    if tuple(found.shape[:2]) != tuple(shape[1:3]):
+        if source == "embedded":
+            raise ValueError(f"data: Fashion-MNIST is {found.shape}, and the model's {shape[1:]}")
         if shape[1] != shape[2]:
             raise ValueError(
                 f"data: its images are {found.shape}, and the model's are not square: {shape[1:]}"
@@ -162,7 +187,7 @@ def _pipeline(
         )
     usual = read_recipe("fashion_mnist")
     schedule = dataclasses.replace(usual.schedule, batch_size=batch_size)
-    dataset = load_dataset(data)
+    dataset = found if source == "embedded" else load_dataset(data)
     recipe = dataclasses.replace(usual, data=data, schedule=schedule)
     return InputPipeline(recipe, dataset, seed), dataset
 
@@ -172,10 +197,8 @@ def _calibrated(
     batches: InputPipeline,
     folder: Path,
     begun: ResumableResults,
-    mode: Mode,
-    design: str,
     images: int,
-    seed: int,
+    settings: dict[str, Any],
 ) -> keras.Model:
     """Return the smaller network as it begins its training."""
     path = folder / "calibrated.keras"
@@ -187,7 +210,7 @@ def _calibrated(
         if sum(map(len, parts)) >= images:
             break
     data = np.concatenate(parts)[:images]
-    smaller = collegialize(teacher, mode, design=design, init="calibrated", data=data, seed=seed)
+    smaller = collegialize(teacher, init="calibrated", data=data, **settings)
     with files.replacing(path) as part:
         smaller.save(part)
     designs = dict.fromkeys(str(each.design) for each in smaller.report.decisions)
@@ -257,7 +280,7 @@ def _compared(
     right, same, count = np.zeros(2), 0, 0
     for x, y in progress(batches.test(), desc="testing"):
         labels = np.asarray(y)
-        found = [each.predict_on_batch(np.asarray(x)).argmax(-1) for each in both]
+        found = [keras.ops.convert_to_numpy(each(np.asarray(x))).argmax(-1) for each in both]
         right += [np.sum(own == labels) for own in found]
         same += int(np.sum(found[0] == found[1]))
         count += len(labels)

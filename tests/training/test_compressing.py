@@ -85,7 +85,7 @@ def test_a_resnet50_goes_through_all_of_it(colour_images, tmp_path):
     [((32, 32, 1), 10, "3 channels, the model 1"), ((32, 32, 3), 7, "it has 10 classes")],
 )
 def test_a_model_of_other_images_is_refused(shape, classes, message, colour_images, tmp_path):
-    steps = [layers.Flatten(), layers.Dense(8), layers.Dense(8), layers.Dense(classes)]
+    steps = [layers.Flatten(), layers.Dense(32), layers.Dense(32), layers.Dense(classes)]
     keras.Sequential([keras.Input(shape), *steps]).save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=message):
-        compress(tmp_path / "other.keras", colour_images, tmp_path / "new.keras")
+        compress(tmp_path / "other.keras", colour_images, tmp_path / "new.keras", design="2x8d")
