@@ -1,5 +1,7 @@
 """On any backend: load models, predict, take a training step, save. Run by test_backends."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +9,20 @@ import keras
 import numpy as np
 
 import ce_keras  # noqa: F401
+
+
+def run_on(backend, script, *words):
+    """Run a script with another backend, in a process of its own."""
+    import pytest
+
+    if backend == "torch":
+        pytest.importorskip("torch", reason="`make torch` installs it")
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    if backend == "jax":  # It compiles for longer than one step is worth.
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    command = [sys.executable, script, *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def main(folder):

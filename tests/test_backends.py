@@ -1,9 +1,5 @@
 """The same files and numbers on every Keras backend that is installed."""
 
-import os
-import subprocess
-import sys
-
 import backend_step
 import keras
 import numpy as np
@@ -48,8 +44,6 @@ MODELS = {
 @pytest.mark.slow  # Another backend imports for itself, and compiles five networks.
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_models_of_one_backend_are_the_same_on_another(backend, tmp_path, rng):
-    if backend == "torch":
-        pytest.importorskip("torch", reason="`make torch` installs it")
     for name, build in MODELS.items():
         model = build()
         (tmp_path / name).mkdir()
@@ -57,15 +51,7 @@ def test_models_of_one_backend_are_the_same_on_another(backend, tmp_path, rng):
         np.savez(tmp_path / name / "data.npz", x=x, y=np.arange(8) % 6)
         model.save(tmp_path / name / "model.keras")
     backend_step.main(tmp_path)
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    if backend == "jax":  # It compiles for longer than one step is worth.
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    subprocess.run(
-        [sys.executable, backend_step.__file__, tmp_path],
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    backend_step.run_on(backend, backend_step.__file__, tmp_path)
     for name in MODELS:
         folder = tmp_path / name
         ours, theirs = (np.load(folder / f"{each}.npz") for each in ("tensorflow", backend))

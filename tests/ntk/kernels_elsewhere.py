@@ -5,12 +5,14 @@ They are compared with those of the whole model's jacobian, by `jax.jacrev` or `
 
 import logging
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
-from kernel_models import MODELS, behind_a_layer, inputs, shaken
+from kernel_models import MODELS, behind_a_layer, inputs, sequential, shaken
 
 from ce_keras import ntk
+from ce_keras.variance.networks import ensemble_kernels
 
 BACKEND = keras.backend.backend()
 
@@ -37,28 +39,87 @@ def jacobian(model, x):
 
 
 def close(name, found, expected):
-    """Single precision: relative to the largest entry."""
+    """Compare in single precision, relative to the largest entry."""
     assert found.shape == expected.shape, f"{name}: {found.shape}, not {expected.shape}"
     gap = abs(found - expected).max() / abs(expected).max()
     assert gap < 1e-5, f"{name}: {gap}"
 
 
-def main(names):
+class Scaled(keras.layers.Layer):
+    """A layer that no rule knows."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="uniform")
+
+    def call(self, x):
+        return x * self.scale
+
+
+def whole_kernels(name, messages, rng):
+    """Every pair of logits of a family, by rules only."""
+    model = shaken(behind_a_layer(MODELS[name]()), rng)
+    x = inputs(model, 3, rng)
+    x = x if x.dtype == "int32" else x.astype("float32")
+    j = jacobian(model, x)
+    full = ntk.empirical_ntk(model, x, trace_axes=(), engine="structured")
+    close(name, full.reshape(3, 3, j.shape[1], -1), np.einsum("nok,mpk->nmop", j, j))
+    assert not messages, f"{name}: {messages}"
+
+
+def everything_else(messages, rng):
+    """Axes, blocks, the other engine, layers without a rule, products with a vector, regression."""
+    model = shaken(sequential((5,), keras.layers.Dense(4, "tanh"), keras.layers.Dense(3)), rng)
+    x1, x2 = (rng.normal(size=(n, 5)).astype("float32") for n in (4, 3))
+    j1, j2 = jacobian(model, x1), jacobian(model, x2)
+    full = np.einsum("nok,mpk->nmop", j1, j2)
+    for _ in range(2):
+        found = ntk.empirical_ntk(model, x1, x2, batch_size=2)
+        close("blocks", found, np.einsum("nmoo->nm", full) / 3)
+    found = ntk.empirical_ntk(model, x1, trace_axes=(), diagonal_axes=(0, 1))
+    close("diagonal", found, np.einsum("nok,nok->no", j1, j1))
+    close("autodiff", ntk.empirical_ntk(model, x1, x2, (), engine="autodiff"), full)
+    vector = rng.normal(size=(3, 3))
+    product = ntk.ntk_vector_product(model, x1, vector, x2)
+    close("vector", product, np.einsum("nmop,mp->no", full, vector))
+    y = rng.normal(size=(4, 3))
+    close("regression", ntk.NTKRegressor(model, 0, traced=False).fit(x1, y).predict(x1), y)
+    assert not messages
+    model = shaken(sequential((5,), keras.layers.Dense(4), Scaled(), keras.layers.Dense(2)), rng)
+    j1 = jacobian(model, x1)
+    found = ntk.empirical_ntk(model, x1, trace_axes=())
+    close("fallback", found, np.einsum("nok,mpk->nmop", j1, j1))
+    (message,) = messages
+    assert "by autodiff, and slowly, for" in message
+    assert model.layers[1].name in message
+    assert model.layers[0].name not in message
+
+
+def network():
+    """A member of the ensembles whose draws must be the same on every backend."""
+    image = keras.Input((5, 5, 2))
+    x = keras.layers.Conv2D(3, 2, activation="relu", bias_initializer="random_normal")(image)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Conv2D(4, 3, groups=1, padding="same", activation="tanh")(x)
+    return keras.Model(image, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def draws():
+    """Kernels of freshly drawn networks, as the paths of one ensemble; NumPy draws the weights."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 2))
+    return ensemble_kernels(network, x, 20, np.random.default_rng(1))
+
+
+def main(folder, names):
     messages = []
-    logging.getLogger("ce_keras").addHandler(logging.StreamHandler(sys.stdout))
-    logger = logging.Handler()
-    logger.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("ce_keras").addHandler(logger)
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("ce_keras").addHandler(handler)
     rng = np.random.default_rng(20200929)
     for name in names or MODELS:
-        model = shaken(behind_a_layer(MODELS[name]()), rng)
-        x = inputs(model, 3, rng)
-        x = x if x.dtype == "int32" else x.astype("float32")
-        j = jacobian(model, x)
-        full = ntk.empirical_ntk(model, x, trace_axes=(), engine="structured")
-        close(name, full.reshape(3, 3, j.shape[1], -1), np.einsum("nok,mpk->nmop", j, j))
-    assert not messages, "a rule was not used, or was wrong"
+        whole_kernels(name, messages, rng)
+    everything_else(messages, rng)
+    close("ensembles", draws(), np.load(Path(folder) / "draws.npy"))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -47,6 +47,18 @@ CASES = [
         labels=array(np.array([0, 1])),
         centred=flag(True),
     ),
+    case("ntk.max_learning_rate", kernel=array(KERNEL), outputs=count(1)),
+    case(
+        "ntk.predict",
+        kernel_train=array(KERNEL),
+        kernel_test=array(KERNEL),
+        y=array(np.array([0.0, 1.0])),
+        t=thing(1.0).but(
+            "times, or none", "3", "None", "a list", "an array", "a long array", "drawn"
+        ),
+        initial_train=array(np.zeros(2)).but("one for all", "3", "drawn"),
+        initial_test=array(np.zeros(2)).but("one for all", "3", "drawn"),
+    ),
     case(
         "ntk.ntk_vector_product",
         model=model(Made(dense_model)),
