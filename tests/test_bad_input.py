@@ -54,6 +54,7 @@ CASES = [
     ),
     case("Solution.near_optimal", of=solution, tolerance=number(0.1, least=0)),
     case("Solution.plot", of=solution, ax=axes()),
+    case("Frontier.plot", of=lambda: solution().frontier(), ax=axes()),
     case("geometry.Design.parse", text=choice("3x5d").named("design").also(zeros="0x0d")),
     case(
         "geometry.Layer",
@@ -163,6 +164,7 @@ CASES = [
 # Names that are not tested, and why.
 WITHOUT = {
     "Curve": RECORD,
+    "Frontier": RECORD,
     "Design": RECORD,
     "Solution": RECORD,
     "geometry.Design": RECORD,
