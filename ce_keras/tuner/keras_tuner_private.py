@@ -1,7 +1,7 @@
 """Uses of KerasTuner's private names, read in version 1.4.8, each with the public way that lacks.
 
-`tests/test_tuner.py` compares `PRIVATE` and `PLANS` with the installed version, and says what
-changed.
+`tests/tuner/test_keras_tuner_private.py` compares `PRIVATE` and `PLANS` with the installed version,
+and says what changed.
 """
 
 from __future__ import annotations

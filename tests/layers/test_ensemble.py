@@ -1,3 +1,5 @@
+"""An ensemble is the sum of its members, grouped or copied, saved and loaded."""
+
 import json
 
 import keras
@@ -5,81 +7,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from members import (
+    batch,
+    convolutional,
+    feature_map,
+    grouped,
+    ntk_perceptron,
+    perceptron,
+    softmax_member,
+)
 
 from ce_keras import zoo
-from ce_keras.layers import CollegialConv2D, CollegialDense, CollegialEnsemble
+from ce_keras.layers import CollegialEnsemble
 from ce_keras.layers.ensemble import configuration
-
-
-def perceptron():
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Dense(5, activation="relu"),
-            layers.Dense(4, activation="tanh", kernel_initializer="orthogonal"),
-            layers.Dense(2),
-        ]
-    )
-
-
-def ntk_perceptron():
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            CollegialDense(5, activation="relu", use_bias=False, parameterization="ntk"),
-            CollegialDense(4, activation="relu", use_bias=False, parameterization="ntk"),
-            CollegialDense(1, use_bias=False, parameterization="ntk", gain=1.0),
-        ]
-    )
-
-
-def convolutional():
-    image = keras.Input((8, 8, 3))
-    x = layers.Rescaling(2.0, offset=-1.0)(image)
-    x = layers.Conv2D(4, 3, activation="relu")(x)
-    x = layers.BatchNormalization()(x)
-    y = layers.Conv2D(4, 3, padding="same", groups=2)(x)
-    y = CollegialConv2D(4, 3, cardinality=2, padding="same")(y)
-    x = layers.Add()([x, y])
-    x = layers.MaxPooling2D()(x)
-    x = layers.Flatten()(x)
-    x = layers.Activation("gelu")(x)
-    return keras.Model(image, layers.Dense(3)(x))
-
-
-def feature_map():
-    image = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 3)(image)
-    x = layers.ReLU()(x)
-    return keras.Model(image, layers.Conv2D(5, 1)(x))
-
-
-def shared_layer():
-    image = keras.Input((6,))
-    x = layers.Dense(4, activation="relu")(image)
-    twice = layers.Dense(4, activation="relu")
-    return keras.Model(image, layers.Dense(2)(twice(twice(x))))
-
-
-def residual():
-    image = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 1, activation="relu")(image)
-    return keras.Model(image, layers.Add()([layers.Conv2D(3, 3, padding="same")(x), image]))
-
-
-GROUPED = {
-    "residual": residual,
-    "perceptron": perceptron,
-    "ntk_perceptron": ntk_perceptron,
-    "convolutional": convolutional,
-    "feature_map": feature_map,
-    "shared_layer": shared_layer,
-}
-grouped = pytest.mark.parametrize("build_member", GROUPED.values(), ids=GROUPED)
-
-
-def batch(member, rng, count=3):
-    return rng.standard_normal((count, *member().input_shape[1:])).astype("float32")
 
 
 @grouped
@@ -170,156 +110,6 @@ def test_the_ensembles_kernel_is_the_mean_of_the_members_kernels(rng):
     np.testing.assert_allclose(kernel(ensemble), sum(members) / 5, rtol=1e-4)
 
 
-def softmax_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation="softmax")])
-
-
-def normalised_member():
-    return keras.Sequential(
-        [keras.Input((6,)), layers.Dense(4), layers.UnitNormalization(), layers.Dense(2)]
-    )
-
-
-def noisy_input_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dropout(0.5), layers.Dense(2)])
-
-
-def mixing_member():
-    image = keras.Input((6,))
-    return keras.Model(image, layers.Concatenate()([image, layers.Dense(6)(image)]))
-
-
-def operation_member():
-    image = keras.Input((6,))
-    return keras.Model(image, keras.ops.sin(layers.Dense(2)(image)))
-
-
-def lambda_activation_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=lambda x: x**2)])
-
-
-def gelu(x):
-    return keras.ops.square(x)
-
-
-def namesake_activation_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=gelu)])
-
-
-def activation_object_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, activation=layers.Softmax())])
-
-
-def several_paths_member():
-    return keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Dense(6, "relu"),
-            CollegialDense(6, 3, shared_input=True),
-        ]
-    )
-
-
-def gated_member():
-    image = keras.Input((6, 6, 3))
-    x = layers.Conv2D(4, 3)(image)
-    gate = layers.Conv2D(1, 1)(x)
-    return keras.Model(image, layers.Multiply()([x, gate]))
-
-
-def common_noise_member():
-    return keras.Sequential(
-        [keras.Input((6,)), layers.Dense(4), layers.Dropout(0.5, noise_shape=(None, 1))]
-    )
-
-
-def scaled_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(2), layers.Rescaling([1.0, 2.0])])
-
-
-def constrained_member():
-    return keras.Sequential([keras.Input((6,)), layers.Dense(2, kernel_constraint="max_norm")])
-
-
-def orthogonal_member():
-    return keras.Sequential(
-        [keras.Input((6,)), layers.Dense(2, kernel_regularizer="orthogonal_regularizer")]
-    )
-
-
-def flattened_twice_member():
-    image = keras.Input((6, 6, 3))
-    x = layers.Conv2D(4, 3)(image)
-    flatten = layers.Flatten()
-    parts = [flatten(x), flatten(layers.MaxPooling2D()(x))]
-    return keras.Model(image, layers.Add()([layers.Dense(2)(part) for part in parts]))
-
-
-class Doubled(keras.Model):
-    """A subclassed member, not registered with Keras and built by its first call."""
-
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(2)
-
-    def call(self, inputs):
-        return 2 * self.dense(inputs)
-
-
-class SizedModel(Doubled):
-    """Its configuration does not build it: only the function does."""
-
-    def __init__(self, size, scale):
-        super().__init__()
-        self.scale = scale(size)
-
-
-def unbuilt_member():
-    return keras.Sequential([layers.Dense(4, activation="relu"), layers.Dense(2)])
-
-
-def sized_member():
-    return SizedModel(2, lambda size: size**2)
-
-
-# Keras warns of what cannot be read back from a file; the ensemble works without.
-@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
-@pytest.mark.parametrize(
-    ("build_member", "why"),
-    [
-        (softmax_member, "activation of layer 'dense.*softmax"),
-        (normalised_member, "no grouped form of layer 'unit_normalization"),
-        (noisy_input_member, "draws noise on the shared input"),
-        (mixing_member, "mixes the input with members' values"),
-        (operation_member, r"no grouped form of layer 'sin.*' \(Sin\)"),
-        (lambda_activation_member, "activation of layer 'dense.*not known to be elementwise"),
-        (namesake_activation_member, "activation of layer 'dense.*not known to be elementwise"),
-        (activation_object_member, "activation of layer 'dense.*not known to be elementwise"),
-        (several_paths_member, "several paths on one input"),
-        (gated_member, "merges different numbers of channels"),
-        (common_noise_member, "shares its noise among channels"),
-        (scaled_member, "scales every channel differently"),
-        (constrained_member, "kernel_constraint of layer 'dense.*MaxNorm"),
-        (orthogonal_member, "kernel_regularizer of layer 'dense.*Orthogonal"),
-        (flattened_twice_member, "flattens more than one value"),
-        (Doubled, "is not a functional model"),
-        (sized_member, "is not a functional model"),
-        (unbuilt_member, "is not a functional model"),
-    ],
-)
-def test_members_that_cannot_be_grouped_are_copied_and_the_reason_is_told(build_member, why, rng):
-    ensemble = CollegialEnsemble(build_member, 3)
-    assert not ensemble.grouped
-    with pytest.raises(ValueError, match=why):
-        CollegialEnsemble(build_member, 3, grouped=True)
-    shape = getattr(build_member(), "input_shape", (None, 6))[1:]
-    x = rng.standard_normal((3, *shape)).astype("float32")
-    y = ensemble(x)
-    members = [ensemble.get_member(path) for path in range(3)]
-    np.testing.assert_allclose(y, sum(m(x) for m in members) / np.sqrt(3), rtol=1e-5, atol=1e-6)
-    assert len({member.get_weights()[0].tobytes() for member in members}) == 3
-
-
 @pytest.mark.parametrize("build_member", [convolutional, softmax_member])
 def test_round_trip_through_a_file(build_member, tmp_path, rng):
     member = build_member()
@@ -369,11 +159,6 @@ def test_a_function_named_like_one_of_keras_stays_what_it_is():
     x = np.ones((1, 3), "float32")
     expected = -sum(x @ member.layers[0].kernel.numpy() for member in ensemble.members)
     np.testing.assert_allclose(ensemble(x), expected / np.sqrt(2), rtol=1e-5)
-
-
-def test_a_template_that_cannot_be_copied_is_refused():
-    with pytest.raises(ValueError, match="build_member: this model cannot be rebuilt"):
-        CollegialEnsemble(sized_member(), 2)
 
 
 def test_our_own_networks_are_grouped(rng):
@@ -439,9 +224,6 @@ def test_an_ensembles_output_may_be_intermediate(rng):
 def test_bad_members(member, cardinality, message):
     with pytest.raises(ValueError, match=message):
         CollegialEnsemble(member, cardinality)
-
-
-# Adapted layers ----------------------------------------------------------------------------------
 
 
 def normalised(data):
@@ -515,58 +297,3 @@ def test_a_saved_configuration_names_a_model_and_nothing_else():
 def test_absurd_cardinalities_are_refused_at_once(cardinality):
     with pytest.raises(ValueError, match="cardinality: got"):
         CollegialEnsemble(perceptron(), cardinality)
-
-
-# Activations -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "activation",
-    [
-        tf.nn.relu,
-        tf.nn.gelu,
-        keras.ops.relu,
-        keras.ops.leaky_relu,
-        layers.ReLU(),
-        layers.LeakyReLU(0.1),
-        layers.Activation("tanh"),
-    ],
-)
-def test_elementwise_activations_are_known_whoever_wrote_them(activation, rng):
-    def member():
-        return keras.Sequential(
-            [keras.Input((6,)), layers.Dense(5, activation=activation), layers.Dense(2)]
-        )
-
-    ensemble = CollegialEnsemble(member, 3)
-    assert ensemble.grouped, ensemble.why_copies
-    x = rng.normal(size=(4, 6)).astype("float32")
-    members = [ensemble.get_member(path)(x) for path in range(3)]
-    np.testing.assert_allclose(ensemble(x), sum(members) / 3**0.5, rtol=1e-4, atol=1e-5)
-
-
-def relu(x):
-    """Not Keras' function of this name."""
-    return x - keras.ops.mean(x, axis=-1, keepdims=True)
-
-
-def test_a_function_of_the_same_name_is_not_that_function():
-    def member():
-        return keras.Sequential([keras.Input((6,)), layers.Dense(5, relu), layers.Dense(2)])
-
-    assert not CollegialEnsemble(member, 3).grouped
-
-
-def test_calls_between_layers_are_known(rng):
-    def member():
-        image = keras.Input((6,))
-        x = keras.activations.relu(layers.Dense(5)(image))
-        x = keras.ops.tanh(layers.Dense(4)(x))
-        x = layers.GaussianDropout(0.1)(layers.AlphaDropout(0.1)(x))
-        return keras.Model(image, layers.Dense(2)(layers.ActivityRegularization(l2=0.1)(x)))
-
-    ensemble = CollegialEnsemble(member, 3)
-    assert ensemble.grouped, ensemble.why_copies
-    x = rng.normal(size=(4, 6)).astype("float32")
-    members = [ensemble.get_member(path)(x) for path in range(3)]
-    np.testing.assert_allclose(ensemble(x), sum(members) / 3**0.5, rtol=1e-4, atol=1e-5)

@@ -234,6 +234,7 @@ def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
         "optimizer.learning_rate": rate,
         "schedule.epochs": "30",
         "schedule.divide_at": "[]",
+        "data.test_limit": "20",
     }
     recipe = small(**RESNEXT, **changes)
     with pytest.raises(
