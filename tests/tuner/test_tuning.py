@@ -238,10 +238,10 @@ def test_a_keras_model_is_a_baseline_of_the_tuner(tmp_path):
     y = keras.layers.Dense(32, "relu")(y)
     model = keras.Model(x, keras.layers.Dense(1)(y))
     expected = search(model, "dual", hard_budget=True).design
-    tuner = CollegialTuner(
+    found = CollegialTuner(
         hypermodel_of_paths, "val_loss", model, mode="dual", directory=tmp_path, max_trials=1
     )
-    values = tuner.oracle.create_trial("tuner").hyperparameters.values
+    values = found.oracle.create_trial("tuner").hyperparameters.values
     assert (values["cardinality"], values["width"]) == expected
     half = CollegialOracle("val_loss", model, target=0.5)
     assert (

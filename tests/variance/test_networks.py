@@ -11,7 +11,7 @@ from brute_force import assert_same_means
 from keras import initializers, layers
 
 from ce_keras.geometry import bottleneck
-from ce_keras.layers import CollegialDense, CollegialEnsemble
+from ce_keras.layers import CollegialConv2D, CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
 from ce_keras.variance import networks, stack_kernels
 from ce_keras.variance.initial_values import Distribution, InitialValues, _table, initial_values
@@ -29,11 +29,16 @@ def perceptron():
     )
 
 
-def convolutional():
+def convolutional(own=False):
+    """Build a network with a grouped convolution, Keras' or our own."""
     image = keras.Input((6, 6, 3))
     x = layers.Conv2D(4, 3, activation="relu", kernel_initializer="he_normal")(image)
     x = layers.BatchNormalization()(x)
-    y = layers.Conv2D(4, 3, padding="same", groups=2, kernel_initializer="he_uniform")(x)
+    options = {"padding": "same", "kernel_initializer": "he_uniform"}
+    if own:
+        y = CollegialConv2D(4, 3, cardinality=2, **options)(x)
+    else:
+        y = layers.Conv2D(4, 3, groups=2, **options)(x)
     x = layers.Flatten()(layers.Add()([x, y]))
     return keras.Model(image, layers.Dense(3)(x))
 
@@ -130,7 +135,12 @@ def test_stacks_have_the_samplers_kernels(method, ntk, rng):
     assert_same_means(kernels**2, sampled**2)
 
 
-@pytest.mark.parametrize("build", [convolutional, frozen_and_constant, several_paths])
+def collegial_convolutional():
+    """`convolutional`; Keras would compile its own layer anew for each of a hundred gradients."""
+    return convolutional(own=True)
+
+
+@pytest.mark.parametrize("build", [collegial_convolutional, frozen_and_constant, several_paths])
 def test_both_draw_the_same_kernels_of_any_model(build, rng):
     x = inputs(build, rng)
 
