@@ -180,14 +180,14 @@ def _shown(time: Timing) -> str:
 
 
 def _range(rows: list[Row], mode: str, kind: str) -> str:
-    """Return the lowest and highest time of a mode, relative to the baseline's."""
+    """Return the lowest and highest time of a mode by one thread, relative to the baseline's."""
     found = []
     for row in rows:
         if row.mode == mode and row.form.endswith(kind):
             base = next(
                 each for each in rows if (each.network, each.form) == (row.network, row.form)
             )
-            found += [a.median / b.median for a, b in zip(row.times, base.times, strict=True)]
+            found.append(row.times[0].median / base.times[0].median)
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
@@ -213,8 +213,8 @@ def main() -> None:
             designs = dict.fromkeys(MODES, Design(2, 1))
         rows += rows_of(name, designs, images, options.batch, options.rounds)
     verdict = (
-        f"Exported, the dual takes {_range(rows, 'dual', 'float32')} times the baseline's time in "
-        f"float32 and {_range(rows, 'dual', 'int8')} times in int8; the primal "
+        f"Exported, by one thread, the dual takes {_range(rows, 'dual', 'float32')} times the "
+        f"baseline's time in float32 and {_range(rows, 'dual', 'int8')} times in int8; the primal "
         f"{_range(rows, 'primal', 'float32')} and {_range(rows, 'primal', 'int8')} times."
     )
     source = "noise" if options.data is None else "images"
@@ -223,9 +223,10 @@ def main() -> None:
     lines = [
         "# Exported networks, in interpreters",
         "",
-        f"{os.cpu_count()} cores, {platform.machine()}; {versions}. 32x32 pixels, batches of "
-        f"{options.batch}. Medians (quartiles) of {options.rounds} rounds, of each the fastest "
-        "call; the three designs side by side. Int8: weights and features, with ranges from "
+        f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.0f}; {versions}. "
+        f"32x32 pixels, batches of {options.batch}. Medians (quartiles) of {options.rounds} "
+        "rounds, of each the fastest call; the three designs side by side. Int8: weights and "
+        "features, with ranges from "
         f"{len(images) // 2} {source}; inputs and outputs stay floats. Difference: of the logits "
         f"of as many other {source} from Keras', relative to their norm; same class: how many have "
         f"the same highest logit. Weights are trained for {' and '.join(TRAINED)}, and random "
