@@ -21,6 +21,7 @@ import json
 import os
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,11 @@ def jacobians(model: keras.Model, case: Case) -> Callable[[Any], Any]:
 
     one = torch.func.vmap(torch.func.jacrev(outputs), (None, 0))
 
+    # Only a layout, which `torch.func.vmap` cannot change: Keras' convolutions ask for it.
+    layout = "keras.src.backend.torch.nn._maybe_convert_to_channels_last"
+
     def by_torch(x: Any) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), unittest.mock.patch(layout, lambda tensor: tensor):
             return kernel(one([variable.value.detach() for variable in variables], x))
 
     return by_torch
