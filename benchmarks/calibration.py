@@ -24,8 +24,8 @@ from tqdm import tqdm
 import ce_keras
 from ce_keras import files, zoo
 from ce_keras.resumable import ResumableResults
-from ce_keras.rewrite.calibration_graph import FlatGraph
-from ce_keras.rewrite.calibration_units import Links
+from ce_keras.rewrite.calibration.graph import FlatGraph
+from ce_keras.rewrite.calibration.units import Links
 from ce_keras.rewrite.chains import find_chains
 from ce_keras.rewrite.splitting import fill
 from ce_keras.training import balanced, load_fashion_mnist

@@ -30,9 +30,9 @@ from ce_keras.latency import Phase, Timing
 from ce_keras.problem import Mode
 from ce_keras.rewrite.baselines import ModelBaseline, loaded, model_baselines, selected
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
-from ce_keras.rewrite.calibration import nearest
-from ce_keras.rewrite.calibration_data import read_images
-from ce_keras.rewrite.calibration_designs import designs_of_size
+from ce_keras.rewrite.calibration.calibrate import nearest
+from ce_keras.rewrite.calibration.data import read_images
+from ce_keras.rewrite.calibration.designs import designs_of_size
 from ce_keras.rewrite.chains import Chain, find_chains, is_functional
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.options import Options, Patterns, Per

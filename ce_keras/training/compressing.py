@@ -28,7 +28,7 @@ from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
 from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
-from ce_keras.rewrite.calibration_data import LEAST, MOST
+from ce_keras.rewrite.calibration.data import LEAST, MOST
 from ce_keras.rewrite.timing import step_seconds
 from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, describe, load_dataset

@@ -9,9 +9,9 @@ from rewritable import BUILDERS, inputs_of, mlp
 from test_splitting import shaken, split_models
 
 from ce_keras import collegialize
-from ce_keras.rewrite.calibration_data import read_images
-from ce_keras.rewrite.calibration_graph import Activations
-from ce_keras.rewrite.calibration_solve import LeastSquares, drawn_positions, patches_at, windows
+from ce_keras.rewrite.calibration.data import read_images
+from ce_keras.rewrite.calibration.graph import Activations
+from ce_keras.rewrite.calibration.solve import LeastSquares, drawn_positions, patches_at, windows
 
 
 def error_of(new, model, x):

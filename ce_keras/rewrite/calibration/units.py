@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import keras
 import numpy as np
 
-from ce_keras.rewrite.calibration_graph import FlatGraph
+from ce_keras.rewrite.calibration.graph import FlatGraph
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.splitting import Channels, Units, at_every_pixel
 

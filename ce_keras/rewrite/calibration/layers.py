@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from ce_keras.rewrite.calibration_graph import Activations, FlatGraph
-from ce_keras.rewrite.calibration_solve import (
+from ce_keras.rewrite.calibration.graph import Activations, FlatGraph
+from ce_keras.rewrite.calibration.solve import (
     LeastSquares,
     drawn_positions,
     patches_at,

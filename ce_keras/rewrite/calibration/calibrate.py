@@ -1,11 +1,4 @@
-"""Initial weights of an ensemble out of a trained model's function: `init="calibrated"`.
-
-Chain by chain in the order of the network, on activations of the *new* network. The paths begin
-with units of the model's chain (`calibration_units`). Then each linear layer is fitted by least
-squares, path by path, to the model's own outputs there (`calibration_layers`): the hidden layers to
-those of the path's units, the exit to the chain's output. Every fit makes up for some of the error
-of those before it. No labels are needed, and nothing is trained.
-"""
+"""Build ensembles of a trained model, calibrate them, and take the one nearest to the model."""
 
 from __future__ import annotations
 
@@ -20,11 +13,11 @@ import numpy as np
 from ce_keras.layers.flops import parameters
 from ce_keras.progress import progress
 from ce_keras.rewrite.building import Decided, rebuilt
-from ce_keras.rewrite.calibration_data import Batches
-from ce_keras.rewrite.calibration_graph import Activations
-from ce_keras.rewrite.calibration_layers import Pair, normalisation, refit, restate
-from ce_keras.rewrite.calibration_solve import LeastSquares
-from ce_keras.rewrite.calibration_units import Links, chosen_units
+from ce_keras.rewrite.calibration.data import Batches
+from ce_keras.rewrite.calibration.graph import Activations
+from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, restate
+from ce_keras.rewrite.calibration.solve import LeastSquares
+from ce_keras.rewrite.calibration.units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.decisions import Family
 from ce_keras.rewrite.report import BlockError, Calibration, Compared, Decision
