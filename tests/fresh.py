@@ -6,6 +6,7 @@ initialised, and nothing of this package is loaded. What a real interpreter does
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -83,6 +84,7 @@ def run(words, env=None, cwd=None, check=True, timeout=300):
 
 def _begin(words, environment, folder, paths):
     """Do in the fork what an interpreter does with its command line."""
+    gc.freeze()  # What the fork begins with stays.
     # A shell's background jobs, and with them these tests, may have been told to ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, path in enumerate(paths, start=1):

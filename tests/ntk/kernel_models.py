@@ -192,12 +192,13 @@ def plain_loop(model, x, variables=None):
     variables = model.trainable_variables if variables is None else variables
     rows = []
     for example in range(len(x)):
+        # One tape for all outputs: Keras compiles grouped convolutions anew at each call.
+        with tf.GradientTape(persistent=True) as tape:
+            outputs = tf.unstack(tf.reshape(model(x[example : example + 1], training=False), [-1]))
         row = []
-        for output in range(int(np.prod(model.output_shape[1:]))):
-            with tf.GradientTape() as tape:
-                value = tf.reshape(model(x[example : example + 1], training=False), [-1])[output]
+        for output in outputs:
             gradients = tape.gradient(
-                value, [v.value for v in variables], unconnected_gradients="zero"
+                output, [v.value for v in variables], unconnected_gradients="zero"
             )
             row.append(
                 np.concatenate([np.ravel(tf.convert_to_tensor(g).numpy()) for g in gradients])
