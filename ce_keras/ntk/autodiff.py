@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from ce_keras.ntk.axes import OutputAxes, number_of_examples, only_output
-from ce_keras.ntk.backends import backend
+from ce_keras.ntk.backends import backend, once
 from ce_keras.ntk.contractions import Gradients, at_least_single
 
 #: Turns a model's outputs into the numbers to differentiate, `(examples, total)`.
@@ -34,9 +34,7 @@ class AutodiffEngine:
         self._variables = list(variables)
         self.axes = axes
         self.numbers_per_example = axes.total * sum(math.prod(v.shape) for v in variables)
-        # TensorFlow need not trace what it computes once.
-        eager = backend.EAGER_FIRST
-        self.kernel = self._kernel if eager else backend.compiled(self._kernel, model)
+        self.kernel = once(self._kernel, model)
 
     def _kernel(self, x1: Any, x2: Any | None) -> Any:
         """Return the kernel, axes in public order; `x2` is `None` for `x1` again."""

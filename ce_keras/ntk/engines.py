@@ -20,7 +20,7 @@ from ce_keras.checks import brief, shortened
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.ntk.autodiff import AutodiffEngine
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
-from ce_keras.ntk.backends import backend
+from ce_keras.ntk.backends import backend, once
 from ce_keras.ntk.recording import RECORDING
 from ce_keras.ntk.structured import StructuredEngine, arrays_of, joined
 
@@ -171,14 +171,11 @@ def _refuse_interaction(model: keras.Model, x: Any) -> None:
             lambda array: np.flip(array, -1) if array.ndim > 1 else array, first
         )
 
-    def output_of_first(examples: Any) -> Any:
-        return only_output(model(examples, training=False))[0]
-
+    output_of_first = once(lambda x: only_output(model(x, training=False))[0], model)
     alone, together = (
-        ops.convert_to_numpy(backend.run_once(output_of_first, model, joined(first, other)))
+        ops.convert_to_numpy(output_of_first(joined(first, other))).astype(np.float64)
         for other in (first, second)
     )
-    alone, together = alone.astype(np.float64), together.astype(np.float64)
     gap, size = abs(alone - together).max(), abs(alone).max()
     if gap > 1e-3 * size:
         raise ValueError(

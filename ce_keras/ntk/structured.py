@@ -25,7 +25,7 @@ from keras import ops, tree
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.ntk.autodiff import AutodiffEngine, stateless
 from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
-from ce_keras.ntk.backends import backend
+from ce_keras.ntk.backends import backend, once
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
 
@@ -128,7 +128,7 @@ def verify(
         return squares, {key: each.gram(each)[0, 0, :, 0] for key, each in found.items()}
 
     with stateless(model, *_perturbed(model)), backend.full_precision():
-        squares, grams = backend.run_once(both, model, examples)
+        squares, grams = once(both, model)(examples)
     expected = np.stack([_kernel_of(ops.convert_to_numpy(each)) for each in squares])
     found = np.zeros_like(expected)
     for index, variable in enumerate(variables):

@@ -17,6 +17,7 @@ derivatives of the vector by every watched tensor, `(outputs, *tensor)`, and wha
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,3 +29,8 @@ if _NAME not in ("tensorflow", "jax", "torch"):
     )
 
 backend: Any = importlib.import_module(f"{__name__}.{_NAME}")
+
+
+def once(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """Return a function of tensors in the form in which a single call is quickest."""
+    return function if backend.EAGER_FIRST else backend.compiled(function, model)

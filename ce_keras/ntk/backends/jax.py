@@ -29,11 +29,6 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     return lambda *arguments: pure([variable.value for variable in model.variables], *arguments)
 
 
-def run_once(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
-    """Return the function's value, in the quickest way for one call."""
-    return compiled(function, model)(*arguments)
-
-
 def traced(function: Callable[..., Any], x: Any) -> Any:
     """Run a function on tensors like `x`."""
     jax.eval_shape(function, x)

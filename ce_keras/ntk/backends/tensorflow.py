@@ -23,12 +23,6 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     return tf.function(function, autograph=False)
 
 
-def run_once(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
-    """Return the function's value, in the quickest way for one call."""
-    del model
-    return function(*arguments)
-
-
 def traced(function: Callable[..., Any], x: Any) -> Any:
     """Run a function on tensors like `x`."""
     specs = keras.tree.map_structure(lambda each: tf.TensorSpec(each.shape, each.dtype), x)

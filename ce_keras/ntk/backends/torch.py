@@ -21,11 +21,6 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     return torch.no_grad()(function)  # `cotangents` and `jacobian` record for themselves.
 
 
-def run_once(function: Callable[..., Any], model: keras.Model, *arguments: Any) -> Any:
-    """Return the function's value, in the quickest way for one call."""
-    return compiled(function, model)(*arguments)
-
-
 def traced(function: Callable[..., Any], x: Any) -> Any:
     """Run a function on tensors like `x`."""
     with torch.no_grad():
