@@ -209,13 +209,12 @@ def measure(network: str, options: argparse.Namespace, results: ResumableResults
             results.keep(place, {**counts, "accuracy": found, "agreement": agreement})
 
 
-def complete(network: str, results: dict[str, Any], options: argparse.Namespace) -> list[int]:
-    """Return the seeds of which all results are there."""
-    names = ["before", *(name for name, *_ in tunings(options))]
+def complete(network: str, results: dict[str, Any], seeds: int, names: Sequence[str]) -> list[int]:
+    """Return the seeds of which all these results are there, for every design and start."""
     cases = [(design, start, n) for design in DESIGNS[network] for start in STARTS for n in names]
     return [
         seed
-        for seed in range(options.seeds)
+        for seed in range(seeds)
         if all(key(network, design, start, seed, n) in results for design, start, n in cases)
     ]
 
@@ -234,22 +233,25 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
     ]
     told = []
     for network in NETWORKS:
-        own = argparse.Namespace(**{**vars(options), "epochs": _trained(network, results)})
-        seeds = complete(network, results, own)
+        own = argparse.Namespace(epochs=_trained(network, results))
+        names = ["before", *(name for name, *_ in tunings(own))]
+        seeds = complete(network, results, options.seeds, ["before"])
+        trained = complete(network, results, options.seeds, names)
         if not seeds:
             continue
-        names = ["before", *(name for name, *_ in tunings(own))]
+        names = names if trained else ["before"]
         heads = ["before training", *(f"epochs: {name}" for name in names[1:])]
         model = [results[key(network, DESIGNS[network][0], "new", n)]["model"] for n in seeds]
         lines += [
             "",
             f"## {NAMES[network]}",
             "",
-            f"The model: {_told(model)} %. Seeds: {len(seeds)}.",
+            f"The model: {_told(model)} %. Seeds: {len(seeds)} before training"
+            + (f", {len(trained)} trained." if names[1:] else "."),
             "",
             f"| network | parameters | start | lost | agree | {' | '.join(heads)} |",
             f"|---|--:|---|--:|--:|{'--:|' * len(heads)}",
-            *_rows(network, results, names, seeds),
+            *_rows(network, results, names, seeds, trained),
         ]
         told.append(_verdict(network, results, seeds))
     verdict = f"Points of accuracy lost by calibration, without any training: {'; '.join(told)}."
@@ -262,12 +264,18 @@ def _trained(network: str, results: dict[str, Any]) -> list[int]:
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def _rows(network: str, results: Any, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
+def _rows(
+    network: str, results: Any, names: Sequence[str], seeds: Sequence[int], trained: Sequence[int]
+) -> list[str]:
     rows = []
     for design in DESIGNS[network]:
         for start in STARTS:
             found = [
-                [results[key(network, design, start, n, name)] for n in seeds] for name in names
+                [
+                    results[key(network, design, start, n, name)]
+                    for n in (seeds if name == "before" else trained)
+                ]
+                for name in names
             ]
             before = found[0]
             cells = [

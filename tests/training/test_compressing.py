@@ -56,7 +56,7 @@ def test_a_stopped_compression_goes_on_to_the_same_end(
 @pytest.mark.slow
 def test_the_command_ends_in_a_table(classifier, colour_images, tmp_path, capsys):
     words = ["compress", str(classifier), "--data", str(colour_images), "--epochs", "1"]
-    words += ["--save", str(tmp_path / "smaller.keras"), "--images", "50", "--mode", "dual"]
+    words += ["--save", str(tmp_path / "smaller.keras"), "--images", "50", "--target", "0.6"]
     assert main(words) == 0
     text = capsys.readouterr().out
     for what in ("parameters", "FLOPs of an image", "test error, %", "same class, %", "compared"):
