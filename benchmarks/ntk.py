@@ -57,9 +57,14 @@ class Peer:
     """neural-tangents, or this package on another backend, in a process that answers questions."""
 
     def __init__(self, python: str, script: str = "ntk_peer.py", backend: str = "") -> None:
+        # PyTorch's threads wait for each other by spinning, which with other processes about took
+        # 240 ms for a kernel of 14.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        if backend:
+            environment["KERAS_BACKEND"] = backend
         self._process = subprocess.Popen(
             [python, Path(__file__).with_name(script)],
-            env={**os.environ, **({"KERAS_BACKEND": backend} if backend else {})},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
