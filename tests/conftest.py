@@ -31,6 +31,14 @@ def _short_garbage_collection():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep measured times out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CE_KERAS_CACHE", str(tmp_path_factory.mktemp("times")))
+        yield
+
+
 @pytest.fixture
 def rng():
     import numpy as np
