@@ -23,12 +23,14 @@ from ce_keras.checks import (
 )
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops, parameters
+from ce_keras.layers.keras_internals import function_name
 from ce_keras.problem import Mode
 from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
 from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration.data import LEAST, MOST
+from ce_keras.rewrite.calibration.graph import FlatGraph
 from ce_keras.rewrite.timing import step_seconds
 from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, describe, load_dataset
@@ -264,8 +266,10 @@ def _distil(
 
 
 def _gives_probabilities(model: keras.Model) -> bool:
-    last = model.layers[-1]
-    softmax = isinstance(last, keras.layers.Softmax)
+    """Return whether a softmax gives the output, also at the end of a model within the model."""
+    graph = FlatGraph(model)
+    last = next(call.operation for call in graph.calls if call.outputs[0] is graph.outputs[0])
+    softmax = isinstance(last, keras.layers.Softmax) or function_name(last) == "Softmax"
     return softmax or getattr(last, "activation", None) is keras.activations.softmax
 
 
