@@ -69,7 +69,15 @@ def test_no_script_is_forgotten():
     measured = {path for path in ROOT.glob("benchmarks/*.py") if "__main__" in path.read_text()}
     # The peer runs where its own versions are installed, weights are of a finished run,
     # tests/zoo/test_cards.py writes the cards, and the scripts for GPUs have tests of their own.
-    for name in ("ntk_peer", "zoo_weights", "zoo_cards", "cifar10_gpu", "gpu_speed"):
+    for name in (
+        "ntk_cases",
+        "ntk_gpu",
+        "ntk_peer",
+        "zoo_weights",
+        "zoo_cards",
+        "cifar10_gpu",
+        "gpu_speed",
+    ):
         measured.remove(ROOT / f"benchmarks/{name}.py")
     found = {*ROOT.glob("examples/*.py"), *measured}
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)

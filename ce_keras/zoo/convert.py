@@ -53,7 +53,10 @@ def from_torch(
         where, state = f"state: {state}", plain_state("state", read_state("state", state), state)
     else:
         state = plain_state("state", state, "the dictionary")
-    assign(model, zoo_arrays(state, where, named(model), partial), where, partial)
+    variables = named(model)
+    for name in variables:
+        _torch_name(name)  # Refuses a model that is no ResNet.
+    assign(model, zoo_arrays(state, where, variables, partial), where, partial)
 
 
 def zoo_arrays(

@@ -298,7 +298,7 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"a.safetensors: lacks .* is it of another network"):
         zoo.create("resnext29_2x3d", classes=7, weights=path)
     with pytest.raises(
-        ValueError, match="weights: there are none of 'resnext11_2x3d' for 'imagenet'"
+        ValueError, match="weights: there are none of 'resnext11_2x3d' called 'imagenet'"
     ):
         zoo.create("resnext11_2x3d", weights="imagenet")
 

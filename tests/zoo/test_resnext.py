@@ -141,7 +141,7 @@ def test_channels_first_is_the_same_network(rng):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": "imagenet"}, "weights: there are none of .* for 'imagenet'"),
+        ({"weights": "imagenet"}, "weights: there are none of .* called 'imagenet'"),
         ({"pooling": "sum"}, "pooling: got 'sum'"),
         ({"classes": 0}, "classes: got 0"),
         ({"input_shape": (28, 28)}, "input_shape: got"),
