@@ -28,6 +28,9 @@ logger = logging.getLogger("ce_keras")
 
 Phase = Literal["train", "infer"]
 
+# Largest share of the baseline's step that its blocks can take.
+_MOST_OF_A_STEP = 0.95
+
 #: Environment variable that names the folder of measured times.
 CACHE_VARIABLE = "CE_KERAS_CACHE"
 
@@ -66,11 +69,13 @@ class Block(NamedTuple):
         number: of such blocks in the network.
         designs: the designs; the last is the baseline's.
         seconds: of each design, the measured times.
+        factor: the width of its paths over a design's, which is that of the narrowest block.
     """
 
     number: int
     designs: Sequence[Sequence[int]]
     seconds: Sequence[Sequence[float]]
+    factor: float = 1.0
 
 
 class Table(NamedTuple):
@@ -89,8 +94,9 @@ class LatencyCost:
     """The time of a step of the whole network, predicted from measured blocks.
 
     A block of m paths of width n takes a + m s(n): the part a that all designs share, and s(n) for
-    each path, whose logarithm is interpolated in log n. What no design changes is the step of the
-    baseline less its blocks.
+    each path, whose logarithm is interpolated in log n; between multiples of 8, which processors
+    favour, and between other widths, each by themselves. What no design changes is the step of the
+    baseline less its blocks; where they take more by themselves than within it, all are scaled.
 
     Args:
         timing: what was timed.
@@ -103,13 +109,15 @@ class LatencyCost:
         self._blocks = [_BlockTime(Block(*block)) for block in table.blocks]
         self.baseline = float(np.median(table.whole))
         own = sum(block.of(np.ones(1), np.array([width]))[0] for block in self._blocks)
-        self._rest = self.baseline - own
+        # A block by itself may take longer than within its network.
+        self._scale = min(1.0, _MOST_OF_A_STEP * self.baseline / own)
+        self._rest = self.baseline - self._scale * own
         self._width = width
 
     def of(self, m: Any, n: Any) -> np.ndarray:
         """Return the seconds of the network with real-valued cardinalities m of widths n."""
         m, n = np.asarray(m, float), np.asarray(n, float)
-        return self._rest + sum(block.of(m, n) for block in self._blocks)
+        return self._rest + self._scale * sum(block.of(m, n) for block in self._blocks)
 
     def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
         """Return the real-valued cardinality that takes a share of the baseline's time."""
@@ -130,7 +138,7 @@ class LatencyCost:
         """
         m, n = np.asarray(m, float), np.asarray(n, float)
         variances = sum((block.of(m, n) * block.log_error(n)) ** 2 for block in self._blocks)
-        return np.sqrt(variances) / self.of(m, n)
+        return self._scale * np.sqrt(variances) / self.of(m, n)
 
     def measured(self, design: Design) -> tuple[Measured, ...]:
         """Return the predicted time of a design beside the baseline's measured one."""
@@ -146,29 +154,44 @@ class _BlockTime:
         seconds = block.number * np.array([np.median(each) for each in block.seconds])
         errors = np.array([_standard_error(each) for each in block.seconds])
         self._fixed = _common_part(designs, seconds)
+        self._factor = block.factor
         order = np.unique(designs[:, 1], return_index=True)[1]
-        self._log_width = np.log(designs[order, 1])
         # A path takes some time, however the noise of small blocks falls.
         path = np.maximum(seconds - self._fixed, 0.01 * seconds) / designs[:, 0]
-        self._log_path = np.log(path[order])
-        self._errors = errors[order]
+        widths = designs[order, 1]
+        aligned = self._is_aligned(widths)
+        baseline = widths == widths[-1]
+        # Log width, log time of a path, and its error: of multiples of 8, and of other widths.
+        self._known = [
+            (np.log(widths[kept]), np.log(path[order][kept]), errors[order][kept])
+            for kept in (aligned | baseline, ~aligned | baseline)
+        ]
 
     def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the seconds of m paths of width n."""
-        return self._fixed + m * np.exp(self._interpolated(self._log_path, np.log(n)))
+        return self._fixed + m * np.exp(self._by_alignment(1, n))
 
     def log_error(self, n: np.ndarray) -> np.ndarray:
         """Return the standard error of the logarithm of the time."""
-        return np.interp(np.log(n), self._log_width, self._errors)
+        return self._by_alignment(2, n)
 
-    def _interpolated(self, values: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Return values between the widths that were measured, and on the first line below them."""
-        inside = np.interp(x, self._log_width, values)
-        if len(values) == 1:
-            return inside
-        slope = (values[1] - values[0]) / (self._log_width[1] - self._log_width[0])
-        below = values[0] + slope * (x - self._log_width[0])
-        return np.where(x < self._log_width[0], below, inside)
+    def _is_aligned(self, n: np.ndarray) -> np.ndarray:
+        return np.rint(n * self._factor).astype(int) % 8 == 0
+
+    def _by_alignment(self, column: int, n: np.ndarray) -> np.ndarray:
+        aligned, other = (
+            _interpolated(np.log(n), known[0], known[column]) for known in self._known
+        )
+        return np.where(self._is_aligned(n), aligned, other)
+
+
+def _interpolated(x: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return values between those known, and on the first line below them."""
+    inside = np.interp(x, known, values)
+    if len(values) == 1:
+        return inside
+    slope = (values[1] - values[0]) / (known[1] - known[0])
+    return np.where(x < known[0], values[0] + slope * (x - known[0]), inside)
 
 
 def _common_part(designs: np.ndarray, seconds: np.ndarray) -> float:

@@ -7,6 +7,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Stock grouped convolutions and JAX compile longer than a few steps of the best code take.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Every worker has a core; threads of NumPy that wait for another's take ten times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 
