@@ -86,7 +86,7 @@ class Frontier:
         # Very small networks would take most of the axes.
         least = max(best.cost.min() / unit, _LEAST_SHOWN)
         ax.set_xlim(least / 1.05, _LARGEST * 1.1)
-        ax.set_ylim(best.variance.min() / 1.6, best.variance[best.cost >= least * unit].max() * 1.3)
+        ax.set_ylim(best.variance.min() / 2.5, best.variance[best.cost >= least * unit].max() * 1.3)
         ticks = [tick for tick in (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.25) if tick >= least / 1.05]
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         low, high = ax.get_ylim()
