@@ -4,8 +4,9 @@ Each of the benchmark's networks, at 64 to 1,024 inputs, by this package and by 
 jacobian of every example, `jax.vmap(jax.jacrev)` or `torch.func.vmap(torch.func.jacrev)`, whose
 products are summed variable by variable. Every result is a line of JSON in `--out`, written as it
 ends: median milliseconds, the seconds of the first call, and the peak of the card's memory in MiB.
-(JAX cannot begin a peak anew: it is that of all measurements so far, ours first.) What does not
-fit the card is told, and no measurement begins once `--seconds` are spent: half of six minutes.
+JAX cannot reset its peak: it is the highest of all measurements so far, ours first. A measurement
+that runs out of memory is a line that says so. None begins after `--seconds`, three minutes by
+default for each backend.
 
     KERAS_BACKEND=jax python benchmarks/ntk_gpu.py --out DIR
     KERAS_BACKEND=torch python benchmarks/ntk_gpu.py --out DIR

@@ -65,13 +65,15 @@ def solve(
     tolerance = checked_tolerance(tolerance)
     widths = _candidate_widths(baseline.width, widths, multiple_of, path_law)
     cost = cost_of(budget, baseline)
-    share = _share(baseline, mode, budget, target, target_params)
+    fraction = checked_fraction(baseline, mode, budget, target, target_params)
 
     baseline_variance = float(path_law.path_variance(np.array(baseline.width)))
     if not np.isfinite(baseline_variance):
         raise ValueError(f"alpha: too large: with {path_law.name}, the baseline's Var(K) overflows")
     path_variance = path_law.path_variance(widths)
-    problem = Problem(widths, path_variance, baseline.width, baseline_variance, cost, share or 1.0)
+    problem = Problem(
+        widths, path_variance, baseline.width, baseline_variance, cost, fraction or 1.0
+    )
 
     def log_error(optimum: Optimum, best: int) -> np.ndarray:
         of_cost = cost.log_error(optimum.multiplicity, widths)
@@ -101,7 +103,7 @@ def solve(
         baseline_variance=baseline_variance,
         curve=curve,
         budget=cost.name,
-        target=share,
+        target=fraction,
         measured=cost.measured(design),
         problem=problem,
         **_exact_optimum(baseline, path_law, budget, design, measured),
@@ -151,10 +153,14 @@ def _curve(
 # Checks ----------------------------------------------------------------------------------------
 
 
-def _share(
+def checked_fraction(
     baseline: Module | Network, mode: Mode, budget: Any, target: Any, target_params: Any
 ) -> float | None:
-    """Return the share of the baseline's cost that is asked for; `None` if none is."""
+    """Return the target as a fraction of the baseline's cost, or `None` where there is no target.
+
+    Raises:
+        ValueError: for a target that is not right, or does not go with the mode or budget.
+    """
     given = {"target": target, "target_params": target_params}
     asked = [name for name, value in given.items() if value is not None]
     if not asked:
@@ -172,7 +178,7 @@ def _share(
     if budget != "params":
         raise ValueError(
             f"target_params: is a number of parameters, but budget is {brief(budget)}; give "
-            "target, a share of the baseline's cost"
+            "target, the new cost over the baseline's"
         )
     return positive_int("target_params", target_params) / float(baseline.params(1, baseline.width))
 
@@ -185,10 +191,10 @@ def _no_design(problem: Problem, target: float | None, target_params: int | None
     asked, wanted = "budget", "the baseline's"
     if target is not None or target_params is not None:
         asked = "target" if target_params is None else "target_params"
-        wanted = f"{problem.share:.4g} of the baseline's, which is"
+        wanted = f"{problem.fraction:.4g} of the baseline's, which is"
     return (
         f"{asked}: no design of widths {widths[0]} to {widths[-1]} meets {wanted} "
-        f"{problem.share * cost.baseline:.6g}: the smallest, 1x{widths[narrowest]}d, costs "
+        f"{problem.fraction * cost.baseline:.6g}: the smallest, 1x{widths[narrowest]}d, costs "
         f"{least[narrowest]:.6g} ({cost.name}), and more than {MOST_PATHS} paths are not "
         "considered; allow other widths, or a larger size"
     )

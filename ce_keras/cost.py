@@ -1,8 +1,9 @@
-"""The cost of a design, and the cardinality that a share of the baseline's cost affords.
+"""What a design costs, and how many paths a budget affords.
 
-The width is decided by the cost of one module, as in the paper, and the cardinality by that of the
-whole network. Every cost has both: `of(m, n)` and `affordable(n, share)` of the network, and
-`module_of` and `module_affordable` of the module. A share of 1 is the baseline's cost (Eq. 12).
+A budget is a fraction of the baseline's cost; 1 is the baseline's own (Eq. 12). The cost of one
+module decides the width, as in the paper, and the cost of the whole network the cardinality: every
+cost has `of` and `affordable` for the network, and `module_of` and `module_affordable` for the
+module.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Measured(NamedTuple):
 
 
 class Cost(Protocol):
-    """What a search needs to know of a cost."""
+    """A cost that a search can minimise, or keep to."""
 
     name: str
     baseline: float
@@ -54,14 +55,14 @@ class Cost(Protocol):
     def of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the cost of the whole network with real-valued cardinalities m of widths n."""
 
-    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the real-valued cardinality at which the network costs a share of the baseline."""
+    def affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the real-valued cardinality at a fraction of the baseline's cost."""
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the cost of the module, relative to that of the baseline's."""
 
-    def module_affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the real-valued cardinality of the module, given the network's share."""
+    def module_affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the real-valued cardinality of the module, given the network's fraction."""
 
     def log_error(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the standard error of the logarithm of the network's cost; 0 if counted."""
@@ -105,18 +106,18 @@ class AffineCost(_Counted):
         self._module = module
         self._width = width
 
-    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the real-valued cardinality at which the network costs a share of the baseline."""
+    def affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the real-valued cardinality at a fraction of the baseline's cost."""
         fixed = self.of(0, n)
-        return (share * self.baseline - fixed) / (self.of(1, n) - fixed)
+        return (fraction * self.baseline - fixed) / (self.of(1, n) - fixed)
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the cost of the module, relative to that of the baseline's."""
         return self._module(m, n) / self._module(1, self._width)
 
-    def module_affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the cardinality at which the module has the share that is left for the paths."""
-        left = self.affordable(np.array([self._width]), share)[0]
+    def module_affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the cardinality at which the module costs what is left for the paths."""
+        left = self.affordable(np.array([self._width]), fraction)[0]
         return left * self._module(1, self._width) / self._module(1, n)
 
 
@@ -134,12 +135,12 @@ class FunctionCost(_Counted):
         """Return the cost of real-valued cardinalities m of widths n."""
         return np.array([self._interpolated(float(a), int(b)) for a, b in zip(m, n, strict=True)])
 
-    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the real-valued cardinality of each width n at a share of the baseline's cost.
+    def affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the real-valued cardinality of each width n at a fraction of the baseline's cost.
 
         Below one path it is the affordable fraction of the first.
         """
-        return np.array([self._affordable(int(width), share * self.baseline) for width in n])
+        return np.array([self._affordable(int(width), fraction * self.baseline) for width in n])
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the whole network's cost relative to the baseline's: the function's only cost."""
@@ -208,17 +209,17 @@ class JointCost:
         """Return the largest of the costs, each relative to the baseline's."""
         return _largest(cost.of(m, n) / cost.baseline for cost in self._costs)
 
-    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
+    def affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
         """Return the cardinality that none of the costs forbids."""
-        return -_largest(-cost.affordable(n, share) for cost in self._costs)
+        return -_largest(-cost.affordable(n, fraction) for cost in self._costs)
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the largest of the module's relative costs."""
         return _largest(cost.module_of(m, n) for cost in self._costs)
 
-    def module_affordable(self, n: np.ndarray, share: float) -> np.ndarray:
+    def module_affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
         """Return the module's cardinality that none of the costs forbids."""
-        return -_largest(-cost.module_affordable(n, share) for cost in self._costs)
+        return -_largest(-cost.module_affordable(n, fraction) for cost in self._costs)
 
     def log_error(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the largest of the errors."""

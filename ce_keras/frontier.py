@@ -149,14 +149,14 @@ def frontier_of(
     """Return the frontier of a problem.
 
     Args:
-        problem: its widths are considered, its share of the baseline's cost is not.
+        problem: its widths are considered, its fraction of the baseline's cost is not.
         baseline: whose parameters and FLOPs are told.
         marked: designs to mark, by name.
     """
     single = [Design(1, int(n)) for n in problem.widths]
     smallest = min(problem.cost_of(design) for design in single)
-    shares = np.geomspace(min(smallest, _LARGEST), _LARGEST, _SIZES)
-    found = [problem.smoothest(float(share)) for share in (*shares, 1.0)]
+    fractions = np.geomspace(min(smallest, _LARGEST), _LARGEST, _SIZES)
+    found = [problem.smoothest(float(fraction)) for fraction in (*fractions, 1.0)]
     best = {design for design in found if design is not None}
 
     def described(designs: Any) -> Designs:

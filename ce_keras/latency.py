@@ -28,7 +28,7 @@ logger = logging.getLogger("ce_keras")
 
 Phase = Literal["train", "infer"]
 
-# Largest share of the baseline's step that its blocks can take.
+# Largest fraction of the baseline's step that its blocks can take.
 _MOST_OF_A_STEP = 0.95
 
 #: Environment variable that names the folder of measured times.
@@ -93,10 +93,10 @@ class Table(NamedTuple):
 class LatencyCost:
     """The time of a step of the whole network, predicted from measured blocks.
 
-    A block of m paths of width n takes a + m s(n): the part a that all designs share, and s(n) for
-    each path, whose logarithm is interpolated in log n; between multiples of 8, which processors
-    favour, and between other widths, each by themselves. What no design changes is the step of the
-    baseline less its blocks; where they take more by themselves than within it, all are scaled.
+    A block of m paths of width n takes a + m s(n), where a is the same for all designs. The
+    logarithm of s(n) is interpolated in log n, separately for multiples of 8, at which processors
+    are faster, and for other widths. The rest of the network takes the baseline's step less its
+    blocks. Where blocks take longer alone than the whole step, their times are scaled down.
 
     Args:
         timing: what was timed.
@@ -119,11 +119,11 @@ class LatencyCost:
         m, n = np.asarray(m, float), np.asarray(n, float)
         return self._rest + self._scale * sum(block.of(m, n) for block in self._blocks)
 
-    def affordable(self, n: np.ndarray, share: float) -> np.ndarray:
-        """Return the real-valued cardinality that takes a share of the baseline's time."""
+    def affordable(self, n: np.ndarray, fraction: float) -> np.ndarray:
+        """Return the real-valued cardinality that takes a fraction of the baseline's time."""
         n = np.asarray(n, float)
         fixed = self.of(np.zeros(n.shape), n)
-        return (share * self.baseline - fixed) / (self.of(np.ones(n.shape), n) - fixed)
+        return (fraction * self.baseline - fixed) / (self.of(np.ones(n.shape), n) - fixed)
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the network's time relative to the baseline's: a block alone has none."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,7 +86,7 @@ def search(
             device; `"memory"`, the activations that a training step keeps; or a function of
             (cardinality, width) that returns the cost of the whole network and does not fall as
             cardinality grows. A tuple of these asks for a design that is no worse in any.
-        target: with the primal, the share of the baseline's cost that the design may have: 0.5
+        target: with the primal, the design's cost over the baseline's: 0.5
             for the smoothest design of half the size.
         target_params: likewise, as a number of parameters.
         hard_budget: solve the primal among whole cardinalities whose network costs no more than
@@ -121,11 +121,10 @@ def search(
     """
     timing = Timing(batch, phase, remeasure).checked()
     budget = checked_budget(budget)
+    size: dict[str, Any] = {"target": target, "target_params": target_params}
     options: dict[str, Any] = {
         "correlation": correlation,
         "law": law,
-        "target": target,
-        "target_params": target_params,
         "hard_budget": hard_budget,
         "tolerance": tolerance,
         "multiple_of": multiple_of,
@@ -139,7 +138,7 @@ def search(
         if dtype is not None and not any(map(OF_MODELS.__contains__, asked)):
             raise ValueError(f"dtype: got {brief(dtype)}; no cost but latency and memory has one")
         cost = _cost_of_name(budget, network, timing, input_shape, dtype)
-        return solve(network, mode, alpha=alpha, budget=cost, **options)
+        return solve(network, mode, alpha=alpha, budget=cost, **size, **options)
     for name, value in {"input_shape": input_shape, "dtype": dtype}.items():
         if value is not None:
             raise ValueError(
@@ -147,18 +146,11 @@ def search(
             )
     if isinstance(baseline, Module | Network):
         _refuse_budgets_of_models(budget)
-        return solve(baseline, mode, alpha=alpha, budget=budget, **options)
-    found = _of_model(baseline, family)
-    solutions = {
-        each.network.name: solve(
-            each.network,
-            mode,
-            alpha=each.alpha(alpha) if law is None else alpha,
-            budget=each.budget(budget, timing),
-            **options,
-        )
-        for each in found
-    }
+        return solve(baseline, mode, alpha=alpha, budget=budget, **size, **options)
+    solutions = {}
+    for each, cost in _of_model(baseline, family, mode, budget, timing, size):
+        own = each.alpha(alpha) if law is None else alpha
+        solutions[each.network.name] = solve(each.network, mode, alpha=own, **cost, **options)
     return solutions if len(solutions) > 1 else solutions.popitem()[1]
 
 
@@ -174,8 +166,15 @@ def _named(name: str, input_shape: Any) -> Module | Network:
     return dataclasses.replace(resized, name=network.name)
 
 
-def _of_model(baseline: Any, family: str | None) -> list[ModelBaseline]:
-    """Return the families of a model's chains."""
+def _of_model(
+    baseline: Any,
+    family: str | None,
+    mode: Mode,
+    budget: Any,
+    timing: Timing,
+    size: dict[str, Any],
+) -> Iterator[tuple[ModelBaseline, dict[str, Any]]]:
+    """Yield each family of a model's chains, and what its design may cost."""
     # A model and a candidate have layers; Keras is not loaded to refuse anything else.
     if not isinstance(baseline, str | Path) and not hasattr(baseline, "layers"):
         raise ValueError(
@@ -184,8 +183,11 @@ def _of_model(baseline: Any, family: str | None) -> list[ModelBaseline]:
             "ce_keras.inspect's report"
         )
     from ce_keras.rewrite import baselines_of
+    from ce_keras.rewrite.baselines import asked_of
 
-    return baselines_of(baseline, family)
+    found = baselines_of(baseline, family)
+    asked = asked_of(found, mode, budget, timing=timing, **size)
+    return zip(found, asked, strict=True)
 
 
 # Budgets that need a model -----------------------------------------------------------------------

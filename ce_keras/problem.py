@@ -52,7 +52,7 @@ class Problem:
         baseline: the width of the baseline.
         baseline_variance: Var(K) / E[K]^2 of its one path.
         cost: of a design.
-        share: of the baseline's cost, that the primal may spend.
+        fraction: what the primal may cost, over the baseline's cost.
     """
 
     widths: np.ndarray
@@ -60,19 +60,19 @@ class Problem:
     baseline: int
     baseline_variance: float
     cost: Cost
-    share: float = 1.0
+    fraction: float = 1.0
 
     def primal(self, hard_budget: bool = False) -> Optimum:
-        """Solve Eq. 10-12, least variance at a share of the baseline's cost.
+        """Solve Eq. 10-12, least variance at a fraction of the baseline's cost.
 
         Args:
             hard_budget: solve it among whole cardinalities that cost no more.
         """
         n = self.widths
-        multiplicity = self.cost.affordable(n, self.share)
+        multiplicity = self.cost.affordable(n, self.fraction)
         with np.errstate(divide="ignore", invalid="ignore"):
             if not hard_budget:
-                m = self.cost.module_affordable(n, self.share)
+                m = self.cost.module_affordable(n, self.fraction)
                 variance = self.path_variance / m
                 rho = 1 / self.cost.module_of(np.maximum(m, 0), n)  # None may be left for paths.
                 return Optimum(m, variance, rho, variance, multiplicity)
@@ -117,9 +117,9 @@ class Problem:
         best = int(np.flatnonzero(within(badness, tolerance, errors))[-1])
         return optimum, best, errors
 
-    def smoothest(self, share: float) -> Design | None:
-        """Return the design of least variance that costs at most a share of the baseline."""
-        m = whole_below(self.cost.affordable(self.widths, share))
+    def smoothest(self, fraction: float) -> Design | None:
+        """Return the design of least variance that costs at most so much of the baseline's cost."""
+        m = whole_below(self.cost.affordable(self.widths, fraction))
         fits = (m >= 1) & (m < MOST_PATHS)
         if not fits.any():
             return None

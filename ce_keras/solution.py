@@ -89,7 +89,7 @@ class Solution:
         baseline_variance: Var(K) / E[K]^2 of the baseline's module.
         curve: every candidate.
         budget: what the cost is, in words.
-        target: the share of the baseline's cost that was asked for; `None` if none was.
+        target: the fraction of the baseline's cost that was asked for; `None` if none was.
         measured: costs that are not counted from the geometry, such as times.
         problem: what was solved.
         coefficients: with the closed form, c_k of Var(K) / E[K]^2 = sum_k c_k / n^k for one path;
@@ -158,7 +158,7 @@ class Solution:
         >>> print(frontier.best.design[half.nonzero()[0][-1]])
         22x8d
         """
-        whole = dataclasses.replace(self.problem, share=1.0)
+        whole = dataclasses.replace(self.problem, fraction=1.0)
         marked = {"baseline": Design(1, self.baseline.width)}
         for mode in MODES:
             solved = whole.solve(mode, self.tolerance, lambda *_: self.curve.log_error)

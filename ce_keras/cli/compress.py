@@ -25,7 +25,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--save", required=True, type=file_to_write, metavar="FILE.keras", help="where to")
     add("--mode", choices=("primal", "dual"), default="dual", help="the problem (%(default)s)")
-    add("--target", type=float, help="share of the model's parameters, such as 0.5, not a mode")
+    add("--target", type=float, help="0.5: half of the model's parameters; instead of --mode")
     add(
         "--design",
         default="calibrated",

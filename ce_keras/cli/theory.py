@@ -127,7 +127,7 @@ def add_budget(add: Callable[..., Any]) -> None:
         help="what counts as size: params, flops, latency (measured on this machine) or memory "
         "(activations of a training step); or several: params,latency (%(default)s)",
     )
-    add("--target", type=float, metavar="SHARE", help="0.5: the smoothest design of half the size")
+    add("--target", type=float, metavar="RATIO", help="0.5: the smoothest design of half the size")
     add("--target-params", type=int, metavar="N", help="the smoothest design of so many parameters")
     add("--batch", type=int, default=32, help="examples in a timed step (%(default)s)")
     add("--phase", choices=("train", "infer"), default="train", help="what to time (%(default)s)")

@@ -28,13 +28,20 @@ from ce_keras.checks import brief, one_of, positive_int
 from ce_keras.geometry import Design
 from ce_keras.latency import Phase, Timing
 from ce_keras.problem import Mode
-from ce_keras.rewrite.baselines import ModelBaseline, loaded, model_baselines, selected
+from ce_keras.rewrite.baselines import (
+    ModelBaseline,
+    asked_of,
+    loaded,
+    model_baselines,
+    selected,
+)
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
 from ce_keras.rewrite.calibration.calibrate import nearest
 from ce_keras.rewrite.calibration.data import read_images
 from ce_keras.rewrite.calibration.designs import designs_of_size
-from ce_keras.rewrite.chains import Chain, find_chains, is_functional
+from ce_keras.rewrite.chains import Chain, find_chains
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
+from ce_keras.rewrite.graph import check_functional
 from ce_keras.rewrite.options import Options, Patterns, Per
 from ce_keras.rewrite.report import (
     Calibration,
@@ -84,10 +91,9 @@ def inspect(
     >>> report.candidates[0].widths, report.candidates[0].cardinality > 1
     ((64, 64), True)
     """
-    timing = Timing(batch, phase, remeasure)
-    asked = Options(mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed)
-    options = asked._replace(target=target, target_params=target_params, timing=timing)
-    return _plan(model, options.checked())[0]
+    asked = mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
+    size = target, target_params, Timing(batch, phase, remeasure)
+    return _plan(model, Options(*asked, *size).checked())[0]
 
 
 def collegialize(
@@ -136,7 +142,7 @@ def collegialize(
             width, or a tuple of these, as for `ce_keras.search`.
         tolerance: relative distance from the optimum within which the widest design is taken.
         multiple_of: consider only widths that are multiples of this.
-        target: with the primal, the share of the model's cost that the new one may have: 0.5 for
+        target: with the primal, the new model's cost over the model's: 0.5 for
             the smoothest ensemble of half the size.
         target_params: likewise, as a number of parameters.
         design: such as `"12x10d"`, or a pair of cardinality and width, instead of the optimum.
@@ -181,18 +187,17 @@ def collegialize(
     compare = isinstance(design, str) and design == "calibrated"
     if compare:
         design, init = None, "calibrated" if init == "random" else init
-    timing = Timing(batch, phase, remeasure)
-    asked = Options(mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed)
-    asked = asked._replace(target=target, target_params=target_params, timing=timing)
-    options = asked.checked()
+    asked = mode, alpha, budget, tolerance, multiple_of, design, only, skip, per, seed
+    size = target, target_params, Timing(batch, phase, remeasure)
+    options = Options(*asked, *size).checked()
     _check_init(init, data, compare)
     if measure is not None:
         positive_int("measure", measure)
-    _check_model(model)
-    images = None if data is None else read_images(model, data, options.seed)
-    report, decided = _plan(model, options)
+    check_functional(model)
     if measure is not None:
         check_measurable("measure", model)
+    images = None if data is None else read_images(model, data, options.seed)
+    report, decided = _plan(model, options)
     if not report.candidates:
         raise ValueError(f"model: {report}")
     if images is not None:
@@ -231,14 +236,17 @@ def _plan(model: keras.Model, options: Options) -> tuple[Report, Decided]:
     chains, excluded = _selected(chains, options)
     decided: list[tuple[Family, Decision]] = []
     baselines: list[ModelBaseline] = []
-    for baseline in model_baselines(model, families_of(chains, options.per), before):
+    found = model_baselines(model, families_of(chains, options.per), before)
+    size = options.mode, options.budget, options.target, options.target_params
+    # Nothing is timed for a design that is given.
+    asked = [{}] * len(found) if options.design else asked_of(found, *size, options.timing)
+    for baseline, own in zip(found, asked, strict=True):
         family = baseline.family
         decision = why = None
         if options.design is None and family.width < (options.multiple_of or 1):
             why = f"too narrow for a width that is a multiple of {options.multiple_of}"
         else:
-            budget = baseline.budget(options.budget, options.timing)
-            decision = decide(family, baseline.network, budget, options)
+            decision = decide(family, baseline.network, own, options)
             if decision.design == Design(1, family.width):
                 why = "the optimum is one path: the chain as it is"
         if decision is None or why is not None:
@@ -311,30 +319,12 @@ def baselines_of(baseline: Any, family: str | None = None) -> list[ModelBaseline
 
 def _found(model: Any) -> tuple[Costs, list[Chain], dict[str, tuple[str, str]]]:
     """Return a model's costs, its chains, and the other layers with their class and reason."""
-    _check_model(model)
+    check_functional(model)
     before = costs_of(model)
     chains, skipped = find_chains(model)
     if chains:
         check_copies(model)
     return before, chains, skipped
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"model: got {brief(model)}; it must be a Keras model, as keras.models.load_model gives"
-        )
-    if is_functional(model):
-        return
-    if isinstance(model, keras.Sequential):
-        raise ValueError(
-            f"model: {model.name!r} has no input yet; begin it with keras.Input(shape)"
-        )
-    raise ValueError(
-        f"model: {model.name!r} is subclassed ({type(model).__name__}): Keras does not know "
-        "its layers' order. Where its `call` only calls layers, this makes it functional: "
-        "inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))"
-    )
 
 
 def _check_init(init: Any, data: Any, compare: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from ce_keras.checks import boolean, brief
+from ce_keras.checks import boolean
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.layers.replacements import (
     NAMED_LIKE_KERAS,
@@ -22,7 +22,7 @@ from ce_keras.layers.replacements import (
     why_not,
 )
 from ce_keras.rewrite.building import check_copies, compile_like, rebuilt
-from ce_keras.rewrite.chains import is_functional, models_in
+from ce_keras.rewrite.graph import check_functional, models_in
 
 logger = logging.getLogger("ce_keras")
 
@@ -96,7 +96,11 @@ def accelerate(model: keras.Model, *, verbose: bool = False) -> keras.Model:
     'CollegialConv2D'
     """
     boolean("verbose", verbose)
-    _check_model(model)
+    check_functional(
+        model,
+        ", and Keras cannot copy layers that it sees only inside `call`; accelerate the functional "
+        "models in it",
+    )
     candidates = [layer for layer in all_layers(model) if is_candidate(layer)]
     left = tuple(
         (each.name, type(each).__name__, why) for each in candidates if (why := why_not(each))
@@ -110,23 +114,6 @@ def accelerate(model: keras.Model, *, verbose: bool = False) -> keras.Model:
     if verbose:
         print(report)  # noqa: T201
     return fast
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"model: got {brief(model)}; it must be a Keras model, as keras.models.load_model gives"
-        )
-    if is_functional(model):
-        return
-    if isinstance(model, keras.Sequential):
-        raise ValueError(
-            f"model: {model.name!r} has no input yet; begin it with keras.Input(shape)"
-        )
-    raise ValueError(
-        f"model: {model.name!r} is subclassed ({type(model).__name__}), and Keras cannot copy "
-        "layers that it sees only inside `call`; accelerate the functional models in it"
-    )
 
 
 def _replaced(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
 import hashlib
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.algorithm2 import checked_fraction
 from ce_keras.checks import brief
-from ce_keras.cost import AffineCost, Cost, Measured
+from ce_keras.cost import AffineCost, Cost, Measured, cost_of
 from ce_keras.geometry import Design, Network, Width, scaled_widths
 from ce_keras.latency import LatencyCost, Timing, known_table
-from ce_keras.rewrite.chains import is_functional
+from ce_keras.problem import Mode
 from ce_keras.rewrite.decisions import Family, alpha_of, network_of
+from ce_keras.rewrite.graph import is_functional
 from ce_keras.rewrite.report import Costs
+
+# Refused by every search: for a family of whose cost less than nothing would be left.
+_NOTHING = 1e-9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,13 +169,52 @@ def _described(model: keras.Model) -> list[Any]:
 
 
 def model_baselines(
-    model: keras.Model, families: Iterable[Family], costs: Costs
+    model: keras.Model, families: Sequence[Family], costs: Costs
 ) -> list[ModelBaseline]:
-    """Return each family of a model's chains as a baseline."""
-    return [
-        ModelBaseline(model, family, network_of(family, costs.params, costs.flops), costs)
-        for family in families
+    """Return each family of a model's chains as a baseline, whose network has a name of its own."""
+    names = Counter(family.name for family in families)
+    found = []
+    for family in families:
+        network = network_of(family, costs.params, costs.flops)
+        if names[family.name] > 1:
+            own_name = f"{family.name}: {', '.join(chain.name for chain in family.chains)}"
+            network = dataclasses.replace(network, name=own_name)
+        found.append(ModelBaseline(model, family, network, costs))
+    return found
+
+
+def asked_of(
+    found: Sequence[ModelBaseline],
+    mode: Mode,
+    budget: Any,
+    target: float | None,
+    target_params: int | None,
+    timing: Timing,
+) -> list[dict[str, Any]]:
+    """Return for each family the arguments of `solve` that say what a design may cost.
+
+    A target is of the whole model. Each family saves in proportion to what its paths cost.
+    """
+    size = {"target": target, "target_params": target_params}
+    asked = [{"budget": each.budget(budget, timing), **size} for each in found]
+    if len(found) < 2 or size == dict.fromkeys(size):
+        return asked
+    fraction = checked_fraction(found[0].network, mode, budget, target, target_params) or 1.0
+    paths = [
+        _fraction_of_paths(each, own["budget"]) for each, own in zip(found, asked, strict=True)
     ]
+    saved = (1 - fraction) / (sum(paths) or 1.0)
+    return [
+        {**own, "target": max(1 - saved * part, _NOTHING), "target_params": None}
+        for own, part in zip(asked, paths, strict=True)
+    ]
+
+
+def _fraction_of_paths(baseline: ModelBaseline, budget: Any) -> float:
+    """Return the cost of a family's paths over the model's."""
+    cost = cost_of(budget, baseline.network)
+    without = cost.of(np.zeros(1), np.array([baseline.family.width]))[0]
+    return 1 - float(without) / cost.baseline
 
 
 def selected(found: list[ModelBaseline], pattern: str | None) -> list[ModelBaseline]:

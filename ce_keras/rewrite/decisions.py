@@ -110,13 +110,15 @@ def network_of(family: Family, params: int, flops: int | None) -> Network:
     return Network(family.name, family.module(), family.path, _rest(family, params, flops))
 
 
-def decide(family: Family, network: Network, budget: Any, options: Options) -> Decision:
+def decide(
+    family: Family, network: Network, asked: Mapping[str, Any], options: Options
+) -> Decision:
     """Return the design of a family.
 
     Args:
         family: the family.
         network: the same, with the rest of the model.
-        budget: the cost, as `ce_keras.algorithm2.solve` takes it.
+        asked: the arguments of `ce_keras.algorithm2.solve` that say what a design may cost.
         options: the other options.
 
     Raises:
@@ -139,9 +141,7 @@ def decide(family: Family, network: Network, budget: Any, options: Options) -> D
             network,
             options.mode,
             alpha=alpha,
-            budget=budget,
-            target=options.target,
-            target_params=options.target_params,
+            **asked,
             tolerance=options.tolerance,
             multiple_of=options.multiple_of,
         )

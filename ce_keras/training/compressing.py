@@ -97,7 +97,7 @@ def compress(
             another size than the model's input are cropped and resized.
         save: the `.keras` file to write.
         mode: as for `collegialize`.
-        target: the share of the model's parameters that the smaller one may have, such as 0.5,
+        target: the smaller model's parameters over the model's, such as 0.5,
             instead of a mode.
         design: as for `collegialize`; by default the nearest of several of the optimum's size.
         epochs: of training; 0 for none.

@@ -8,8 +8,9 @@
 """
 
 from ce_keras.tuner.budget import BudgetOracle
-from ce_keras.tuner.oracles import NAMES, CollegialOracle, WrappedOracle, designs_of
+from ce_keras.tuner.oracles import NAMES, CollegialOracle, designs_of
 from ce_keras.tuner.tuning import CollegialHyperModel, CollegialTuner
+from ce_keras.tuner.wrapping import WrappedOracle
 
 __all__ = [
     "NAMES",

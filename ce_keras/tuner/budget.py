@@ -18,7 +18,7 @@ from keras_tuner.oracles import GridSearchOracle
 from ce_keras.checks import function, positive_int, shortened
 from ce_keras.layers.flops import flops, trained_parameters
 from ce_keras.tuner.keras_tuner_private import next_combination, plans, random_values, restore_plans
-from ce_keras.tuner.oracles import RUNNING, STOPPED, WrappedOracle, chain
+from ce_keras.tuner.wrapping import RUNNING, STOPPED, WrappedOracle, chain
 
 logger = logging.getLogger("ce_keras")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -23,16 +23,14 @@ from ce_keras.problem import Mode
 from ce_keras.rewrite import baselines_of
 from ce_keras.rewrite.baselines import ModelBaseline
 from ce_keras.solution import Solution
-from ce_keras.tuner.keras_tuner_private import project_folder, share_state
+from ce_keras.tuner.keras_tuner_private import project_folder
+from ce_keras.tuner.wrapping import RUNNING, STOPPED, WrappedOracle
 from ce_keras.variance.law import FittedAlpha
 
 logger = logging.getLogger("ce_keras")
 
 #: Default names of the hyperparameters for a design.
 NAMES = ("cardinality", "width")
-
-#: Statuses of an oracle's answer: a trial to run, or no more trials.
-RUNNING, STOPPED = "RUNNING", "STOPPED"
 
 
 class Space(NamedTuple):
@@ -96,63 +94,6 @@ def _nearest(wanted: int, allowed: Sequence[int] | None, below: bool) -> int | N
     return found if found >= 1 else None
 
 
-def chain(oracle: Any) -> Iterator[Any]:
-    """Yield an oracle, and those inside it."""
-    yield oracle
-    while isinstance(oracle, WrappedOracle):
-        oracle = oracle.inner
-        yield oracle
-
-
-class WrappedOracle(keras_tuner.Oracle):
-    """Base class of an oracle that changes another's proposals.
-
-    The two share their state, so that the inner oracle's seed, retries and reloading keep working.
-
-    Args:
-        inner: any KerasTuner oracle.
-
-    Raises:
-        ValueError: for something else.
-    """
-
-    # Not in the shared state: each wrapper has an inner oracle of its own.
-    __slots__ = ("inner",)
-
-    def __init__(self, inner: keras_tuner.Oracle) -> None:
-        if not isinstance(inner, keras_tuner.Oracle):
-            raise ValueError(f"inner: got {brief(inner)}; it must be a KerasTuner oracle")
-        if any(type(each) is type(self) for each in chain(inner)):
-            raise ValueError(f"inner: has a {type(self).__name__} already; one is enough")
-        share_state(self, inner)
-        self.inner = inner
-        # Either of the two saves the state of both.
-        self.save = super().save  # type: ignore[misc]
-
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Return the inner oracle's proposal."""
-        return self.inner.populate_space(trial_id)
-
-    def score_trial(self, trial: Any) -> None:
-        """Give a trial its score."""
-        self.inner.score_trial(trial)
-
-    @keras_tuner.synchronized
-    def end_trial(self, trial: Any) -> None:
-        """Record a trial's end."""
-        self.inner.end_trial(trial)
-        # KerasTuner saves while the trial still counts as running, and would repeat it.
-        self.save()
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the state that a new process resumes from."""
-        return self.inner.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Resume from a state."""
-        self.inner.set_state(state)
-
-
 class _Defaults(keras_tuner.Oracle):
     """An oracle that leaves every hyperparameter at its default."""
 
@@ -190,7 +131,7 @@ class CollegialOracle(WrappedOracle):
         hard_budget: whether no design may cost more than the baseline, or the target. The first
             trial has the design of `ce_keras.search` if that meets the budget, else that of
             `ce_keras.search(hard_budget=True)`.
-        target: as in `ce_keras.search`: the share of the baseline's cost to spend.
+        target: as in `ce_keras.search`: a design's cost over the baseline's.
         target_params: as in `ce_keras.search`.
         family: of a Keras model with several families of modules, a pattern of one's name.
         tolerance: as in `ce_keras.search`.

@@ -76,6 +76,42 @@ def test_half_the_size(baseline):
         inspect(baseline, target=0.5, design="4x8d")
 
 
+def test_the_size_of_a_model_with_several_families_is_that_of_the_whole(two_families):
+    whole = two_families.count_params()
+    report = collegialize(two_families, target=0.6).report
+    paths = sum(each.path_params for each in report.decisions)
+    assert len(report.decisions) == 2
+    assert abs(report.after.params - 0.6 * whole) <= paths / 2
+    solutions = search(two_families, target=0.6)
+    assert [each.design for each in solutions.values()] == [
+        each.design for each in report.decisions
+    ]
+    assert inspect(two_families, target_params=round(0.6 * whole)).after == report.after
+    alone = search(two_families, family="dense*", target=0.8)
+    assert abs(alone.params - 0.8 * whole) < abs(alone.baseline_params - 0.8 * whole)
+    with pytest.raises(ValueError, match=r"target: no design .* smallest"):
+        inspect(two_families, target=1e-4)
+
+
+def test_a_given_design_times_nothing(two_families, monkeypatch):
+    def measured(*_):
+        raise AssertionError("blocks were timed")
+
+    monkeypatch.setattr("ce_keras.rewrite.timing.measure_table", measured)
+    monkeypatch.setenv("CE_KERAS_CACHE", "no such folder")
+    assert inspect(two_families, budget="latency", design="2x4d").candidates
+
+
+def test_families_of_one_shape_of_name_have_a_solution_each():
+    image = keras.Input((8, 8, 3))
+    x = image
+    for number, (first, second) in enumerate([(32, 16), (16, 32)]):
+        x = layers.Conv2D(first, 1, activation="relu", name=f"{number}_a")(x)
+        x = layers.Conv2D(second, 3, padding="same", activation="relu", name=f"{number}_b")(x)
+        x = layers.Conv2D(8, 1, name=f"{number}_c")(x)
+    assert len(search(keras.Model(image, x))) == 2
+
+
 def test_memory_is_counted_as_the_rebuilt_model_has_it(baseline):
     (family,) = baselines_of(baseline)
     cost = family.budget("memory", ce_keras.latency.Timing(batch=8))

@@ -40,7 +40,7 @@ def designs_of_size(
             alpha = "closed_form" if decision.alpha is None else decision.alpha
             own = options._replace(design=design, alpha=alpha)
             network = network_of(family, before.params, before.flops)
-            choice.append((family, decide(family, network, own.budget, own)))
+            choice.append((family, decide(family, network, {}, own)))
         choices.append(choice)
     return choices
 

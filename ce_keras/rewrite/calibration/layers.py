@@ -16,7 +16,7 @@ from ce_keras.rewrite.calibration.solve import (
     values_at,
     windows,
 )
-from ce_keras.rewrite.chains import Call
+from ce_keras.rewrite.graph import Call
 from ce_keras.rewrite.splitting import Channels
 
 #: Rows of each regression, but never fewer than so many times its inputs.
