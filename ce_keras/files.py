@@ -101,6 +101,11 @@ def sweep(path: str | Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def keras_home() -> Path:
+    """Return the folder of Keras' configuration and downloads; `KERAS_HOME` names another."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+
+
 def read_json(path: str | Path, kind: type = object) -> Any:
     """Return the content of a JSON file, of the type `kind`.
 

@@ -270,9 +270,10 @@ def device_and_versions() -> dict[str, str]:
 
 def _configured_backend() -> str:
     """Return the backend that Keras' own configuration file names."""
-    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
     try:
-        return str(files.read_json(home / "keras.json", dict).get("backend", "tensorflow"))
+        return str(
+            files.read_json(files.keras_home() / "keras.json", dict).get("backend", "tensorflow")
+        )
     except (OSError, ValueError):
         return "tensorflow"
 

@@ -33,23 +33,27 @@ def converted(
             compute in int8, but for inputs and outputs, which stay floats.
 
     Raises:
-        ValueError: for a batch that is not a whole number above 0, or where a package is missing.
+        ValueError: for a batch that is not a whole number above 0, fewer images than a batch, or
+            where a package is missing.
     """
     import keras
 
     shape = (positive_int("batch", batch), *input_shape)
     options: dict[str, Any] = {}
     if images is not None:
-        import tensorflow as tf
-
-        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
         # Each of the size that the model takes; what is left over at the end is not used.
         groups = [images[i : i + batch] for i in range(0, len(images) - batch + 1, batch)]
+        if not groups:
+            raise ValueError(f"images: got {len(images)}; a batch of {batch} is needed at least")
         options["representative_dataset"] = lambda: ([np.float32(group)] for group in groups)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         signature = [keras.InputSpec(shape=shape, dtype="float32")]
         try:
+            if images is not None:
+                import tensorflow as tf
+
+                options["optimizations"] = [tf.lite.Optimize.DEFAULT]
             model.export(path, "litert", verbose=False, input_signature=signature, **options)
         except ImportError as error:
             raise ValueError(f"LiteRT needs a package that is not installed: {error}") from None

@@ -38,7 +38,7 @@ from ce_keras.rewrite.baselines import (
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
 from ce_keras.rewrite.calibration.calibrate import nearest
 from ce_keras.rewrite.calibration.data import read_images
-from ce_keras.rewrite.calibration.designs import designs_of_size
+from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER, designs_of_size
 from ce_keras.rewrite.chains import Chain, find_chains
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.graph import check_functional
@@ -149,6 +149,7 @@ def collegialize(
             `"calibrated"`: for a model that is trained. Designs of the optimum's size, the narrower
             network (cardinality 1) among them, are calibrated on `data`, and the one whose outputs
             come nearest to the model's on images held out is returned; the report has the list.
+            It needs `mode="dual"` or a target.
         only: patterns, such as `"conv4_*"`: only chains that have a layer of such a name are taken.
         skip: patterns: chains that have a layer of such a name stay as they are.
         per: `"network"`: one design for each family. `"stage"`: one for each width as well.
@@ -164,8 +165,8 @@ def collegialize(
             `"calibrated"`: for a trained model too; layer by layer, weights are fitted by least
             squares to the model's outputs on `data`, so that the new model begins near to it.
         data: images (or other inputs) to calibrate on, without labels; about 1,000 suffice. An
-            array for each input, or batches of them, such as a `tf.data.Dataset`; of more than
-            5,000, 5,000 are read. A fifth is held out: on these the report's errors are measured.
+            array for each input, or batches of them, such as a `tf.data.Dataset`; at most 5,000 are
+            read. One in five is held out, and the report's errors are measured on those.
         measure: a batch size. Training steps before and after are timed, for the report.
 
     Returns:
@@ -191,6 +192,8 @@ def collegialize(
     size = target, target_params, Timing(batch, phase, remeasure)
     options = Options(*asked, *size).checked()
     _check_init(init, data, compare)
+    if compare and (options.mode, target, target_params) == ("primal", None, None):
+        raise ValueError(COMPARE_SMALLER)
     if measure is not None:
         positive_int("measure", measure)
     check_functional(model)

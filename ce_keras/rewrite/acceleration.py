@@ -36,7 +36,7 @@ class Acceleration:
         replaced: name and former class of the layers that compute by a faster operation now.
         left: name, class and reason of the other layers of those kinds.
         unsaved: names of replaced layers that another layer, or a model of a class of its own,
-            makes: a file of the model has Keras' own in their place.
+            makes: after saving and loading, these are Keras' own layers again.
     """
 
     model: str
@@ -85,8 +85,8 @@ def accelerate(model: keras.Model, *, verbose: bool = False) -> keras.Model:
         ValueError: for a model that is subclassed or has no known input, or a layer that cannot be
             built again from its configuration.
 
-    Files of weights are not for both models, since they name layers by their classes;
-    `fast.set_weights(model.get_weights())` carries weights over, either way.
+    A file of weights fits only the model it was saved from, because it names layers by their
+    classes; `fast.set_weights(model.get_weights())` carries weights over, either way.
 
     >>> convolution = keras.layers.Conv2D(8, 3, groups=4)
     >>> model = keras.Sequential([keras.Input((9, 9, 8)), convolution], name="model")

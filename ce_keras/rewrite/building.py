@@ -58,14 +58,19 @@ def rebuilt(
     if not model.trainable:  # Layers keep this by their configuration.
         ensemble.trainable = False
     if compiled:
-        if type(ensemble) is not type(model):
-            logger.warning(
-                "%s is a %s: its ensemble is a plain %s, without what that class overrides",
-                *(model.name, type(model).__name__, type(ensemble).__name__),
-            )
-        if model.compiled:
-            compile_like(model, ensemble)
+        finish(model, ensemble)
     return ensemble, pairs
+
+
+def finish(model: keras.Model, ensemble: keras.Model) -> None:
+    """Compile an ensemble as its model is, if it is; warn of a class that could not be kept."""
+    if type(ensemble) is not type(model):
+        logger.warning(
+            "%s is a %s: its ensemble is a plain %s, without what that class overrides",
+            *(model.name, type(model).__name__, type(ensemble).__name__),
+        )
+    if model.compiled:
+        compile_like(model, ensemble)
 
 
 def _cloned(model: keras.Model, new: dict[int, Any]) -> tuple[keras.Model, list[tuple[Any, Any]]]:

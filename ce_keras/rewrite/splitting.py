@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
+from keras.ops import convert_to_numpy
 
 from ce_keras.rewrite.building import Decided
 from ce_keras.rewrite.chains import Chain, LinearLayer
@@ -79,7 +79,7 @@ def carry_over(pairs: Sequence[tuple[Any, Any]], decided: Decided, init: str) ->
                 )
     for old, layer in pairs:
         if old is not layer and id(old) not in in_chains and getattr(old, "weights", []):
-            layer.set_weights([_numpy(weight) for weight in old.weights])
+            layer.set_weights([convert_to_numpy(weight) for weight in old.weights])
     return {id(old): layer for old, layer in pairs}
 
 
@@ -90,7 +90,7 @@ def fill(chain: Chain, units: Units, new: dict[int, Any], exponent: float = _EXP
     """
     *hidden, last = chain.linear
     for index, linear in enumerate(hidden):
-        kernel, layer = _numpy(linear.layer.kernel), new[id(linear.layer)]
+        kernel, layer = convert_to_numpy(linear.layer.kernel), new[id(linear.layer)]
         paths = [kernel[..., own] for own in units.outputs[index]]
         if index > 0:
             inputs = units.inputs[index - 1]
@@ -102,24 +102,29 @@ def fill(chain: Chain, units: Units, new: dict[int, Any], exponent: float = _EXP
         layer.kernel.assign(joined.reshape(layer.kernel.shape))
         if linear.layer.use_bias:
             layer.bias.assign(
-                np.take(_numpy(linear.layer.bias), np.concatenate(units.outputs[index]))
+                np.take(
+                    convert_to_numpy(linear.layer.bias),
+                    np.concatenate(units.outputs[index]),
+                )
             )
     for each, channels in zip(chain.intermediate, units.intermediate, strict=True):
         taken = np.concatenate(channels)
-        weights = [np.take(_numpy(weight), taken, axis=-1) for weight in each.layer.weights]
+        weights = [
+            np.take(convert_to_numpy(weight), taken, axis=-1) for weight in each.layer.weights
+        ]
         new[id(each.layer)].set_weights(weights)
     _fill_exit(last, units.inputs[-1], new[id(last.layer)], exponent)
 
 
 def _fill_exit(last: LinearLayer, inputs: Channels, layer: Any, exponent: float) -> None:
     m = len(inputs)
-    kernel = _numpy(last.layer.kernel)[..., np.concatenate(inputs), :]
+    kernel = convert_to_numpy(last.layer.kernel)[..., np.concatenate(inputs), :]
     kernel = kernel * (last.inputs / len(inputs[0])) ** exponent / m
     if getattr(layer, "aggregate", False):
         kernel *= np.sqrt(m)  # Its forward pass divides by that.
     layer.kernel.assign(kernel)
     if last.layer.use_bias:
-        layer.bias.assign(_numpy(last.layer.bias))
+        layer.bias.assign(convert_to_numpy(last.layer.bias))
 
 
 def _drawn(chain: Chain, family: Family, decision: Decision, rng: np.random.Generator) -> Units:
@@ -153,7 +158,3 @@ def at_every_pixel(channels: Channels, count: int, base: int) -> Channels:
     """
     pixels = base * np.arange(count // base)[:, None]
     return [(pixels + own).ravel() for own in channels]
-
-
-def _numpy(weight: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(weight)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from ce_keras.checks import brief, shortened, text
 from ce_keras.geometry import RESNEXTS, Design, ResNeXt
 from ce_keras.zoo.convert import zoo_arrays, zoo_name
 from ce_keras.zoo.weight_files import read_state
-from ce_keras.zoo.weights import find_weights
+from ce_keras.zoo.weights import find_weights, is_address
 
 logger = logging.getLogger("ce_keras")
 
@@ -37,15 +36,6 @@ _VARIANTS = {
     r"res(net|next)\d+[cdst]": "has a deep stem",
     r"resnet(10|18|34)": "has blocks of two 3x3 convolutions",
 }
-
-
-def is_address(weights: Any) -> bool:
-    """Return whether weights are meant to come from the Hub.
-
-    >>> is_address("hf://timm/resnet50.tv_in1k"), is_address("resnet50.safetensors")
-    (True, False)
-    """
-    return isinstance(weights, str) and weights.startswith("hf:")
 
 
 def find_resnext_weights(
@@ -114,8 +104,7 @@ def description(address: str) -> tuple[str, str, dict[str, Any]]:
 
 
 def _converted(repository: str, commit: str) -> Path:
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    return home / "ce_keras" / f"{repository.replace('/', '--')}@{commit}.safetensors"
+    return files.keras_home() / "ce_keras" / f"{repository.replace('/', '--')}@{commit}.safetensors"
 
 
 def _download(address: str, repository: str, name: str, revision: str | None) -> Path:

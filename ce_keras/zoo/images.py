@@ -9,9 +9,8 @@ import numpy as np
 from keras import ops
 
 from ce_keras.checks import brief, one_of, positive_int, real_array, text
-from ce_keras.zoo.hub import is_address
 from ce_keras.zoo.preprocessing import preprocessing
-from ce_keras.zoo.weights import published_weights
+from ce_keras.zoo.weights import is_address, published_weights
 
 #: Mean and standard deviation of ImageNet's red, green and blue.
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -46,7 +45,8 @@ def preprocess_input(x: Any, data_format: str | None = None, *, weights: str | N
     axis = -1 if (data_format or keras.config.image_data_format()) == "channels_last" else -3
     if x.shape[axis] != 3:
         raise ValueError(f"x: got shape {tuple(x.shape)}; its axis {axis} must have 3 channels")
-    constants = IMAGENET if weights is None else preprocessing(weights)[-2:]
+    hub = None if weights is None else preprocessing(weights)
+    constants = IMAGENET if hub is None else (hub.mean, hub.std)
     mean, std = (np.array(values).reshape((3,) + (1,) * (-1 - axis)) for values in constants)
     if isinstance(x, np.ndarray):
         return (x - mean) / std

@@ -22,14 +22,14 @@ class Preprocessing(NamedTuple):
         resized: length that the shorter side is given before.
         interpolation: Pillow's name of how it is resized.
         mean: of red, green and blue, from 0 to 255.
-        deviation: standard deviation of each.
+        std: standard deviation of each.
     """
 
     size: int
     resized: int
     interpolation: str
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, images: Any, data_format: str | None = None) -> np.ndarray:
         """Return the inputs of the network, in single precision.
@@ -50,7 +50,7 @@ class Preprocessing(NamedTuple):
         if isinstance(images, np.ndarray):
             images = list(images)
         inputs = np.stack(sequence_of("images", images, self._one))
-        inputs = (inputs - np.array(self.mean, "float32")) / np.array(self.deviation, "float32")
+        inputs = (inputs - np.array(self.mean, "float32")) / np.array(self.std, "float32")
         last = (data_format or keras.config.image_data_format()) == "channels_last"
         return inputs if last else inputs.transpose(0, 3, 1, 2)
 
@@ -105,12 +105,12 @@ def preprocessing(weights: str, test_size: bool = False) -> Preprocessing:
             raise ValueError(f"input_size {side}, crop_mode {brief(card['crop_mode'])}")
         one_of("interpolation", card["interpolation"], _INTERPOLATIONS)
         crop = finite_number("crop_pct", crop, above=0, most=1)
-        mean, deviation = (
+        mean, std = (
             tuple(255 * each for each in sequence_of(key, card.get(key), finite_number))
             for key in ("mean", "std")
         )
-        if len(mean) != 3 or len(deviation) != 3 or min(deviation) <= 0:
-            raise ValueError(f"mean {mean}, std {deviation}: each must have three numbers")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean {mean}, std {std}: each must have three numbers")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: its preprocessing is not known: {error}") from None
-    return Preprocessing(height, math.floor(height / crop), card["interpolation"], mean, deviation)
+    return Preprocessing(height, math.floor(height / crop), card["interpolation"], mean, std)

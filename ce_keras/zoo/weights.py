@@ -43,6 +43,15 @@ def published_weights(name: str | None = None) -> dict[str, dict[str, Any]]:
     return {key: value for key, value in index.items() if name in (None, key.partition("/")[0])}
 
 
+def is_address(weights: Any) -> bool:
+    """Return whether weights are meant to come from the Hub.
+
+    >>> is_address("hf://timm/resnet50.tv_in1k"), is_address("resnet50.safetensors")
+    (True, False)
+    """
+    return isinstance(weights, str) and weights.startswith("hf:")
+
+
 def find_weights(weights: str | Path | None, name: str) -> Path | None:
     """Return the file that a network's argument `weights` means.
 
@@ -59,7 +68,7 @@ def find_weights(weights: str | Path | None, name: str) -> Path | None:
     entry = own.get(f"{name}/{weights}") if isinstance(weights, str) else None
     if entry is not None:
         return _fetched(entry)
-    if str(weights).startswith("hf:"):
+    if is_address(weights):
         raise ValueError(f"weights: got {brief(weights)}; {name} has none on the Hugging Face Hub")
     path = file_path("weights", weights)
     if weights == "imagenet":

@@ -166,3 +166,12 @@ def test_a_narrower_network_is_made_of_the_models_own_kinds_of_layers(rng):
     kinds = [[type(layer) for layer in each.layers] for each in (model, narrower)]
     assert kinds[0] == kinds[1]
     assert narrower.get_layer("a_2_conv").kernel.shape == (3, 3, 8, 8)
+
+
+def test_a_comparison_needs_a_size_below_the_models(rng):
+    model = keras.Sequential(
+        [keras.Input((8,)), *(keras.layers.Dense(16, "relu") for _ in range(2))]
+    )
+    x = rng.normal(size=(64, 8)).astype("float32")
+    with pytest.raises(ValueError, match=r"design: 'calibrated' compares networks smaller"):
+        collegialize(model, design="calibrated", data=x)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ce_keras.layers.flops import parameters
 from ce_keras.progress import progress
-from ce_keras.rewrite.building import Decided, rebuilt
+from ce_keras.rewrite.building import Decided, finish, rebuilt
 from ce_keras.rewrite.calibration.data import Batches
 from ce_keras.rewrite.calibration.graph import Activations
 from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, restate
@@ -46,13 +46,14 @@ def nearest(
     best: tuple[keras.Model, Decided, Calibration] | None = None
     compared = []
     for decided in choices:
-        ensemble, pairs = rebuilt(model, decided)
+        ensemble, pairs = rebuilt(model, decided, compiled=False)
         found = calibrate(model, ensemble, pairs, decided, images, seed)
         designs = ", ".join(dict.fromkeys(str(decision.design) for _, decision in decided))
         compared.append(Compared(designs, parameters(ensemble), found.error, found.agreement))
         if best is None or found.error < best[2].error:
             best = ensemble, decided, found
     assert best is not None
+    finish(model, best[0])
     if len(compared) > 1:
         compared.sort(key=lambda each: each.error)
         best = (*best[:2], dataclasses.replace(best[2], compared=tuple(compared)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -113,7 +113,7 @@ def _checked(value: Any, tensor: Any) -> np.ndarray:
 
 def _joined(model: keras.Model, data: Any) -> list[np.ndarray]:
     """Return the first images of a data set that gives batches."""
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable | Sequence):
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise ValueError(
             f"data: got {brief(data)}; it must be an array of images, or batches of them, such as "
             "a tf.data.Dataset"

@@ -8,6 +8,12 @@ from ce_keras.rewrite.decisions import Family, decide, network_of
 from ce_keras.rewrite.options import Options
 from ce_keras.rewrite.report import Costs
 
+#: Message for a comparison of designs that are as large as the model, which itself would win.
+COMPARE_SMALLER = (
+    "design: 'calibrated' compares networks smaller than the model, and mode='primal' keeps its "
+    "size; give mode='dual', or a target"
+)
+
 #: Cardinalities that are compared beside the search's own; 1 is the narrower network.
 CARDINALITIES = (1, 2, 4)
 
