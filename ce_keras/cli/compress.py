@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 
 from ce_keras.cli.output import file_to_write, show, start_keras, table
+from ce_keras.problem import MODES
+from ce_keras.training.recipe import AUGMENTATIONS, NORMALIZATIONS
 
 
 def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -24,30 +26,24 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="with train/CLASS and test/CLASS of images; or 'embedded', Fashion-MNIST",
     )
     add("--save", required=True, type=file_to_write, metavar="FILE.keras", help="where to")
-    add("--mode", choices=("primal", "dual"), default="dual", help="the problem (%(default)s)")
-    add("--target", type=float, help="0.5: half of the model's parameters; instead of --mode")
+    add("--mode", choices=MODES, default="dual", help="the problem (%(default)s)")
+    add("--target", type=float, help="0.5: half of the model's parameters; --mode is ignored")
     add(
         "--design",
         default="calibrated",
         help="such as 1x37d; if not given, the nearest of several designs of the optimum's size",
     )
     add("--epochs", type=int, default=3, help="of distillation (%(default)s)")
-    add("--images", type=int, default=1000, help="to calibrate on (%(default)s)")
+    add("--images", type=int, default=1000, help="augmented, to calibrate on (%(default)s)")
     add("--batch-size", type=int, default=64, help="images in a step (%(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="of Adam, at first (%(default)s)")
     add(
         "--normalize",
-        choices=("none", "channel", "global", "mean_image"),
+        choices=NORMALIZATIONS,
         default="none",
         help="as in the recipe of the model's training; none: bytes as they are (%(default)s)",
     )
-    add(
-        "--augment",
-        nargs="+",
-        choices=("crop", "flip", "jitter", "resized_crop"),
-        default=(),
-        help="of training images",
-    )
+    add("--augment", nargs="+", choices=AUGMENTATIONS, default=(), help="of training images")
     add("--seed", type=int, default=0, help="for all that is drawn (%(default)s)")
 
 

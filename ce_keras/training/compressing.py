@@ -6,44 +6,38 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from ce_keras import files
-from ce_keras.checks import (
-    brief,
-    checked_seed,
-    file_path,
-    finite_number,
-    positive_int,
-    whole_number,
-)
+from ce_keras import checks, files
 from ce_keras.geometry import Design
 from ce_keras.layers.flops import flops, parameters
-from ce_keras.layers.keras_internals import function_name
-from ce_keras.problem import Mode
+from ce_keras.layers.keras_internals import all_layers
+from ce_keras.problem import MODES, Mode
 from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
 from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration.data import LEAST, MOST
-from ce_keras.rewrite.calibration.graph import FlatGraph
+from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER
 from ce_keras.rewrite.timing import step_seconds
 from ce_keras.saving import load_model
-from ce_keras.training.datasets import TRAIN, Dataset, describe, load_dataset
+from ce_keras.training.datasets import TRAIN, Dataset, image_folder, load_dataset
 from ce_keras.training.input_pipeline import InputPipeline
-from ce_keras.training.recipe import DataRecipe, read_recipe
+from ce_keras.training.recipe import Normalize, Recipe, read_recipe, recipe_of
 
 #: More epochs are taken for a mistake.
 MOST_EPOCHS = 10_000
 
-#: Images of the training step that is timed.
-_TIMED = 64
+# Images of the training step that is timed, and that show what a model's outputs are.
+_FEW = 64
 
-Normalize = Literal["none", "channel", "global", "mean_image"]
+# Largest distance of a sum of probabilities from 1, in half precision too.
+_ROUNDING = 1e-2
 
 
 class Compression(NamedTuple):
@@ -93,59 +87,66 @@ def compress(
     Args:
         model: a `.keras` file with one input, images, and one output, a number for each class.
         data: a folder with `train/CLASS` and `test/CLASS` (or `val`) of image files, whose sorted
-            names are the model's classes, or of IDX files; or `"embedded"`, Fashion-MNIST. Files of
-            another size than the model's input are cropped and resized.
+            names are the model's classes, or of IDX files; or `"embedded"`, Fashion-MNIST. Coloured
+            image files of another size than the model's input are cropped and resized.
         save: the `.keras` file to write.
         mode: as for `collegialize`.
-        target: the smaller model's parameters over the model's, such as 0.5,
-            instead of a mode.
+        target: the smaller model's parameters over the model's, such as 0.5; `mode` is
+            then ignored.
         design: as for `collegialize`; by default the nearest of several of the optimum's size.
         epochs: of training; 0 for none.
-        images: training images that are calibrated on, at most 5,000.
+        images: number of training images to calibrate on, after augmentation; at most 5,000.
         batch_size: images in a training step.
         learning_rate: the first, which falls to zero as a cosine.
-        normalize: what is done to the images' bytes, as in a recipe.
+        normalize: what is done to the images' bytes, as in a recipe; `"none"` for images that are
+            resized, unless `augment` has `"resized_crop"`.
         augment: of training images, as in a recipe.
         seed: for everything that is drawn.
 
     Raises:
-        ValueError: for a model that is no such classifier, or another number of classes; for
-            arguments that are out of range; or where another call is under way.
+        ValueError: for a model that is no such classifier, or whose outputs are neither
+            probabilities nor logits; for images that do not fit it; for arguments that are out of
+            range; or where another call is under way.
     """
-    model, save = file_path("model", model), file_path("save", save)
+    model, save = checks.file_path("model", model), checks.file_path("save", save)
     if save.suffix != ".keras":
         raise ValueError(f"save: got {str(save)!r}; it must end in .keras")
-    whole_number("epochs", epochs, 0, MOST_EPOCHS)
-    whole_number("images", images, LEAST, MOST)
-    positive_int("batch_size", batch_size)
-    finite_number("learning_rate", learning_rate, above=0)
-    checked_seed(seed)
-    if str(data) != "embedded" and not file_path("data", data).is_dir():
-        raise ValueError(f"data: got {brief(str(data))}; it must be a folder, or 'embedded'")
+    checks.one_of("mode", mode, MODES)
+    if target is not None:
+        target = checks.finite_number("target", target, above=0)
+    elif mode == "primal" and design == "calibrated":
+        raise ValueError(COMPARE_SMALLER)
+    epochs = checks.whole_number("epochs", epochs, 0, MOST_EPOCHS)
+    images = checks.whole_number("images", images, LEAST, MOST)
+    batch_size = checks.positive_int("batch_size", batch_size)
+    learning_rate = checks.finite_number("learning_rate", learning_rate, above=0)
+    seed = checks.whole_number("seed", seed, 0, checks.MOST)
+    if str(data) != "embedded" and not checks.file_path("data", data).is_dir():
+        raise ValueError(f"data: got {checks.brief(str(data))}; it must be a folder, or 'embedded'")
+    recipe = _recipe(str(data), normalize, augment, batch_size)
     asked = None if design == "calibrated" else Design.parse(design)
     size = {"mode": mode} if target is None else {"mode": "primal", "target": target}
     teacher = load_model(model)
-    report = inspect(teacher, **size, design=asked)  # What cannot be done is said before long work.
-    if not report.candidates:
-        raise ValueError(f"model: {report}")
-    batches, dataset = _pipeline(teacher, str(data), normalize, augment, batch_size, seed)
     settings = {**size, "design": design, "seed": seed}
-    trained = {
-        "images": images,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    read = {"data": str(data), "normalize": normalize, "augment": list(augment)}
+    trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    read = {"data": str(data), "normalize": normalize, "augment": augment, "images": images}
     key = {"model": hashlib.sha256(model.read_bytes()).hexdigest(), **settings, **trained, **read}
     folder = save.with_name(f".{save.stem}.compress")
     with files.exclusive("save", save):
         begun = ResumableResults(folder / "progress.json", key, "save")
+        # What cannot be done is said before long work.
+        if "calibrated" not in begun.done:
+            report = inspect(teacher, **size, design=asked, seed=seed)
+            if not report.candidates:
+                raise ValueError(f"model: {report}")
+        batches, steps = _pipeline(teacher, recipe, seed)
+        logits = epochs > 0 and not _gives_probabilities(teacher, batches)
         smaller = _calibrated(teacher, batches, folder, begun, images, settings)
-        steps = -(-dataset.counts[TRAIN] // batch_size)
         if epochs:
             rate = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
-            _distil(teacher, smaller, batches, folder / "state.npz", rate, epochs, steps)
+            with _trainable_kept(teacher):
+                state = folder / "state.npz"
+                _distil(teacher, smaller, batches, state, rate, epochs, steps, logits)
         found = _compared(teacher, smaller, batches, batch_size, begun.done["calibrated"])
         with files.replacing(save) as part:
             smaller.save(part)
@@ -153,33 +154,27 @@ def compress(
     return found
 
 
-def _pipeline(
-    model: keras.Model,
-    source: str,
-    normalize: str,
-    augment: tuple[str, ...],
-    batch_size: int,
-    seed: int,
-) -> tuple[InputPipeline, Dataset]:
-    """Return the images as the model reads them."""
+def _recipe(source: str, normalize: Any, augment: Any, batch_size: int) -> Recipe:
+    """Return a recipe of the images, checked; its other sections are not used."""
+    usual = read_recipe("fashion_mnist").to_dict()
+    name = "fashion_mnist" if source == "embedded" else "images"
+    data = {"name": name, "source": source, "augment": augment, "normalize": normalize}
+    schedule = {**usual["schedule"], "batch_size": batch_size}
+    return recipe_of({**usual, "data": data, "schedule": schedule}, "compress")
+
+
+def _pipeline(model: keras.Model, recipe: Recipe, seed: int) -> tuple[InputPipeline, int]:
+    """Return the images as the model reads them, and the training steps of an epoch."""
     shape: tuple[Any, ...] = model.input_shape if len(model.inputs) == 1 else ()
     if len(shape) != 4 or None in shape[1:] or len(model.outputs) != 1:
         raise ValueError(
             f"model: {model.name!r} has inputs {[tuple(x.shape) for x in model.inputs]}; it must "
             "have one, images of a known size, and one output"
         )
-    name = "fashion_mnist" if source == "embedded" else "images"
-    data = DataRecipe(name, source, tuple(augment), normalize=normalize)
-    found: Any = load_dataset(data) if source == "embedded" else describe(data)
-    if tuple(found.shape[:2]) != tuple(shape[1:3]):
-        if source == "embedded":
-            raise ValueError(f"data: Fashion-MNIST is {found.shape}, and the model's {shape[1:]}")
-        if shape[1] != shape[2]:
-            raise ValueError(
-                f"data: its images are {found.shape}, and the model's are not square: {shape[1:]}"
-            )
-        resized = tuple(dict.fromkeys((*augment, "resized_crop")))
-        data = dataclasses.replace(data, augment=resized, size=shape[1])
+    data = recipe.data
+    kept = tuple(each for each in data.augment if each != "resized_crop")
+    folder = image_folder(dataclasses.replace(data, augment=kept))
+    found: Dataset = load_dataset(data) if folder is None else folder
     if found.shape[2] != shape[3]:
         raise ValueError(f"data: its images have {found.shape[2]} channels, the model {shape[3]}")
     if model.output_shape[1:] != (found.classes,):
@@ -187,11 +182,23 @@ def _pipeline(
             f"data: it has {found.classes} classes, and the model's output is "
             f"{model.output_shape[1:]}"
         )
-    usual = read_recipe("fashion_mnist")
-    schedule = dataclasses.replace(usual.schedule, batch_size=batch_size)
-    dataset = found if source == "embedded" else load_dataset(data)
-    recipe = dataclasses.replace(usual, data=data, schedule=schedule)
-    return InputPipeline(recipe, dataset, seed), dataset
+    differ = found.shape[:2] != shape[1:3]
+    if folder is not None and (differ or "resized_crop" in data.augment):
+        data = dataclasses.replace(data, augment=(*kept, "resized_crop"), size=shape[1])
+    dataset = found if folder is None else load_dataset(data)
+    if tuple(dataset.shape) != shape[1:]:
+        raise ValueError(
+            f"data: its images are {found.shape}, and the model's {shape[1:]}; only files of "
+            "coloured images are resized, to squares"
+        )
+    asked = "resized_crop" in recipe.data.augment and shape[3] == 3
+    if "resized_crop" in data.augment and not asked and data.normalize != "none":
+        raise ValueError(
+            f"normalize: got {data.normalize!r}; resized images are normalised by ImageNet's "
+            "constants; resize the files, or put the normalisation into the model"
+        )
+    steps = -(-dataset.counts[TRAIN] // recipe.schedule.batch_size)
+    return InputPipeline(dataclasses.replace(recipe, data=data), dataset, seed), steps
 
 
 def _calibrated(
@@ -206,6 +213,7 @@ def _calibrated(
     path = folder / "calibrated.keras"
     if "calibrated" in begun.done:
         return load_model(path)
+    (folder / "state.npz").unlink(missing_ok=True)  # A stopped call's with other arguments.
     parts: list[np.ndarray] = []
     for x, _ in batches.train(0):
         parts.append(np.asarray(x))
@@ -228,16 +236,12 @@ def _distil(
     rate: Any,
     epochs: int,
     steps: int,
+    logits: bool,
 ) -> None:
     """Train the smaller network, with the teacher's outputs and the labels; go on if stopped."""
-    logits = not _gives_probabilities(teacher)
-    distillation = keras.distillation
-    loss = (
-        distillation.LogitsDistillation()
-        if logits
-        else distillation.FeatureDistillation(loss="kl_divergence")
-    )
-    learner = distillation.Distiller(teacher, smaller, loss)
+    by_features = keras.distillation.FeatureDistillation(loss="kl_divergence")
+    loss = keras.distillation.LogitsDistillation() if logits else by_features
+    learner = keras.distillation.Distiller(teacher, smaller, loss)
     labels = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
     learner.compile(keras.optimizers.Adam(rate), labels)
     learner.optimizer.build(learner.trainable_variables)
@@ -259,18 +263,35 @@ def _distil(
                 verbose=0,
                 callbacks=[shown],
             )
-            values: dict[str, Any] = {"epoch": np.array(epoch + 1)}
-            values |= {str(number): np.asarray(each) for number, each in enumerate(variables)}
+            values: Any = {str(number): np.asarray(each) for number, each in enumerate(variables)}
             with files.replacing(state) as part:
-                np.savez(part, **values)
+                np.savez(part, epoch=np.array(epoch + 1), **values)
 
 
-def _gives_probabilities(model: keras.Model) -> bool:
-    """Return whether a softmax gives the output, also at the end of a model within the model."""
-    graph = FlatGraph(model)
-    last = next(call.operation for call in graph.calls if call.outputs[0] is graph.outputs[0])
-    softmax = isinstance(last, keras.layers.Softmax) or function_name(last) == "Softmax"
-    return softmax or getattr(last, "activation", None) is keras.activations.softmax
+@contextlib.contextmanager
+def _trainable_kept(model: keras.Model) -> Iterator[None]:
+    """Restore afterwards which layers are trained: Keras' `Distiller` freezes the teacher."""
+    # A layer comes before those inside it, which it changes too.
+    flags = [(layer, layer.trainable) for layer in all_layers(model)]
+    try:
+        yield
+    finally:
+        for layer, trainable in flags:
+            layer.trainable = trainable
+
+
+def _gives_probabilities(model: keras.Model, batches: InputPipeline) -> bool:
+    """Return whether outputs for some test images are probabilities of classes, not logits."""
+    images, _ = next(iter(batches.test().unbatch().batch(_FEW)))
+    outputs = keras.ops.convert_to_numpy(model(np.asarray(images))).astype(np.float64)
+    if not (outputs.min() >= 0 and outputs.max() <= 1 + _ROUNDING):
+        return False
+    if np.allclose(outputs.sum(axis=-1), 1, rtol=0, atol=_ROUNDING):
+        return True
+    raise ValueError(
+        f"model: its output {model.outputs[0].name!r} has numbers from 0 to 1 that do not add up "
+        "to 1, as of a sigmoid; it must have probabilities, as of a softmax, or logits"
+    )
 
 
 def _compared(
@@ -294,9 +315,7 @@ def _compared(
         with contextlib.suppress(ValueError):  # Of a layer whose FLOPs are not known.
             work[-1] = flops(each)
     copies = [rebuilt(each, compiled=False)[0] for each in both]  # Timing trains them.
-    for copy in copies:
-        copy.trainable = True  # The teacher was frozen.
-    seconds = step_seconds(copies, min(batch_size, _TIMED))
+    seconds = step_seconds(copies, min(batch_size, _FEW))
     errors = 100 * (1 - right / count)
     return Compression(
         calibrated["design"],

@@ -103,7 +103,7 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
                 "does"
             )
         return _limited(*load_fashion_mnist(), recipe, 10)
-    folder = _image_folder(recipe)
+    folder = image_folder(recipe)
     if folder is not None:
         return folder.in_memory() or folder
     if recipe.source != "tfds":
@@ -133,7 +133,7 @@ def describe(recipe: DataRecipe) -> DatasetInfo:
     if recipe.source == "tfds" and recipe.name in KNOWN:
         found = KNOWN[recipe.name]._replace(shape=_resized_shape(recipe))
     else:
-        dataset: Dataset = _image_folder(recipe) or load_dataset(recipe)
+        dataset: Dataset = image_folder(recipe) or load_dataset(recipe)
         found = DatasetInfo(dataset.shape, dataset.classes, dataset.counts)
     limits = recipe.limit, recipe.test_limit
     train, test = (
@@ -157,7 +157,7 @@ def sample_images(source: str, count: int = 64) -> np.ndarray:
         images = load_fashion_mnist()[0].images[:count]
     else:
         recipe = DataRecipe("images", source, limit=count, test_limit=count)
-        folder = _image_folder(recipe)
+        folder = image_folder(recipe)
         data = folder.in_memory() if folder else None
         images = (data.splits[TRAIN] if data else load_idx(Path(source))[0]).images[:count]
     return (images - images.mean()) / images.std()
@@ -398,7 +398,7 @@ class FolderDataset:
 Dataset = ArrayDataset | TfdsDataset | FolderDataset
 
 
-def _image_folder(recipe: DataRecipe) -> FolderDataset | None:
+def image_folder(recipe: DataRecipe) -> FolderDataset | None:
     """Return a recipe's folder of image files, if it has one; only names are read."""
     folder = file_path("data.source", recipe.source)
     if recipe.source in ("tfds", "embedded") or not folder.is_dir() or [*folder.glob("*ubyte*")]:

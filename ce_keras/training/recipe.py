@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ce_keras.checks import brief, finite_number, shortened, value_of
 from ce_keras.designs import DESIGN_MODES
@@ -24,6 +24,11 @@ from ce_keras.geometry import RESNEXTS
 
 #: Where recipes are found by name: beside the package in a clone, inside it when installed.
 FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parent / "recipes")
+
+#: Normalisations and augmentations; described at `DataRecipe`.
+Normalize = Literal["channel", "mean_image", "global", "none"]
+NORMALIZATIONS: tuple[Normalize, ...] = typing.get_args(Normalize)
+AUGMENTATIONS = ("crop", "flip", "resized_crop", "jitter")
 
 
 @dataclass(frozen=True)
@@ -292,8 +297,8 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
 _CHOICES: dict[str, Sequence[str]] = {
     "model.name": (*RESNEXTS, "fully_connected"),
     "model.mode": DESIGN_MODES,
-    "data.augment": ("crop", "flip", "resized_crop", "jitter"),
-    "data.normalize": ("channel", "mean_image", "global", "none"),
+    "data.augment": AUGMENTATIONS,
+    "data.normalize": NORMALIZATIONS,
     "optimizer.name": ("sgd", "adam"),
     "optimizer.precision": ("float32", "mixed_float16", "mixed_bfloat16"),
     "schedule.name": ("step", "one_cycle"),
