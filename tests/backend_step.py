@@ -18,8 +18,6 @@ def run_on(backend, script, *words):
     if backend == "torch":
         pytest.importorskip("torch", reason="`make torch` installs it")
     environment = {**os.environ, "KERAS_BACKEND": backend}
-    if backend == "jax":  # It compiles for longer than one step is worth.
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     command = [sys.executable, script, *map(str, words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

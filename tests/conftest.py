@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
-# Stock grouped convolutions and JAX compile longer than a few steps of the best code take.
+# For JAX and stock grouped convolutions, compiling takes longer here than running slow code.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Every worker has a core; threads of NumPy that wait for another's take ten times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -35,16 +35,16 @@ def condition_number(kernel: np.ndarray) -> float:
     4.0
     """
     values = spectrum(kernel)
-    is_regular = values[-1] > rounding_error(kernel, values[0])
+    is_regular = values[-1] > rounding_error(kernel, values)
     return float(values[0] / values[-1]) if is_regular else np.inf
 
 
-def rounding_error(kernel: np.ndarray, largest: float) -> float:
-    """Return the error of a kernel's eigenvalues from the precision of its numbers."""
+def rounding_error(kernel: np.ndarray, values: np.ndarray) -> float:
+    """Return how far a kernel's eigenvalues may be off by the precision of its numbers."""
     # Whole numbers are as exact as double precision.
     dtype = np.asarray(kernel).dtype
     eps = np.finfo(dtype if dtype.kind == "f" else np.float64).eps
-    return float(np.prod(np.shape(kernel)[::2]) * eps * largest)
+    return float(len(values) * eps * values.max())
 
 
 def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> float:

@@ -70,9 +70,10 @@ def empirical_ntk(
         others twice, side by side: with `trace_axes=()` a classifier's is `(N1, N2, O, O)`.
 
     Raises:
-        ValueError: for an unknown engine, axes that are not there, variables
-            that are not the model's, no examples, inputs that are infinite or NaN, or a model whose
-            outputs have no axis of examples or whose examples influence each other.
+        ValueError: for an unknown engine, axes that are not there, variables that are not the
+            model's, no examples, inputs that are infinite or NaN, a model whose outputs have no
+            axis of examples or whose examples influence each other, or a backend of Keras other
+            than TensorFlow, JAX and PyTorch.
 
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"),
     ...                           keras.layers.Dense(2)])

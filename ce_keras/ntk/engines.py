@@ -106,6 +106,8 @@ def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
     """
     try:
         return model(x, training=False)
+    except backend.OUT_OF_MEMORY:
+        raise
     except (TypeError, ValueError, *backend.ERRORS) as error:
         shapes = [tuple(tensor.shape) for tensor in tree.flatten(x)]
         raise ValueError(
@@ -143,6 +145,8 @@ def _made(
         return AutodiffEngine(model, variables, axes)
     try:
         made = StructuredEngine(model, variables, axes, x)
+    except backend.OUT_OF_MEMORY:
+        raise
     except (TypeError, ValueError, NotImplementedError, *backend.ERRORS) as error:
         # No graph of fixed shapes: texts, for instance, are split into an unknown number of words.
         if engine == "structured":
@@ -236,8 +240,9 @@ def _described(value: Any, held: list[Any], depth: int) -> Any:
         value, (keras.Variable, keras.layers.Layer, type, *backend.VARIABLES)
     ):
         return id(value)
-    # TensorFlow's lookup tables are handles without values.
-    has_values = ops.is_tensor(value) and str(value.dtype) != "<dtype: 'resource'>"
+    if ops.is_tensor(value) and backend.is_symbolic(value):
+        return "traced"  # Left by an earlier trace: nothing can read it, and the next differs.
+    has_values = ops.is_tensor(value) and backend.has_values(value)
     if has_values or isinstance(value, np.generic | np.ndarray):
         return str(value.dtype), tuple(value.shape), hash(bytes(bytes_of(value)))
     return id(value), _contents(value, held, depth)

@@ -73,7 +73,7 @@ def predict(
     if paired:
         between = as_matrix(between)
     values, vectors = np.linalg.eigh(train)
-    known = values > rounding_error(kernel_train, values[-1])
+    known = values > rounding_error(kernel_train, values)
     values, vectors = values[known], vectors[:, known]
     rest = vectors.T @ (y - first).reshape(len(train), -1)
     # 1 - exp(-values * t) over values; at infinite times, one over values.

@@ -42,8 +42,8 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     keras_model("model", model)
     x1 = checked_inputs("x1", x1)
     x2 = x1 if x2 is None else checked_inputs("x2", x2)
-    outputs_of("x1", model, x1)  # Some weights are made by the first call.
-    shape = tuple(only_output(outputs_of("x2", model, x2)).shape)
+    found = outputs_of("x1", model, x1)  # Some weights are made by the first call.
+    shape = tuple(only_output(found if x2 is x1 else outputs_of("x2", model, x2)).shape)
     vector = real_array("vector", vector)
     if vector.shape != shape:
         raise ValueError(f"vector: got shape {vector.shape}; the outputs have {shape}")

@@ -56,6 +56,9 @@ _DESIGNS = 5
 # Names of measured times, and the phases whose steps they are.
 _TIMES: dict[str, Phase] = {"training time": "train", "inference time": "infer"}
 
+# Images in a timed step.
+_TIMED_IMAGES = 64
+
 # A difference is called one beyond so many standard errors.
 _ERRORS = 2.0
 
@@ -110,7 +113,7 @@ def measure(settings: Settings, seed: int, points: Points) -> dict[str, Any]:
     return {"runs": runs, "times": points("times", step_times, settings.designs)}
 
 
-def step_times(designs: Sequence[str], batch: int = 64) -> dict[str, dict[str, float]]:
+def step_times(designs: Sequence[str], batch: int = _TIMED_IMAGES) -> dict[str, dict[str, float]]:
     """Return each design's seconds of a training step and of inference, on this machine.
 
     Networks take turns; medians.
@@ -372,6 +375,9 @@ def say(data: dict[str, Any]) -> str:
         if differences:
             told.append(f"With {regime}, in points of test error: {', '.join(differences)}.")
     device = f" Trained on {data['device']}." if "device" in data else ""
+    if data.get("times"):
+        where = data.get("times_on", "the machine that trained")
+        device += f" Times are of a step of {_TIMED_IMAGES} images on {where}."
     return (
         f"ResNeXt-11 for 32x32 images: {PRIMAL[-1]} to {BASELINE} have equal parameters; "
         + " and ".join(f"{dual} has those of {narrower}" for dual, narrower in DUAL.items())
@@ -424,8 +430,8 @@ def draw(data: dict[str, Any], figure: Figure) -> None:
     for ax, (regime, quantity) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _draw_errors(ax, summary[regime]["errors"], quantity, times)
         ax.set_title(regime, fontsize=10)
-        units = {"exact variance": "exact Var(K)/E[K]²", **dict.fromkeys(_TIMES, f"{quantity}, ms")}
-        ax.set_xlabel(units.get(quantity, quantity))
+        label = "exact Var(K)/E[K]²" if quantity == "exact variance" else quantity
+        ax.set_xlabel(f"{label}, ms" if quantity in _TIMES else label)
     figure.axes[0].set_ylabel("test error in %")
     figure.axes[0].legend(frameon=False, fontsize=8)
 

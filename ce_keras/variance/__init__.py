@@ -3,7 +3,8 @@
 A search needs Var(K) / E[K]^2 of one path as a function of its width. `closed_form` has it exactly
 for ReLU networks. `samplers` draws kernels of ReLU stacks without building networks, `networks`
 draws those of any Keras network, and `fit` fits the paper's law to them (Algorithm 1). `law` is the
-interface that a search uses. Everything but `networks` needs only NumPy.
+interface that a search uses. `attention` draws kernels of heads, and of blocks of them by
+TensorFlow. All else but `networks` and `measure_correlation` needs only NumPy.
 
 The kernel of a *given* model is in `ce_keras.ntk`.
 """

@@ -324,7 +324,8 @@ def _fit(design: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray
         found = covariance @ chosen.T @ target
         if (found >= 0).all() or len(terms) == 1:
             break
-        del terms[int(found.argmin())]
+        # In standard errors: coefficients of different powers have different scales.
+        del terms[int((found / np.sqrt(np.diag(covariance))).argmin())]
     coefficients = np.zeros(design.shape[1])
     coefficients[terms] = found
     whole = np.zeros((design.shape[1],) * 2)

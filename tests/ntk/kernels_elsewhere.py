@@ -1,4 +1,4 @@
-"""On any backend: kernels of all families of models. Run by test_backends.
+"""On any backend: kernels of all families of models. Run by test_kernel_backends.
 
 They are compared with those of the whole model's jacobian, by `jax.jacrev` or `torch.func.jacrev`.
 """
@@ -55,6 +55,14 @@ class Scaled(keras.layers.Layer):
         return x * self.scale
 
 
+class Keeping(keras.layers.Dense):
+    """A layer that keeps its last output."""
+
+    def call(self, x, training=None):
+        self.last = super().call(x, training)
+        return self.last
+
+
 def whole_kernels(name, messages, rng):
     """Every pair of logits of a family, by rules only."""
     model = shaken(behind_a_layer(MODELS[name]()), rng)
@@ -92,6 +100,11 @@ def everything_else(messages, rng):
     assert "by autodiff, and slowly, for" in message
     assert model.layers[1].name in message
     assert model.layers[0].name not in message
+    # No rule knows any layer of this one, which keeps what a trace leaves in it.
+    kept = sequential((5,), Keeping(3))
+    for _ in range(4):  # What a trace leaves in a layer is no setting of it.
+        found = ntk.empirical_ntk(kept, x1)
+    close("kept", found, np.einsum("nok,mok->nm", *2 * [jacobian(kept, x1)]) / 3)
 
 
 def network():

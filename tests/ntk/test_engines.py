@@ -174,3 +174,19 @@ def test_threads_share_a_model(rng):
     whole = empirical_ntk(model, x, engine="tape")
     for n, kernel in zip(sizes, kernels, strict=True):
         np.testing.assert_allclose(kernel, whole[:n, :n], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_may_keep_a_tensor_of_its_last_call(rng):
+    """What a trace leaves there has no values, and is another tensor after the next."""
+
+    class Keeping(layers.Dense):
+        def call(self, x, training=None):
+            self.last = super().call(x, training)
+            return self.last
+
+    model = sequential((3,), Keeping(4, activation="tanh"), layers.Dense(2))
+    x = rng.normal(size=(4, 3)).astype("float32")
+    kernels = [empirical_ntk(model, x) for _ in range(4)]
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel, kernels[0], rtol=1e-5)
+    agree(model, x)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,24 @@ def test_variances_that_are_none_are_refused():
     for variance in ([1.0, -1.0, 2.0], [0.0, 1.0, 2.0]):
         with pytest.raises(ValueError, match=r"variance: got .* above 0"):
             PolynomialLaw([1, 2, 3], variance, [0.1, 0.1, 0.1])
+
+
+def test_a_fit_is_the_best_of_all_that_leave_terms_out():
+    """Of four terms, against every subset of them, none negative."""
+    rng = np.random.default_rng(3)
+    width = np.array([2.0, 3.0, 5.0, 8.0, 16.0, 64.0])
+    for _ in range(50):
+        true = rng.exponential(size=4) * 10.0 ** np.arange(4) * (rng.random(4) < 0.5)
+        true[0] += 1.0
+        design = width[:, None] ** -np.arange(1.0, 5.0)
+        error = 0.05 * (design @ true + 0.1)
+        target = design @ true + error * rng.standard_normal(6)
+        design, target = design / error[:, None], target / error
+        found = law._fit(design, target)[0]
+        best = min(
+            np.sum((design[:, kept] @ solution - target) ** 2)
+            for size in range(1, 5)
+            for kept in map(list, itertools.combinations(range(4), size))
+            if ((solution := np.linalg.lstsq(design[:, kept], target)[0]) >= 0).all()
+        )
+        assert np.sum((design @ found - target) ** 2) <= best * (1 + 1e-6)

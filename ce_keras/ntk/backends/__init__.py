@@ -4,7 +4,8 @@ The rest of `ce_keras.ntk` is arithmetic in `keras.ops`. All modules
 here have the same functions, and
 
 - `AUTODIFF`, the name of its automatic differentiation, for messages;
-- `ERRORS`, its own exceptions for inputs that a model does not take;
+- `ERRORS`, its own exceptions for inputs that a model does not take, and `OUT_OF_MEMORY`, those of
+  them that say that memory ran out;
 - `VARIABLES`, its own types of variables, whose values compiled functions read anew;
 - `EAGER_FIRST`, true where compiling pays from the second kernel on.
 
@@ -16,19 +17,37 @@ derivatives of the vector by every watched tensor, `(outputs, *tensor)`, and wha
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-_NAME = keras.backend.backend()
-if _NAME not in ("tensorflow", "jax", "torch"):
-    raise ImportError(
-        f"backend: Keras runs on {_NAME}; kernels of models need TensorFlow, JAX or PyTorch"
-    )
 
-backend: Any = importlib.import_module(f"{__name__}.{_NAME}")
+class _Backend:
+    """The module of Keras' backend, imported when it is first used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_module(), name)
+
+
+@functools.cache
+def _module() -> Any:
+    """Return the module of Keras' backend.
+
+    Raises:
+        ValueError: for a backend that does not differentiate.
+    """
+    name = keras.backend.backend()
+    if name not in ("tensorflow", "jax", "torch"):
+        raise ValueError(
+            f"backend: Keras runs on {name}; kernels of models need TensorFlow, JAX or PyTorch"
+        )
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+backend: Any = _Backend()
 
 
 def once(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ import keras
 
 AUTODIFF = "autodiff"
 ERRORS = (jax.errors.JaxRuntimeError,)
+OUT_OF_MEMORY = ()  # JAX has one class of errors for all that fails while it runs.
 VARIABLES = ()
 # Operation by operation, each is compiled by itself.
 EAGER_FIRST = False
@@ -27,6 +28,16 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
             return function(*arguments)
 
     return lambda *arguments: pure([variable.value for variable in model.variables], *arguments)
+
+
+def is_symbolic(tensor: Any) -> bool:
+    """Return whether a tensor is of a trace, and has no values."""
+    return isinstance(tensor, jax.core.Tracer)
+
+
+def has_values(tensor: Any) -> bool:
+    """Return whether a tensor has values that can be read."""
+    return not is_symbolic(tensor)
 
 
 def traced(function: Callable[..., Any], x: Any) -> Any:
@@ -75,6 +86,8 @@ def jacobian(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) ->
     """
     outputs, pullback = jax.vjp(function, list(values))
     one_hots = jnp.eye(len(outputs), dtype=outputs.dtype)
+    if len(outputs) == 1:  # A map is compiled anew at every call.
+        return [row[None] for row in pullback(one_hots[0])[0]]
     return jax.lax.map(lambda one_hot: pullback(one_hot)[0], one_hots)
 
 

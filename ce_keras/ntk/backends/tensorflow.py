@@ -12,6 +12,7 @@ import tensorflow as tf
 
 AUTODIFF = "tape"
 ERRORS = (tf.errors.OpError,)
+OUT_OF_MEMORY = (tf.errors.ResourceExhaustedError,)
 VARIABLES = (tf.Variable,)
 # Tracing takes a second or more.
 EAGER_FIRST = True
@@ -21,6 +22,16 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     """Return the function of tensors, compiled where that pays."""
     del model
     return tf.function(function, autograph=False)
+
+
+def is_symbolic(tensor: Any) -> bool:
+    """Return whether a tensor is of a trace, and has no values."""
+    return tf.is_symbolic_tensor(tensor)
+
+
+def has_values(tensor: Any) -> bool:
+    """Return whether a tensor has values that can be read: handles of lookup tables have none."""
+    return tensor.dtype != tf.resource
 
 
 def traced(function: Callable[..., Any], x: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 
 AUTODIFF = "autodiff"
 ERRORS = (RuntimeError,)
+OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 VARIABLES = (torch.nn.Parameter,)
 EAGER_FIRST = False
 
@@ -19,6 +20,18 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     """Return the function of tensors, compiled where that pays."""
     del model
     return torch.no_grad()(function)  # `cotangents` and `jacobian` record for themselves.
+
+
+def is_symbolic(tensor: Any) -> bool:
+    """Return whether a tensor is of a trace, and has no values."""
+    del tensor
+    return False
+
+
+def has_values(tensor: Any) -> bool:
+    """Return whether a tensor has values that can be read."""
+    del tensor
+    return True
 
 
 def traced(function: Callable[..., Any], x: Any) -> Any:
@@ -51,12 +64,16 @@ def cotangents(
     with torch.enable_grad():
         total, kept = forward(watch)
     kept = keras.tree.map_structure(torch.Tensor.detach, kept)
+    if not points:
+        return [], kept  # PyTorch refuses to differentiate by nothing.
     if outputs == 1:
         return _gradients(total, points, torch.ones_like(total)), kept
     one_hots = torch.eye(outputs, dtype=total.dtype, device=total.device)
     try:
         batched = {"is_grads_batched": True, "retain_graph": True}
         return _gradients(total, points, one_hots, **batched), kept
+    except OUT_OF_MEMORY:
+        raise
     except RuntimeError:  # An operation that cannot be vectorised.
         rows = [_gradients(total, points, one_hot, retain_graph=True) for one_hot in one_hots]
         return [torch.stack(row) for row in zip(*rows, strict=True)], kept
