@@ -84,7 +84,7 @@ def test_a_stopped_compression_goes_on_to_the_same_end(
 def test_a_call_that_begins_anew_takes_nothing_from_a_stopped_one(
     colour_images, tmp_path, stop, monkeypatch
 ):
-    model = saved(tmp_path / "model.keras", (32, 32, 3), (8, 8))
+    model = saved(tmp_path / "model.keras", (8, 8, 3), (8, 8))
     options = {"design": "2x4d", "epochs": 2, "images": 20, "batch_size": 130}
     monkeypatch.setattr(compressing, "step_seconds", lambda *_: (0.0, 0.0))
     stop(model, colour_images, tmp_path / "new.keras", **options)
