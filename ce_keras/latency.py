@@ -234,10 +234,8 @@ def known_table(key: dict[str, Any], timing: Timing, measure: Callable[[], Table
         timing: what is timed.
         measure: called without arguments, measures the table.
     """
-    whole = {**key, "batch": timing.batch, "phase": timing.phase, **device_and_versions()}
-    text = json.dumps(whole, sort_keys=True)
-    path = _folder() / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
-    if path.is_file() and not timing.remeasure:
+    whole, path = _place(key, timing)
+    if is_known(key, timing):
         try:
             found = files.read_json(path, dict)
             return Table(found["whole"], [Block(*block) for block in found["blocks"]])
@@ -249,6 +247,18 @@ def known_table(key: dict[str, Any], timing: Timing, measure: Callable[[], Table
     except OSError as error:
         logger.warning("measured times are not kept: %s", error)
     return table
+
+
+def is_known(key: dict[str, Any], timing: Timing) -> bool:
+    """Return whether there is a file of a key's times, so that nothing is to be measured."""
+    return not timing.remeasure and _place(key, timing)[1].is_file()
+
+
+def _place(key: dict[str, Any], timing: Timing) -> tuple[dict[str, Any], Path]:
+    """Return all that the times of a key depend on, and their file."""
+    whole = {**key, "batch": timing.batch, "phase": timing.phase, **device_and_versions()}
+    text = json.dumps(whole, sort_keys=True)
+    return whole, _folder() / f"latency-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
 
 def device_and_versions() -> dict[str, str]:

@@ -227,8 +227,14 @@ def _cost_of_name(
         found = build()
         return measure_table(found.model, found.family, timing)
 
-    key = {"network": network.name, "width": network.width, "shape": input_shape, "dtype": dtype}
+    key = times_key(network, input_shape, dtype)
     return LatencyCost(timing, known_table(key, timing, measure), network.width)
+
+
+def times_key(network: Module | Network, input_shape: Any, dtype: str | None) -> dict[str, Any]:
+    """Return what the times of a named network are kept by, for `ce_keras.latency`."""
+    shape = None if input_shape is None else list(input_shape)
+    return {"network": network.name, "width": network.width, "shape": shape, "dtype": dtype}
 
 
 def _built(network: Module | Network, input_shape: Any, dtype: str | None) -> ModelBaseline:

@@ -103,6 +103,8 @@ def start_keras() -> None:
         import keras
 
         keras.ops.zeros(1)
+        # Keras loads TensorFlow, where it is installed, to write a configuration: on any backend.
+        keras.dtype_policies.serialize(keras.dtype_policies.get("float32"))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,9 @@ from ce_keras.cli.output import (
 from ce_keras.cost import COUNTED, OF_MODELS
 from ce_keras.designs import PUBLISHED
 from ce_keras.geometry import BASELINES, Module, bottleneck, fully_connected, resnext
-from ce_keras.optimum import search
+from ce_keras.geometry import baseline as named_baseline
+from ce_keras.latency import Timing, is_known
+from ce_keras.optimum import search, times_key
 
 _MODE_HELP = "primal: least variance at the baseline's size; dual: least size at its variance"
 _ALPHA_HELP = "the variance law's constant, or closed_form; the network's own constant by default"
@@ -92,6 +94,8 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     baseline, widths = _described(options)
+    if _loads_keras(options):
+        start_keras()
     solution = search(
         baseline,
         options.mode,
@@ -136,9 +140,6 @@ def add_budget(add: Callable[..., Any]) -> None:
 
 def budget_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that say what a design may cost."""
-    asked = options.budget if isinstance(options.budget, tuple) else (options.budget,)
-    if any(map(OF_MODELS.__contains__, asked)):
-        start_keras()
     names = ("budget", "target", "target_params", "batch", "phase", "remeasure")
     return {name: getattr(options, name) for name in names}
 
@@ -161,10 +162,20 @@ def _image(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{brief(text)} is not a shape like 32x32x3") from None
 
 
+def _loads_keras(options: argparse.Namespace) -> bool:
+    """Return whether a search loads Keras: for a model, and to measure what is not known yet."""
+    asked = options.budget if isinstance(options.budget, tuple) else (options.budget,)
+    if options.baseline.endswith(".keras") or "memory" in asked:
+        return True
+    if "latency" not in asked or options.baseline == "fc":
+        return False
+    network = named_baseline(options.baseline)
+    key = times_key(network, options.input_shape, options.dtype)
+    return not is_known(key, Timing(options.batch, options.phase, options.remeasure))
+
+
 def _described(options: argparse.Namespace) -> tuple[str | Module, list[int] | None]:
     """Return the baseline and the widths to consider; `fc` is described by its sizes."""
-    if options.baseline.endswith(".keras"):
-        start_keras()
     if options.baseline == "fc":
         return _fully_connected(options, 1 if options.outputs is None else options.outputs), None
     for name in ("inputs", "outputs"):
