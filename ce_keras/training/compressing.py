@@ -138,7 +138,7 @@ def compress(
         if "calibrated" not in begun.done:
             report = inspect(teacher, **size, design=asked, seed=seed)
             if not report.candidates:
-                raise ValueError(f"model: {report}")
+                raise ValueError(f"model: {report}\ngive a target, such as 0.5")
         batches, steps = _pipeline(teacher, recipe, seed)
         logits = epochs > 0 and not _gives_probabilities(teacher, batches)
         smaller = _calibrated(teacher, batches, folder, begun, images, settings)
