@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -21,6 +22,23 @@ def pytest_addoption(parser):
         action="store_true",
         help="ask of every network of the zoo what is otherwise asked of thin ones: hours",
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seeded_module():
+    """Let models that the tests of a file share be the same in every run."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Let a test that fails fail again, also when it is run alone."""
+    _seed()
+
+
+def _seed():
+    if "keras" in sys.modules:  # Not every test needs it.
+        sys.modules["keras"].utils.set_random_seed(20200929)
 
 
 @pytest.fixture(scope="module", autouse=True)

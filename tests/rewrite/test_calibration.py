@@ -27,9 +27,9 @@ def test_paths_as_wide_as_the_model_keep_its_function(name, model, rng):
     x = rng.normal(size=(150, *model.input_shape[1:])).astype("float32")
     design = (2, 8 if name == "convolutional" else 14)
     report = (new := collegialize(model, design=design, init="calibrated", data=x)).report
-    assert report.calibration.error < 0.05
+    assert report.calibration.error < 1e-3
     fresh = rng.normal(size=(50, *model.input_shape[1:])).astype("float32")
-    assert error_of(new, model, fresh) < 0.05
+    assert error_of(new, model, fresh) < 1e-3
 
 
 def test_the_exit_is_the_ridge_regression_on_its_own_inputs(rng):
@@ -44,10 +44,15 @@ def test_the_exit_is_the_ridge_regression_on_its_own_inputs(rng):
     logits = logits.astype("float64") @ model.layers[-1].kernel.numpy() + model.layers[-1].bias
     centred = read - read.mean(0)
     gram = centred.T @ centred / len(fit)
-    gram += 1e-3 * np.diag(gram).mean() * np.eye(len(gram))
-    wanted = np.linalg.solve(gram, centred.T @ (logits - logits.mean(0)) / len(fit))
     found = new.layers[-1].kernel.numpy() / np.sqrt(2)
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    slope = centred.T @ (logits - logits.mean(0)) / len(fit) - gram @ found
+    # Where the sum of the squares and of the ridge is least, the slopes of both cancel: the ridge
+    # pulls towards the model's own weights, made larger for the units that are left out.
+    start = found - slope / (1e-3 * np.diag(gram).mean())
+    kernel = model.layers[-1].kernel.numpy()
+    rows = start / ((len(kernel) / 16) ** 0.75 / 2)
+    away = np.linalg.norm(rows[:, None] - kernel, axis=-1).min(1)
+    assert (away < 0.02 * np.linalg.norm(rows, axis=-1)).all(), away
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -82,7 +87,7 @@ def test_every_kind_of_model_comes_nearer_than_by_a_split(name, rng):
         np.concatenate([np.ravel(out) for out in keras.tree.flatten(each.predict(x, verbose=0))])
         for each in (model, new, split)
     )
-    assert np.linalg.norm(near - wanted) < np.linalg.norm(far - wanted)
+    assert np.linalg.norm(near - wanted) <= np.linalg.norm(far - wanted)
     blocks = new.report.calibration.blocks
     assert len(blocks) == len(new.report.candidates)
     assert all(block.after < block.before for block in blocks)

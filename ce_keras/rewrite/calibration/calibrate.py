@@ -15,7 +15,7 @@ from ce_keras.progress import progress
 from ce_keras.rewrite.building import Decided, finish, rebuilt
 from ce_keras.rewrite.calibration.data import Batches
 from ce_keras.rewrite.calibration.graph import Activations
-from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, restate
+from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, refit_normalisation
 from ce_keras.rewrite.calibration.solve import LeastSquares
 from ce_keras.rewrite.calibration.units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
@@ -139,19 +139,23 @@ def _refit_all(
     pair: Pair, chain: Chain, units: Units, new: dict[int, Any], order: dict[int, int], bar: Any
 ) -> None:
     """Refit the layers of a chain, first to last."""
-    linear = {id(each.layer): index for index, each in enumerate(chain.linear)}
+    linear = {id(each.layer): _targets(chain, units, at) for at, each in enumerate(chain.linear)}
     calls = [pair.old.graph.calls_of(each.layer)[0] for each in chain.linear]
     behind = [normalisation(pair.old.graph, call) for call in calls]
     fitted = {id(call.operation) for call in behind if call is not None}
+    norms = {
+        id(each.layer): np.concatenate(channels)
+        for each, channels in zip(chain.intermediate, units.intermediate, strict=True)
+        if isinstance(each.layer, keras.layers.BatchNormalization) and id(each.layer) not in fitted
+    }
     layers: list[Any] = [each.layer for each in chain.linear]
     layers += [each.layer for each in chain.intermediate]
     for layer in sorted(layers, key=lambda each: order[id(each)]):
-        index = linear.get(id(layer))
-        if index is not None:
-            refit(pair, layer, new[id(layer)], _targets(chain, units, index))
+        if id(layer) in linear:
+            refit(pair, layer, new[id(layer)], linear[id(layer)])
             bar.update()
-        elif isinstance(layer, keras.layers.BatchNormalization) and id(layer) not in fitted:
-            restate(pair, new[id(layer)])
+        elif id(layer) in norms:
+            refit_normalisation(pair, layer, new[id(layer)], norms[id(layer)])
 
 
 def _targets(chain: Chain, units: Units, index: int) -> list[np.ndarray]:

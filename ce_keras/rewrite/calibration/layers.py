@@ -10,6 +10,7 @@ import numpy as np
 
 from ce_keras.rewrite.calibration.graph import Activations, FlatGraph
 from ce_keras.rewrite.calibration.solve import (
+    RIDGE,
     LeastSquares,
     drawn_positions,
     patches_at,
@@ -60,11 +61,9 @@ class _Refit:
         self._old_calls = pair.old.graph.calls_of(old_layer)
         self._new_calls = pair.new.graph.calls_of(new_layer)
         self._linear = _is_linear(old_layer)
-        self._norms: tuple[Call, Call] | None = None
-        if self._linear and len(self._old_calls) == 1:
-            old = normalisation(pair.old.graph, self._old_calls[0])
-            new = normalisation(pair.new.graph, self._new_calls[0])
-            self._norms = None if old is None or new is None else (old, new)
+        old = normalisation(pair.old.graph, self._old_calls[0])
+        new = normalisation(pair.new.graph, self._new_calls[0])
+        self._norms = None if old is None or new is None else (old, new)
         targets = [call.outputs[0] if self._linear else call.inputs[0] for call in self._old_calls]
         if self._norms:
             targets = [self._norms[0].outputs[0]]
@@ -97,7 +96,8 @@ class _Refit:
 
     def assign(self) -> None:
         """Solve, and assign the weights."""
-        kernels, biases = map(list, zip(*(sums.solve() for sums in self._sums), strict=True))
+        solved = map(LeastSquares.solve, self._sums, self._start())
+        kernels, biases = map(list, zip(*solved, strict=True))
         if self._norms:
             kernels = self._normalised(kernels, biases)
             biases = [np.zeros_like(bias) for bias in biases]
@@ -111,6 +111,21 @@ class _Refit:
         layer.kernel.assign(kernel.reshape(shape))
         if layer.use_bias:
             layer.bias.assign(np.concatenate(biases))
+
+    def _start(self) -> list[np.ndarray]:
+        """Return the weights of each regression that the layer begins with.
+
+        Where these already give the outputs, as paths as wide as the model's do, they stay.
+        """
+        kernel = keras.ops.convert_to_numpy(self._new.kernel).astype(np.float64)
+        if getattr(self._new, "aggregate", False):
+            kernel = kernel / np.sqrt(self._new.cardinality)
+        if self._norms:
+            kernel = kernel * fused_scale(self._norms[1].operation)
+        if len(kernel.shape) > len(self._old.kernel.shape):
+            return list(kernel)
+        parts = np.split(kernel, len(self._sums), axis=-1)
+        return [part.reshape(-1, part.shape[-1]) for part in parts]
 
     def _normalised(self, targets: list[np.ndarray], biases: list[np.ndarray]) -> list[np.ndarray]:
         """Return kernels as large as the old, and let the normalisation do the rest.
@@ -143,26 +158,50 @@ class _Refit:
         return kernels
 
 
-def restate(pair: Pair, norm: Any) -> None:
-    """Give a batch normalisation the statistics of its inputs in the new model."""
-    calls = pair.new.graph.calls_of(norm)
+def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.ndarray) -> None:
+    """Give a batch normalisation the statistics of its inputs in the new model.
+
+    Its scale and offset, if it has both, bring its outputs nearest to the trained model's.
+
+    Args:
+        pair: the activations.
+        old_norm: of the trained model.
+        new_norm: the layer in its place.
+        channels: of the trained model's, one for each channel of the new layer.
+    """
+    olds, news = pair.old.graph.calls_of(old_norm), pair.new.graph.calls_of(new_norm)
+    tensors = ([call.outputs[0] for call in olds], [call.inputs[0] for call in news])
     sums: list[np.ndarray] = []
-    for values in pair.new.values([call.inputs[0] for call in calls], pair.batches):
-        for value in values:
-            rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
-            terms = (np.array(len(rows)), rows.sum(0), (rows**2).sum(0))
+    for batch in pair.values(*tensors):
+        for wanted, value in zip(*batch, strict=True):
+            x = value.reshape(-1, value.shape[-1]).astype(np.float64)
+            y = wanted.reshape(-1, wanted.shape[-1])[:, channels]
+            terms = (np.array(len(x)), x.sum(0), (x**2).sum(0), y.sum(0), (x * y).sum(0))
             sums = [a + b for a, b in zip(sums, terms, strict=True)] if sums else list(terms)
-    count, total, squares = sums
-    mean = total / count
-    norm.moving_mean.assign(mean)
-    norm.moving_variance.assign(np.maximum(squares / count - mean**2, 0))
+    count, *totals = sums
+    mean, squares, goal, products = (total / count for total in totals)
+    variance = np.maximum(squares - mean**2, 0)
+    if new_norm.scale and new_norm.center:
+        start = fused_scale(new_norm)
+        # An input that is always the same keeps its scale.
+        penalty = RIDGE * variance.mean() + np.finfo(np.float32).tiny
+        slope = start + (products - mean * goal - variance * start) / (variance + penalty)
+        new_norm.gamma.assign(slope * np.sqrt(variance + new_norm.epsilon))
+        new_norm.beta.assign(goal)
+    new_norm.moving_mean.assign(mean)
+    new_norm.moving_variance.assign(variance)
 
 
 # What follows a layer -----------------------------------------------------------------------------
 
 
 def normalisation(graph: FlatGraph, call: Call) -> Call | None:
-    """Return the batch normalisation that alone reads what a layer gives, if there is one."""
+    """Return the batch normalisation that alone reads what a linear layer gives, if there is one.
+
+    The two are fitted together.
+    """
+    if not _is_linear(call.operation) or len(graph.calls_of(call.operation)) > 1:
+        return None
     reader = graph.only_reader(call)
     if reader is None or not isinstance(reader.operation, keras.layers.BatchNormalization):
         return None
@@ -171,6 +210,12 @@ def normalisation(graph: FlatGraph, call: Call) -> Call | None:
     axis, last = reader.operation.axis, len(call.outputs[0].shape) - 1
     can_scale = reader.operation.scale and reader.operation.center
     return reader if axis in (-1, last) and can_scale else None
+
+
+def fused_scale(norm: Any) -> np.ndarray:
+    """Return the factors by which a batch normalisation multiplies its inputs."""
+    gamma, variance = map(keras.ops.convert_to_numpy, (norm.gamma, norm.moving_variance))
+    return gamma / np.sqrt(variance + norm.epsilon)
 
 
 def _is_linear(layer: Any) -> bool:

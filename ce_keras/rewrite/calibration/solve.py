@@ -50,14 +50,22 @@ class LeastSquares:
         """The covariance of `x`; its second moments, if not centred."""
         return self._sums[0] / self.rows - np.outer(self.mean, self.mean)
 
-    def solve(self, ridge: float = RIDGE) -> tuple[np.ndarray, np.ndarray]:
-        """Return the weights, `(inputs, targets)`, and the intercepts, `(targets,)`."""
+    def solve(
+        self, start: np.ndarray | float = 0.0, ridge: float = RIDGE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the weights, `(inputs, targets)`, and the intercepts, `(targets,)`.
+
+        Args:
+            start: weights that the ridge pulls towards.
+            ridge: how strongly.
+        """
         goal = self._sums[3] / self.rows * self._centred
-        cross = self._sums[1] / self.rows - np.outer(self.mean, goal)
         gram = self.covariance
+        start = np.broadcast_to(start, (len(gram), len(goal)))
+        cross = self._sums[1] / self.rows - np.outer(self.mean, goal) - gram @ start
         # Inputs that are always zero would leave the matrix singular.
         penalty = ridge * np.diag(gram).mean() + np.finfo(np.float32).tiny
-        weights = np.linalg.solve(gram + penalty * np.eye(len(gram)), cross)
+        weights = start + np.linalg.solve(gram + penalty * np.eye(len(gram)), cross)
         return weights, goal - self.mean @ weights
 
 
