@@ -159,7 +159,8 @@ class OuterProducts(Contribution):
         Two plain matrix products: 1.7 times as fast as the einsums for any number of positions.
         """
         inputs, cotangents = self._as_vectors()
-        other_inputs, other_cotangents = other._as_vectors()
+        others = (inputs, cotangents) if other is self else other._as_vectors()
+        other_inputs, other_cotangents = others
         input_products = _inner_products(inputs, other_inputs, same_examples)
         return _inner_products(cotangents, other_cotangents, same_examples) * input_products
 
@@ -328,7 +329,7 @@ def _inner_products(first: Any, second: Any, same_examples: bool) -> Any:
         )
     # An einsum would copy both, to sum over t and k at once.
     rows = ops.reshape(first, [t, d, r * n, k])
-    columns = ops.reshape(second, [t, d, s * m, k])
+    columns = rows if second is first else ops.reshape(second, [t, d, s * m, k])
     products = ops.sum(rows @ ops.swapaxes(columns, -1, -2), 0)
     return ops.reshape(products, [d, r, n, s, m])
 

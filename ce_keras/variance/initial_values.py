@@ -138,12 +138,19 @@ class Distribution(NamedTuple):
         second moment is exact, the fourth has a relative error of 1e-4.
         """
         table = (_table(self.name) * self.std + self.mean).astype(np.float32)
-        found = np.empty(size, np.float32)
+        found = _aligned(size)
         for part in np.split(found, range(_PART, size, _PART)):
             words = rng.integers(2**64 - 1, size=-(-part.size // 4), dtype=np.uint64, endpoint=True)
             # Without a mode of its own, `take` would buffer the output.
             table.take(words.view(np.uint16)[: part.size], out=part, mode="clip")
         return found
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Return an empty array whose memory TensorFlow can use as it is."""
+    room = np.empty(size + 16, np.float32)
+    first = -room.ctypes.data % 64 // room.itemsize
+    return room[first : first + size]
 
 
 # Numbers drawn at a time: their random bits stay in the processor's nearest cache.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -33,6 +34,9 @@ Readout = Callable[[Any], Any]
 
 # Weights, or activations, that an ensemble has at most: some copies of each are held at a time.
 _MOST_NUMBERS = 2**23
+
+# Ensembles that are drawn and computed at a time.
+_THREADS = 2
 
 
 def stack_model(stack: Stack) -> keras.Model:
@@ -180,11 +184,16 @@ def ensemble_kernels(
     drawn = [value for value in values if value.variance]
     function = _products(network, drawn, counted, paths, x, readout)
     products = backend.compiled(function, network)
-    kernels = []
-    for own in rng.spawn(ensembles):
-        new = [ops.cast(value.draw(own), value.variable.dtype) for value in drawn]
-        kernels.append(ops.convert_to_numpy(products(*new)) @ weights)
-    return np.concatenate(kernels)[:draws]
+
+    def kernels(own: np.random.Generator) -> np.ndarray:
+        arrays = [(value.draw(own), value.variable.dtype) for value in drawn]
+        new = [ops.cast(backend.from_numpy(array), dtype) for array, dtype in arrays]
+        return ops.convert_to_numpy(products(*new)) @ weights
+
+    # Random numbers are drawn by one thread: with one at work, and values copied, a fit of the
+    # paper's block takes 1.6 times as long.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.concatenate([*pool.map(kernels, rng.spawn(ensembles))])[:draws]
 
 
 def _numbers(member: keras.Model) -> int:

@@ -13,6 +13,7 @@ from keras import initializers, layers
 from ce_keras.geometry import bottleneck
 from ce_keras.layers import CollegialConv2D, CollegialDense, CollegialEnsemble
 from ce_keras.layers.grouping import CannotGroupError
+from ce_keras.ntk.backends import backend
 from ce_keras.variance import networks, stack_kernels
 from ce_keras.variance.initial_values import Distribution, InitialValues, _table, initial_values
 from ce_keras.variance.networks import ensemble_kernels, middle_unit, stack_model, tape_kernels
@@ -273,3 +274,10 @@ def test_numbers_have_their_distributions_moments(rng):
         assert np.isin(numbers, (3 * table + 2).astype(np.float32)).all()
         assert numbers.mean() == pytest.approx(2.0, abs=5 * 3 / np.sqrt(len(numbers)))
         assert numbers.std() == pytest.approx(3.0, rel=5 / np.sqrt(2 * len(numbers)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_tensor_on_the_memory_of_an_array_has_its_values(first, rng):
+    array = Distribution("normal", 1.0).sample(rng, 130)[first : first + 128].reshape(32, 4)
+    tensor = backend.from_numpy(array)
+    np.testing.assert_array_equal(tensor * 2.0, array * 2)

@@ -9,6 +9,8 @@ here have the same functions, and
 - `VARIABLES`, its own types of variables, whose values compiled functions read anew;
 - `EAGER_FIRST`, true where compiling pays from the second kernel on.
 
+`from_numpy` returns an array that nobody writes to later as a tensor, if possible on its memory.
+
 `cotangents` calls `forward(watch)`, which runs a model, passes every output of a layer through
 `watch`, and returns a vector of `outputs` numbers and a list of tensors to keep. It returns the
 derivatives of the vector by every watched tensor, `(outputs, *tensor)`, and what was kept.

@@ -18,6 +18,8 @@ VARIABLES = ()
 # Operation by operation, each is compiled by itself.
 EAGER_FIRST = False
 
+from_numpy = keras.ops.convert_to_tensor
+
 
 def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
     """Return the function of tensors, compiled where that pays."""

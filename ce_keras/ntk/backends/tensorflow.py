@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 AUTODIFF = "tape"
@@ -22,6 +23,13 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     """Return the function of tensors, compiled where that pays."""
     del model
     return tf.function(function, autograph=False)
+
+
+def from_numpy(array: np.ndarray) -> Any:
+    """Return a tensor of an array that nobody writes to later, where possible on its memory."""
+    if array.ctypes.data % 64:
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def is_symbolic(tensor: Any) -> bool:

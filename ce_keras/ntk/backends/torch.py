@@ -15,6 +15,8 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 VARIABLES = (torch.nn.Parameter,)
 EAGER_FIRST = False
 
+from_numpy = keras.ops.convert_to_tensor
+
 
 def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
     """Return the function of tensors, compiled where that pays."""
