@@ -104,8 +104,8 @@ def compress(
         seed: for everything that is drawn.
 
     Raises:
-        ValueError: for a model that is no such classifier, or whose outputs are neither
-            probabilities nor logits; for images that do not fit it; for arguments that are out of
+        ValueError: for a model that is no such classifier, that is frozen, or whose outputs are
+            neither probabilities nor logits; for images that do not fit it; for arguments that are out of
             range; or where another call is under way.
     """
     model, save = checks.file_path("model", model), checks.file_path("save", save)
@@ -127,6 +127,11 @@ def compress(
     asked = None if design == "calibrated" else Design.parse(design)
     size = {"mode": mode} if target is None else {"mode": "primal", "target": target}
     teacher = load_model(model)
+    if epochs and not teacher.trainable_variables:
+        raise ValueError(
+            f"model: no layer of {teacher.name!r} is trainable, nor would one of the smaller model "
+            "be; set trainable, or give epochs=0"
+        )
     settings = {**size, "design": design, "seed": seed}
     trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     read = {"data": str(data), "normalize": normalize, "augment": augment, "images": images}

@@ -258,3 +258,11 @@ def test_a_model_of_other_images_is_refused(shape, classes, message, colour_imag
     keras.Sequential([keras.Input(shape), *steps]).save(tmp_path / "other.keras")
     with pytest.raises(ValueError, match=message):
         compress(tmp_path / "other.keras", colour_images, tmp_path / "new.keras", design="2x8d")
+
+
+def test_a_frozen_model_is_refused_where_it_would_be_trained(classifier, tmp_path):
+    model = keras.models.load_model(classifier)
+    model.trainable = False
+    model.save(classifier)
+    with pytest.raises(ValueError, match="model: no layer of 'sequential.*' is trainable"):
+        compress(classifier, "embedded", tmp_path / "new.keras")
