@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _SIZES = 96
 _LARGEST = 1.25
 
+# Where the names of designs are written: a dual is often near to the primal.
+_SIDES = {"baseline": "above", "dual": "left"}
+
 # The smallest size over the baseline's that is drawn.
 _LEAST_SHOWN = 0.1
 
@@ -109,15 +112,16 @@ class Frontier:
             design = str(point.design[0])
             if design not in names:
                 continue
-            above = "baseline" in names[design]
+            own = names.pop(design)
+            side = next((side for name, side in _SIDES.items() if name in own), "below")
             x, y = point.cost[0] / unit, point.variance[0]
             ax.plot(x, y, "o", color=COLOR, ms=7, zorder=4)
             ax.annotate(
-                f"{', '.join(names.pop(design))}\n{design}",
+                f"{', '.join(own)}\n{design}",
                 (x, y),
-                xytext=(0, 8) if above else (-6, -6),
-                ha="center" if above else "right",
-                va="bottom" if above else "top",
+                xytext={"above": (0, 8), "left": (-6, -6), "below": (0, -10)}[side],
+                ha="right" if side == "left" else "center",
+                va="bottom" if side == "above" else "top",
                 textcoords="offset points",
                 weight="bold",
                 color=COLOR,

@@ -105,8 +105,8 @@ def compress(
 
     Raises:
         ValueError: for a model that is no such classifier, that is frozen, or whose outputs are
-            neither probabilities nor logits; for images that do not fit it; for arguments that are out of
-            range; or where another call is under way.
+            neither probabilities nor logits; for images that do not fit it; for arguments that are
+            out of range; or where another call is under way.
     """
     model, save = checks.file_path("model", model), checks.file_path("save", save)
     if save.suffix != ".keras":

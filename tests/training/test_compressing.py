@@ -264,5 +264,5 @@ def test_a_frozen_model_is_refused_where_it_would_be_trained(classifier, tmp_pat
     model = keras.models.load_model(classifier)
     model.trainable = False
     model.save(classifier)
-    with pytest.raises(ValueError, match="model: no layer of 'sequential.*' is trainable"):
+    with pytest.raises(ValueError, match=r"model: no layer of 'sequential.*' is trainable"):
         compress(classifier, "embedded", tmp_path / "new.keras")
