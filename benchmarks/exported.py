@@ -217,7 +217,7 @@ def main() -> None:
         f"baseline's time in float32 and {_range(rows, 'dual', 'int8')} times in int8; the primal "
         f"{_range(rows, 'primal', 'float32')} and {_range(rows, 'primal', 'int8')} times."
     )
-    source = "noise" if options.data is None else "images"
+    source = "images of noise" if options.data is None else "images"
     packages = ("tensorflow", "keras", "ai-edge-litert", "tf2onnx", "onnxruntime")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     lines = [
