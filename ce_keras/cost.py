@@ -1,4 +1,4 @@
-"""What a design costs, and how many paths a budget affords.
+"""The cost of a design, and the number of paths that a budget affords.
 
 A budget is a fraction of the baseline's cost; 1 is the baseline's own (Eq. 12). The cost of one
 module decides the width, as in the paper, and the cost of the whole network the cardinality: every

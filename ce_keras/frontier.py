@@ -19,7 +19,11 @@ _SIZES = 96
 _LARGEST = 1.25
 
 # Where the names of designs are written: a dual is often near to the primal.
-_SIDES = {"baseline": "above", "dual": "left"}
+_PLACES: dict[str, dict[str, Any]] = {
+    "baseline": {"xytext": (0, 8), "ha": "center", "va": "bottom"},
+    "dual": {"xytext": (-6, -6), "ha": "right", "va": "top"},
+}
+_BELOW: dict[str, Any] = {"xytext": (0, -10), "ha": "center", "va": "top"}
 
 # The smallest size over the baseline's that is drawn.
 _LEAST_SHOWN = 0.1
@@ -113,19 +117,17 @@ class Frontier:
             if design not in names:
                 continue
             own = names.pop(design)
-            side = next((side for name, side in _SIDES.items() if name in own), "below")
+            place = next((_PLACES[name] for name in _PLACES if name in own), _BELOW)
             x, y = point.cost[0] / unit, point.variance[0]
             ax.plot(x, y, "o", color=COLOR, ms=7, zorder=4)
             ax.annotate(
                 f"{', '.join(own)}\n{design}",
                 (x, y),
-                xytext={"above": (0, 8), "left": (-6, -6), "below": (0, -10)}[side],
-                ha="right" if side == "left" else "center",
-                va="bottom" if side == "above" else "top",
                 textcoords="offset points",
                 weight="bold",
                 color=COLOR,
                 zorder=5,
+                **place,
             )
 
     def to_dict(self) -> dict[str, Any]:

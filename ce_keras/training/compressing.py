@@ -129,8 +129,8 @@ def compress(
     teacher = load_model(model)
     if epochs and not teacher.trainable_variables:
         raise ValueError(
-            f"model: no layer of {teacher.name!r} is trainable, nor would one of the smaller model "
-            "be; set trainable, or give epochs=0"
+            f"model: no layer of {teacher.name!r} is trainable, and the smaller model would have "
+            "none either; set trainable, or give epochs=0"
         )
     settings = {**size, "design": design, "seed": seed}
     trained = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}

@@ -177,7 +177,7 @@ def test_threads_share_a_model(rng):
 
 
 def test_a_layer_may_keep_a_tensor_of_its_last_call(rng):
-    """What a trace leaves there has no values, and is another tensor after the next."""
+    """Tracing leaves a tensor without values in the layer, and another one each time."""
 
     class Keeping(layers.Dense):
         def call(self, x, training=None):

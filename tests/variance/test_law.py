@@ -120,7 +120,7 @@ def test_variances_that_are_none_are_refused():
 
 
 def test_a_fit_is_the_best_of_all_that_leave_terms_out():
-    """Of four terms, against every subset of them, none negative."""
+    """The fit is compared with those to every subset of four terms, without negative ones."""
     rng = np.random.default_rng(3)
     width = np.array([2.0, 3.0, 5.0, 8.0, 16.0, 64.0])
     for _ in range(50):

@@ -10,10 +10,10 @@ import numpy as np
 
 from ce_keras.rewrite.calibration.graph import Activations, FlatGraph
 from ce_keras.rewrite.calibration.solve import (
-    RIDGE,
     LeastSquares,
     drawn_positions,
     patches_at,
+    penalty_of,
     values_at,
     windows,
 )
@@ -96,7 +96,8 @@ class _Refit:
 
     def assign(self) -> None:
         """Solve, and assign the weights."""
-        solved = map(LeastSquares.solve, self._sums, self._start())
+        starts = zip(self._sums, self._start(), strict=True)
+        solved = [sums.solve(start) for sums, start in starts]
         kernels, biases = map(list, zip(*solved, strict=True))
         if self._norms:
             kernels = self._normalised(kernels, biases)
@@ -184,8 +185,8 @@ def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.n
     if new_norm.scale and new_norm.center:
         start = fused_scale(new_norm)
         # An input that is always the same keeps its scale.
-        penalty = RIDGE * variance.mean() + np.finfo(np.float32).tiny
-        slope = start + (products - mean * goal - variance * start) / (variance + penalty)
+        change = products - mean * goal - variance * start
+        slope = start + change / (variance + penalty_of(variance))
         new_norm.gamma.assign(slope * np.sqrt(variance + new_norm.epsilon))
         new_norm.beta.assign(goal)
     new_norm.moving_mean.assign(mean)

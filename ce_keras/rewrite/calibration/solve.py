@@ -63,10 +63,15 @@ class LeastSquares:
         gram = self.covariance
         start = np.broadcast_to(start, (len(gram), len(goal)))
         cross = self._sums[1] / self.rows - np.outer(self.mean, goal) - gram @ start
-        # Inputs that are always zero would leave the matrix singular.
-        penalty = ridge * np.diag(gram).mean() + np.finfo(np.float32).tiny
-        weights = start + np.linalg.solve(gram + penalty * np.eye(len(gram)), cross)
+        penalty = penalty_of(np.diag(gram), ridge) * np.eye(len(gram))
+        weights = start + np.linalg.solve(gram + penalty, cross)
         return weights, goal - self.mean @ weights
+
+
+def penalty_of(variances: np.ndarray, ridge: float = RIDGE) -> float:
+    """Return what is added to the variances of inputs."""
+    # Inputs that are always zero would leave the matrix singular.
+    return ridge * variances.mean() + np.finfo(np.float32).tiny
 
 
 def windows(x: np.ndarray, layer: Any) -> np.ndarray:
