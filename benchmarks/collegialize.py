@@ -1,11 +1,12 @@
 """`ce_keras.collegialize` on every model of keras.applications: docs/collegialize.md.
 
-    python benchmarks/collegialize.py [--only ResNet50 ...] [--batch 2] [--out docs]
+    python benchmarks/collegialize.py [--only ResNet50 ...] [--batch 2] [--out docs/benchmarks]
     python benchmarks/collegialize.py --page
 
 Each model is built without weights and inspected. Where something can be ensembled, the primal and
-the dual are built, counted, trained for a step, saved, and loaded in this process. Times of a
-training step are medians, taken side by side.
+the dual are built, counted, trained for a step, saved, and loaded in this process: those of equal
+parameters, and those by the measured time of a training step. Times are medians, taken side by
+side. A model's results are kept as it ends, in place of its earlier ones.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import ce_keras
 from ce_keras import files
 
 REASONS = 3
+BUDGETS = {"params": "parameters", "latency": "the time of a training step"}
 
 
 def names() -> list[str]:
@@ -47,16 +49,22 @@ def survey(name: str, batch: int) -> dict:
         row["why"] = why.most_common(REASONS)
         return row
     row["widths"] = sorted({each.widths for each in report.candidates})
-    for mode in ("primal", "dual"):
-        row[mode] = built(model, mode, batch)
+    row["ensembles"] = {
+        budget: {mode: built(model, mode, budget, batch) for mode in ("primal", "dual")}
+        for budget in BUDGETS
+    }
     return row
 
 
-def built(model: keras.Model, mode: str, batch: int) -> dict:
+def built(model: keras.Model, mode: str, budget: str, batch: int) -> dict:
     """Make the ensemble, try it, and return its costs."""
-    ensemble = ce_keras.collegialize(model, mode=mode, measure=batch)
-    report = ensemble.report
-    predicted = ce_keras.inspect(model, mode=mode).after
+    asked = {"mode": mode, "budget": budget, "batch": batch}
+    planned = ce_keras.inspect(model, **asked)
+    if not planned.decisions:  # The model itself is the best.
+        same = {"step_before": 1.0, "step": 1.0}
+        return {"designs": ["as it is"], "params": planned.after.params, **same}
+    ensemble = ce_keras.collegialize(model, **asked, measure=batch)
+    report, predicted = ensemble.report, planned.after
     assert (report.after.params, report.after.flops) == (predicted.params, predicted.flops)
     with tempfile.TemporaryDirectory() as folder:
         ensemble.save(Path(folder) / "model.keras")
@@ -91,21 +99,14 @@ def page(rows: dict, batch: int, law: str) -> str:
         f"step of {batch}",
         "images on two CPU cores, new over old, medians of five side by side: below 1 is faster. "
         f"Designs by {law}.",
-        "",
-        "| model | parameters | ensembles | primal | parameters | step "
-        "| dual | parameters | step |",
-        "|---|--:|--:|---|--:|--:|---|--:|--:|",
     ]
-    for name, row in rows.items():
-        if row["found"]:
-            cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["found"])]
-            for mode in ("primal", "dual"):
-                made = row[mode]
-                ratio = made["step"] / made["step_before"]
-                cells += [", ".join(made["designs"]), f"{made['params'] / 1e6:.2f} M"]
-                cells.append(f"{ratio:.2f}")
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Nothing can be ensembled in these:", ""]
+    for budget, words in BUDGETS.items():
+        lines += ["", f"## By {words}", ""]
+        lines += ["| model | parameters | chains | primal | size | step | dual | size | step |"]
+        lines += ["|---|--:|--:|---|--:|--:|---|--:|--:|"]
+        lines += [_line(name, row, budget) for name, row in rows.items() if row["found"]]
+    lines += ["", "## None found", ""]
+    lines += ["Nothing can be ensembled in these:", ""]
     lines += ["| model | parameters | layers left, and why |", "|---|--:|---|"]
     for name, row in rows.items():
         if not row["found"]:
@@ -117,6 +118,16 @@ def page(rows: dict, batch: int, law: str) -> str:
         "turned into ensembles; the others, most of them depthwise, cannot."
     )
     return "\n".join(begin_with(verdict, lines)) + "\n"
+
+
+def _line(name: str, row: dict, budget: str) -> str:
+    """Return a model's row of the table of a budget."""
+    cells = [name, f"{row['params'] / 1e6:.2f} M", str(row["found"])]
+    for mode in ("primal", "dual"):
+        made = row["ensembles"][budget][mode]
+        cells += [", ".join(made["designs"]), f"{made['params'] / 1e6:.2f} M"]
+        cells.append(f"{made['step'] / made['step_before']:.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -131,9 +142,11 @@ def main() -> None:
     if options.page:
         content = json.loads(measured.read_text())
     else:
-        content = {"batch": options.batch, "law": "the exact variance", "models": {}}
+        known = json.loads(measured.read_text())["models"] if measured.exists() else {}
+        content = {"batch": options.batch, "law": "the exact variance", "models": known}
         for name in tqdm(options.only or names()):
             content["models"][name] = survey(name, options.batch)
+            content["models"] = dict(sorted(content["models"].items()))
             keras.backend.clear_session()
             gc.collect()
             files.write_json(measured, content)

@@ -50,6 +50,33 @@ def test_times_between_and_below_what_was_measured(design):
     assert line.baseline == pytest.approx(1e3 * exact(1, WIDTH))
 
 
+def test_channels_that_are_no_multiple_of_8_take_longer():
+    """And one path alone has times of its own."""
+
+    def measured(m, n):
+        slower = 1.7 if m * n % 8 else 1.0
+        return 1e-3 + 1e-6 * m * n**1.2 * (0.8 if m == 1 else slower)
+
+    designs = [(136, 3), (48, 8), (21, 16), (3, 64), (12, 8), (33, 11), (1, 64), (1, WIDTH)]
+    block = Block(1, designs, [[measured(*design)] for design in designs])
+    cost = LatencyCost(Timing(), Table([0.01], [block]), WIDTH)
+    rest = 0.01 - measured(1, WIDTH)
+    for design in [(32, 11), (35, 11), (16, 27), (15, 27), (30, 12), (1, 20), (1, 90)]:
+        assert cost.of(*design) == pytest.approx(rest + measured(*design), rel=1e-6), design
+    affordable = cost.affordable(np.array([11, 16]), 0.9)
+    slow, fast = affordable * np.array([11, 16]) ** 1.2
+    assert fast == pytest.approx(1.7 * slow)
+
+
+def test_one_path_is_affordable_where_it_alone_is():
+    designs = [(40, 8), (10, 8), (9, 16), (1, 64), (1, WIDTH)]
+    block = Block(1, designs, [[1.0], [0.25], [0.5], [0.3], [0.8]])
+    cost = LatencyCost(Timing(), Table([1.0], [block]), WIDTH)
+    n = np.array([64, WIDTH])
+    assert (cost.affordable(n, 1.0) >= 1).all()
+    assert (cost.affordable(n, 0.4) < 1).all()
+
+
 def test_affordable_inverts_the_cost():
     cost = LatencyCost(Timing(), table(), WIDTH)
     n = np.array([3, 10, 64])

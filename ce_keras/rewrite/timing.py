@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import statistics
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 
 from ce_keras.geometry import Design
 from ce_keras.latency import Block, Phase, Table, Timing
@@ -24,18 +26,25 @@ from ce_keras.rewrite.decisions import Family
 # Steps of each model that are timed; models take turns.
 _STEPS = 5
 
-# Widths of paths that blocks are timed at, below the baseline's: multiples of 8, which processors
-# favour, and others.
-_WIDTHS = (3, 5, 8, 11, 16, 27, 32, 64, 70, 128, 180)
+# Rounds over the designs of a block: at least and at most so many, within so many seconds.
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 2.0
+
+# Widths of paths that blocks are timed at, as far as they are at most half the baseline's.
+_WIDTHS = (3, 8, 16, 32, 64, 128)
 
 # The width among them that is timed at two cardinalities, and the fraction of the other.
-_TWICE, _FEWER = 11, 1 / 4
+_TWICE, _FEWER = 8, 1 / 4
+
+# The width that is timed with channels that are no multiple of 8, as those of the others are.
+_ODD = 11
 
 
 def measure_table(model: keras.Model, family: Family, timing: Timing) -> Table:
     """Return the measured times of a model and of the blocks of one of its families.
 
-    Every kind of block is timed by itself at several designs, as whole steps that take turns.
+    Every kind of block is timed by itself at several designs, as whole steps that take turns, less
+    the time of a step of nothing. The model's own steps are timed in between, so that the machine
+    drifts for all.
 
     Raises:
         ValueError: for inputs that are no numbers of fixed sizes, or layers that are shared.
@@ -45,30 +54,44 @@ def measure_table(model: keras.Model, family: Family, timing: Timing) -> Table:
     kinds: Counter[Any] = Counter()
     for chain in family.chains:
         kinds[_kind(chain)] += chain.calls
-    blocks = []
     by_kind = {_kind(chain): chain for chain in family.chains}
-    bar = progress(by_kind.items(), desc="times of blocks", delay=1)
-    for kind, chain in bar:
-        models = [_block(chain, family, design) for design in designs]
-        times = all_seconds(models, timing.batch, timing.phase)
+    copy, _ = rebuilt(model, compiled=False)
+    step = step_of(copy, timing.batch, timing.phase)
+    seconds_of(step)
+    whole: list[float] = []
+    blocks = []
+    for kind, chain in progress(by_kind.items(), desc="times of blocks", delay=1):
+        whole += [seconds_of(step) for _ in range(-(-_STEPS // len(by_kind)))]
+        times = _block_seconds(chain, family, designs, timing)
         factor = max(chain.widths) / family.width
         blocks.append(Block(kinds[kind], [list(each) for each in designs], times, factor))
-    copy, _ = rebuilt(model, compiled=False)
-    (whole,) = all_seconds([copy], timing.batch, timing.phase)
     return Table(whole, blocks)
 
 
 def grid(family: Family) -> list[Design]:
-    """Return the designs to time: of about the baseline's size, the baseline last."""
+    """Return the designs to time: paths of about the baseline's size, and one path alone.
+
+    The baseline is the last.
+    """
     whole = family.cost("params", family.width)
-    widths = [width for width in _WIDTHS if width <= family.width / 2] or [1]
-    found = []
-    for width in widths:
-        m = max(1, round(whole / family.cost("params", width)))
-        found.append(Design(m, width))
-        if width == min(_TWICE, widths[-1]) and m > 1:
-            found.append(Design(max(1, round(m * _FEWER)), width))
-    return [*found, Design(1, family.width)]
+    half = max(1, family.width // 2)
+    widths = [width for width in _WIDTHS if width <= half] or [1]
+
+    def affordable(width: int) -> float:
+        return whole / family.cost("params", width)
+
+    found = [Design(_multiple(affordable(n), 8 // math.gcd(8, n)), n) for n in widths]
+    twice = min(_TWICE, widths[-1])
+    found.append(Design(_multiple(_FEWER * affordable(twice), 8 // math.gcd(8, twice)), twice))
+    odd = min(_ODD, half - 1 + half % 2)
+    found.append(Design(2 * int(affordable(odd) / 2) + 1, odd))
+    found += [Design(1, half), Design(1, family.width)]
+    return list(dict.fromkeys(found))
+
+
+def _multiple(number: float, unit: int) -> int:
+    """Return the nearest multiple of a unit that is not zero."""
+    return max(1, round(number / unit)) * unit
 
 
 def _kind(chain: Chain) -> tuple[Any, ...]:
@@ -81,14 +104,60 @@ def _kind(chain: Chain) -> tuple[Any, ...]:
     return (*linear, *between, tuple(chain.linear[0].layer.input.shape))
 
 
-def _block(chain: Chain, family: Family, design: Design) -> keras.Model:
+def _block_seconds(
+    chain: Chain, family: Family, designs: Sequence[Design], timing: Timing
+) -> list[list[float]]:
+    """Return the seconds of several steps of a chain with the paths of each design."""
+    nothing = keras.layers.Identity(dtype=chain.linear[0].layer.compute_dtype)
+    like = chain.linear[0].layer.input
+    paths = [nothing, *(_paths(chain, family, design) for design in designs)]
+    models = [_as_inside_a_model(each, like) for each in paths]
+    steps = [step_of(model, timing.batch, timing.phase) for model in models]
+    times: list[list[float]] = [[] for _ in steps]
+    with _no_advice():
+        for step in steps:
+            step()
+    begun = time.perf_counter()
+    for count in range(_MOST_ROUNDS):
+        if count >= _ROUNDS and time.perf_counter() - begun > _SECONDS:
+            break
+        for step, seconds in zip(steps, times, strict=True):
+            seconds.append(seconds_of(step))
+    empty, *blocks = times
+    # Noise may not leave a block without any time.
+    nothing_takes = min(statistics.median(empty), 0.9 * min(map(min, blocks)))
+    return [[seconds - nothing_takes for seconds in each] for each in blocks]
+
+
+def _paths(chain: Chain, family: Family, design: Design) -> keras.Model:
     """Return a chain by itself, with the paths of a design."""
-    first, last = chain.linear[0].layer, chain.linear[-1].layer
-    alone = keras.Model(first.input, last.output)
+    alone = keras.Model(chain.linear[0].layer.input, chain.linear[-1].layer.output)
     if design == (1, family.width):
         return rebuilt(alone, compiled=False)[0]
     of_chain = dataclasses.replace(family, chains=(chain,))
     return rebuilt(alone, [(of_chain, _Timed(design))], compiled=False)[0]
+
+
+def _as_inside_a_model(paths: Callable[[Any], Any], like: Any) -> keras.Model:
+    """Return a model of some layers whose step does what theirs is inside a larger model.
+
+    Gradients go on to what is before them, here a number that is added; outputs are not copied.
+    """
+    inputs = keras.Input(batch_shape=like.shape, dtype=like.dtype)
+    outputs = paths(_Shift(dtype=like.dtype)(inputs))
+    return keras.Model(inputs, ops.mean(outputs, axis=tuple(range(1, len(outputs.shape)))))
+
+
+class _Shift(keras.layers.Layer):
+    """Adds a trainable number."""
+
+    def build(self, input_shape: Any) -> None:
+        del input_shape
+        self.shift = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, x: Any) -> Any:
+        """Return the inputs plus the number."""
+        return x + self.shift
 
 
 class _Timed(NamedTuple):
@@ -120,10 +189,15 @@ def all_seconds(
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(_STEPS):
         for step, seconds in zip(steps, times, strict=True):
-            begun = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(seconds_of(step))
     return times
+
+
+def seconds_of(step: Callable[[], Any]) -> float:
+    """Return how long a call takes."""
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun
 
 
 @contextlib.contextmanager
@@ -168,6 +242,7 @@ def step_of(model: keras.Model, batch: int, phase: Phase = "train") -> Callable[
         for tensor in copy.outputs
     ]
     copy.compile("sgd", ["mse"] * len(targets))
+    inputs, targets = keras.tree.map_structure(ops.convert_to_tensor, (inputs, targets))
     if phase == "infer":
         return lambda: copy.predict_on_batch(inputs)
     return lambda: copy.train_on_batch(inputs, targets)
