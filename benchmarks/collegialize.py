@@ -104,7 +104,10 @@ def page(rows: dict, batch: int, law: str) -> str:
         lines += ["", f"## By {words}", ""]
         lines += ["| model | parameters | chains | primal | size | step | dual | size | step |"]
         lines += ["|---|--:|--:|---|--:|--:|---|--:|--:|"]
-        lines += [_line(name, row, budget) for name, row in rows.items() if row["found"]]
+        lines += [_line(name, row, budget) for name, row in rows.items() if row.get("ensembles")]
+    left = [name for name, row in rows.items() if row["found"] and not row.get("ensembles")]
+    if left:
+        lines += ["", f"Not measured: {', '.join(left)}."]
     lines += ["", "## None found", ""]
     lines += ["Nothing can be ensembled in these:", ""]
     lines += ["| model | parameters | layers left, and why |", "|---|--:|---|"]

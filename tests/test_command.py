@@ -90,6 +90,7 @@ def free_address():
         return f"localhost:{probe.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one(one, tmp_path):
     cluster = {"cluster": {"worker": [free_address(), free_address()]}}
     processes = []
@@ -105,6 +106,7 @@ def test_two_machines_train_as_one(one, tmp_path):
     assert not (tmp_path / "worker-1").exists(), "only the chief writes"
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_machine_train_as_one(one, tmp_path):
     devices = ["--devices", "cpu:0", "cpu:1"]
     process = train(tmp_path / "run", "--json", *devices, words=["-c", ON_TWO_CPUS])
@@ -115,6 +117,8 @@ def test_two_devices_of_one_machine_train_as_one(one, tmp_path):
     assert_same_run(results, one)
 
 
+# Each interpreter imports a backend of Keras for itself.
+@pytest.mark.slow
 def test_the_backend_of_the_environment_trains_or_is_refused(tmp_path):
     def train_on(name):
         return train(tmp_path / name, begin=interpreter, environment={"KERAS_BACKEND": name})

@@ -83,7 +83,7 @@ def test_no_script_is_forgotten():
     assert {str(path.relative_to(ROOT)) for path in found} == set(SMALL)
 
 
-FAST = ("benchmarks/search.py", "examples/tune_keras_model.py")  # Others train or time for longer.
+FAST = ("benchmarks/search.py",)  # Others train or time for longer.
 
 
 @pytest.mark.parametrize(

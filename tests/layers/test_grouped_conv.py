@@ -340,6 +340,7 @@ print(layer.chosen_implementation, gradient.shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("onednn", "chosen"), [("0", "split"), ("1", "native")])
 def test_without_onednn_the_layer_splits(onednn, chosen):
     if onednn == "1" and choose(ConvSpec(2, (3, 3)), "float32") != "native":

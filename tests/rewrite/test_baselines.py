@@ -1,5 +1,7 @@
 """Keras models as baselines of a search, of a tuner and of measured budgets."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -138,6 +140,26 @@ def test_latency_of_every_block_is_measured_and_added_up(two_families, monkeypat
     decided = [each.design for each in report.decisions] or [(1, 64)]
     assert decided == [solution.design], "the times are those of the file"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_block_is_timed_as_inside_its_network(two_families, monkeypatch):
+    """Its backward pass goes on to what is before it; a step of nothing is not in its time."""
+    from ce_keras.rewrite import timing
+
+    _, dense = baselines_of(two_families)
+    (chain,) = dense.family.chains
+    x = chain.linear[0].layer.input
+    block = timing._as_inside_a_model(timing._paths(chain, dense.family, (2, 8)), x)
+    assert block.output_shape == (None,)
+    (shift,) = [each for each in block.weights if each.name == "shift"]
+    timing.step_of(block, 4)()
+    assert float(shift.value) != 0
+    designs = [ce_keras.Design(1, 1), ce_keras.Design(1, 64)]
+    times = itertools.cycle([2.0, 5.0, 7.0])  # Of nothing, and of the designs.
+    monkeypatch.setattr(timing, "seconds_of", lambda _: next(times))
+    first, second = timing._block_seconds(chain, dense.family, designs, ce_keras.latency.Timing(2))
+    assert {*first} == {3.0}
+    assert {*second} == {5.0}
 
 
 def test_times_of_different_models_are_kept_apart(monkeypatch, tmp_path):

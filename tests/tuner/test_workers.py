@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import fresh
+import pytest
 from searches import FC, optimum
 
 from ce_keras import search
@@ -40,6 +41,7 @@ def _process(folder, who, port, what="live"):
     return fresh.Process(["-c", WORKER, folder, Path(__file__).parent, what], environment)
 
 
+@pytest.mark.slow
 def test_a_chief_and_two_workers_of_which_one_dies(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
