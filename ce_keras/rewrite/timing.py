@@ -153,7 +153,7 @@ class _Shift(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         del input_shape
-        self.shift = self.add_weight(shape=(), initializer="zeros")
+        self.shift = self.add_weight(name="shift", shape=(), initializer="zeros")
 
     def call(self, x: Any) -> Any:
         """Return the inputs plus the number."""
