@@ -1,4 +1,4 @@
-"""`ce_keras.collegialize` on every model of keras.applications: docs/collegialize.md.
+"""`ce_keras.collegialize` on every model of keras.applications: docs/benchmarks/collegialize.md.
 
     python benchmarks/collegialize.py [--only ResNet50 ...] [--batch 2] [--out docs/benchmarks]
     python benchmarks/collegialize.py --page

@@ -136,9 +136,10 @@ class LatencyCost:
         fixed = self._rest + self._scale * sum(block.fixed for block in self._blocks)
         path = self._scale * sum(block.path(n) for block in self._blocks)
         m = (fraction * self.baseline - fixed) / path
-        # One path costs what was measured, and more than one what all paths follow.
+        # Whether one path is affordable is known from its own time, not from that of several.
         alone = self.of(np.ones(n.shape), n) <= fraction * self.baseline * (1 + 1e-9)
-        return np.where(m < 2, np.where(alone, np.maximum(m, 1), np.minimum(m, _BELOW_ONE)), m)
+        few = np.where(alone, np.maximum(m, 1), np.minimum(m, _BELOW_ONE))
+        return np.where(m < 2, few, m)
 
     def module_of(self, m: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Return the network's time relative to the baseline's: a block alone has none."""
