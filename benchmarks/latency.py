@@ -50,20 +50,22 @@ def survey(name: str, batch: int, phase: str, rounds: int, out: Path) -> dict[st
     models = {str(d): zoo.NETWORKS[name](cardinality=d[0], width=d[1]) for d in sorted(designs)}
     steps = {design: step_of(model, batch, phase) for design, model in models.items()}
     timed = interleaved(steps, rounds, slow=np.inf)
-    baseline = timed[f"1x{width}d"].median
+    baseline = timed[f"1x{width}d"].rounds
     rows = []
     for design in sorted(designs):
         predicted = float(primal.problem.cost.of(*design)) / primal.problem.cost.baseline
         seconds = timed[str(design)]
+        # Of each round, since the machine's speed changes from one to the next.
+        ratio = float(np.median(np.divide(seconds.rounds, baseline)))
         rows.append(
             {
                 "design": str(design),
                 "seconds": seconds.median,
                 "low": seconds.low,
                 "high": seconds.high,
-                "ratio": seconds.median / baseline,
+                "ratio": ratio,
                 "predicted": predicted,
-                "error": predicted * baseline / seconds.median - 1,
+                "error": predicted / ratio - 1,
                 "params": int(models[str(design)].count_params()),
             }
         )

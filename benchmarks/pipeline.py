@@ -91,7 +91,8 @@ def measured(name: str, folder: Path, rounds: int, small: bool) -> str:
 
 
 def _rates(timing: Timing, count: int) -> str:
-    low, middle, high = (f"{count / seconds:,.0f}" for seconds in sorted(timing, reverse=True))
+    times = (timing.high, timing.median, timing.low)
+    low, middle, high = (f"{count / seconds:,.0f}" for seconds in times)
     return f"{middle} ({low}-{high})"
 
 

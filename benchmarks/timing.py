@@ -18,13 +18,17 @@ _WARM = 0.3
 # and goes on with as many as take so long, whose mean counts.
 _LONG = 0.1
 
+# Fewer rounds are a trial, whose times say nothing, and which does not wait for them.
+_FEWEST = 3
+
 
 class Timing(NamedTuple):
-    """Seconds of one contestant: the median, and the quartiles around it."""
+    """Seconds of one contestant: the median, the quartiles around it, and those of every round."""
 
     median: float
     low: float
     high: float
+    rounds: Sequence[float] = ()
 
     def __str__(self) -> str:
         return f"{1e3 * self.median:.1f} ms ({1e3 * self.low:.1f}-{1e3 * self.high:.1f})"
@@ -51,8 +55,9 @@ def interleaved(
         for name, run in contestants.items():
             if round_number >= least and statistics.median(seconds[name]) > slow:
                 continue
-            time.sleep(_SETTLE)
-            if not seconds[name] or seconds[name][-1] < slow:
+            if rounds >= _FEWEST:
+                time.sleep(_SETTLE)
+            if rounds >= _FEWEST and (not seconds[name] or seconds[name][-1] < slow):
                 _timed(run, _WARM)
             seconds[name].append(_timed(run, _LONG))
     return {name: _summary(values) for name, values in seconds.items()}
@@ -66,14 +71,15 @@ def fastest(
     Of every turn of `turn` seconds the fastest call counts: whatever interrupts only ever adds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    turn = turn if rounds >= _FEWEST else 0.0
     for _ in range(rounds):
         for name, run in contestants.items():
             run()
-            begun, best = time.perf_counter(), float("inf")
-            while (now := time.perf_counter()) - begun < turn:
-                run()
-                best = min(best, time.perf_counter() - now)
-            seconds[name].append(best)
+            begun = time.perf_counter()
+            calls = [_timed(run, 0)]
+            while time.perf_counter() - begun < turn:
+                calls.append(_timed(run, 0))
+            seconds[name].append(min(calls))
     return {name: _summary(values) for name, values in seconds.items()}
 
 
@@ -89,7 +95,7 @@ def _timed(run: Callable[[], object], least: float) -> float:
 
 def _summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, low, high)
+    return Timing(median, low, high, values)
 
 
 def ratios(lines: Iterable[str], contestant: str) -> str:

@@ -72,14 +72,15 @@ def solve(
         raise ValueError(f"alpha: too large: with {path_law.name}, the baseline's Var(K) overflows")
     path_variance = path_law.path_variance(widths)
     problem = Problem(
-        widths, path_variance, baseline.width, baseline_variance, cost, fraction or 1.0
+        widths=widths,
+        path_variance=path_variance,
+        baseline=baseline.width,
+        baseline_variance=baseline_variance,
+        law_error=path_law.log_error,
+        cost=cost,
+        fraction=fraction or 1.0,
     )
-
-    def log_error(optimum: Optimum, best: int) -> np.ndarray:
-        of_cost = cost.log_error(optimum.multiplicity, widths)
-        return np.hypot(path_law.log_error(widths, int(widths[best])), of_cost)
-
-    solved = problem.solve(mode, tolerance, log_error, hard_budget)
+    solved = problem.solve(mode, tolerance, hard_budget)
     if solved is None:
         raise ValueError(_no_design(problem, target, target_params))
     optimum, best, errors = solved

@@ -39,7 +39,7 @@ _ALIGNMENT = 8
 _BELOW_ONE = 1 - 1e-6
 
 # Of measuring. A file of another number is not read.
-_METHOD = 2
+_METHOD = 3
 
 #: Environment variable that names the folder of measured times.
 CACHE_VARIABLE = "CE_KERAS_CACHE"

@@ -51,6 +51,8 @@ class Problem:
         path_variance: Var(K) / E[K]^2 of one path of each.
         baseline: the width of the baseline.
         baseline_variance: Var(K) / E[K]^2 of its one path.
+        law_error: called with widths and one of them, returns the standard errors of the logarithm
+            of the first's variance over the second's.
         cost: of a design.
         fraction: what the primal may cost, over the baseline's cost.
     """
@@ -59,6 +61,7 @@ class Problem:
     path_variance: np.ndarray
     baseline: int
     baseline_variance: float
+    law_error: Callable[[np.ndarray, int], np.ndarray]
     cost: Cost
     fraction: float = 1.0
 
@@ -91,7 +94,6 @@ class Problem:
         self,
         mode: Mode,
         tolerance: float,
-        log_error: Callable[[Optimum, int], np.ndarray],
         hard_budget: bool = False,
     ) -> tuple[Optimum, int, np.ndarray] | None:
         """Return the solved problem, the position of the width to take, and the standard errors.
@@ -99,12 +101,11 @@ class Problem:
         Args:
             mode: the problem.
             tolerance: relative distance from the optimum within which the widest is taken.
-            log_error: called with the solved problem and the position of the best width, returns
-                the standard errors of the logarithm of the objective, relative to it.
             hard_budget: as for `primal`.
 
         Returns:
-            All three; `None` where no width can be built.
+            All three, the errors being of the logarithm of the objective over the best one; `None`
+            where no width can be built.
         """
         optimum = self.dual() if mode == "dual" else self.primal(hard_budget)
         # Rounding may put the baseline itself just below one path.
@@ -113,7 +114,8 @@ class Problem:
         badness = np.where(buildable, badness_of(mode, optimum.objective), np.inf)
         if not np.isfinite(badness).any():
             return None
-        errors = log_error(optimum, int(badness.argmin()))
+        of_law = self.law_error(self.widths, int(self.widths[badness.argmin()]))
+        errors = np.hypot(of_law, self.cost.log_error(optimum.multiplicity, self.widths))
         best = int(np.flatnonzero(within(badness, tolerance, errors))[-1])
         return optimum, best, errors
 

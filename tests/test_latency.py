@@ -95,6 +95,24 @@ def test_the_spread_of_the_times_widens_the_band():
     assert near[0] < near[1]
 
 
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
+def test_a_frontier_marks_the_designs_of_both_searches(noise, hard):
+    cost = LatencyCost(Timing(), table(noise), WIDTH)
+    network = baseline("resnext29")
+    solutions = {
+        mode: solve(network, mode, budget=cost, hard_budget=hard and mode == "primal")
+        for mode in ("primal", "dual")
+    }
+    for mode, solution in solutions.items():
+        marked = solution.frontier().marked
+        assert marked[mode].design[0] == solution.design
+        if not hard:
+            assert {name: marked[name].design[0] for name in solutions} == {
+                name: each.design for name, each in solutions.items()
+            }
+
+
 def test_no_design_is_slower_than_a_hard_budget():
     cost = LatencyCost(Timing(batch=8, phase="infer"), table(), WIDTH)
     solution = solve(baseline("resnext29"), budget=cost, hard_budget=True)

@@ -18,6 +18,7 @@ from keras import ops
 
 from ce_keras.geometry import Design
 from ce_keras.latency import Block, Phase, Table, Timing
+from ce_keras.layers.keras_internals import all_layers, replaced_attributes
 from ce_keras.progress import progress
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.chains import Chain
@@ -29,7 +30,14 @@ _STEPS = 5
 # Rounds over the designs of a block: at least and at most so many, within so many seconds.
 _ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 7, 2.0
 
-# Widths of paths that blocks are timed at, as far as they are at most half the baseline's.
+# Seconds that steps of the whole model take together, each time that they have their turn.
+_SHORT = 0.5
+
+# Drawing the weights of hundreds of paths would take a tenth of the time.
+_KERNEL = keras.initializers.Constant(0.01)
+
+# Widths of paths that blocks are timed at, as far as they are at most half the baseline's. So many
+# paths of the first that they would cost as much are the slowest: half of them tell their time too.
 _WIDTHS = (3, 8, 16, 32, 64, 128)
 
 # The width among them that is timed at two cardinalities, and the fraction of the other.
@@ -61,7 +69,7 @@ def measure_table(model: keras.Model, family: Family, timing: Timing) -> Table:
     whole: list[float] = []
     blocks = []
     for kind, chain in progress(by_kind.items(), desc="times of blocks", delay=1):
-        whole += [seconds_of(step) for _ in range(-(-_STEPS // len(by_kind)))]
+        whole += _several_seconds(step, -(-_STEPS // len(by_kind)))
         times = _block_seconds(chain, family, designs, timing)
         factor = max(chain.widths) / family.width
         blocks.append(Block(kinds[kind], [list(each) for each in designs], times, factor))
@@ -80,9 +88,11 @@ def grid(family: Family) -> list[Design]:
     def affordable(width: int) -> float:
         return whole / family.cost("params", width)
 
-    found = [Design(_multiple(affordable(n), 8 // math.gcd(8, n)), n) for n in widths]
-    twice = min(_TWICE, widths[-1])
-    found.append(Design(_multiple(_FEWER * affordable(twice), 8 // math.gcd(8, twice)), twice))
+    def aligned(width: int, fraction: float = 1) -> Design:
+        return Design(_multiple(fraction * affordable(width), 8 // math.gcd(8, width)), width)
+
+    found = [aligned(n, 1 / 2 if n == _WIDTHS[0] else 1) for n in widths]
+    found.append(aligned(min(_TWICE, widths[-1]), _FEWER))
     odd = min(_ODD, half - 1 + half % 2)
     found.append(Design(2 * int(affordable(odd) / 2) + 1, odd))
     found += [Design(1, half), Design(1, family.width)]
@@ -129,13 +139,24 @@ def _block_seconds(
     return [[seconds - nothing_takes for seconds in each] for each in blocks]
 
 
+def _several_seconds(step: Callable[[], Any], least: int) -> list[float]:
+    """Return the seconds of so many steps, or of more if they take less than half a second."""
+    times: list[float] = []
+    while len(times) < least or sum(times) < _SHORT:
+        times.append(seconds_of(step))
+    return times
+
+
 def _paths(chain: Chain, family: Family, design: Design) -> keras.Model:
-    """Return a chain by itself, with the paths of a design."""
+    """Return a chain by itself, with the paths of a design, of equal weights."""
     alone = keras.Model(chain.linear[0].layer.input, chain.linear[-1].layer.output)
-    if design == (1, family.width):
-        return rebuilt(alone, compiled=False)[0]
     of_chain = dataclasses.replace(family, chains=(chain,))
-    return rebuilt(alone, [(of_chain, _Timed(design))], compiled=False)[0]
+    changed = [] if design == (1, family.width) else [(of_chain, _Timed(design))]
+    with contextlib.ExitStack() as stack:
+        for layer in all_layers(alone):
+            if hasattr(layer, "kernel_initializer"):
+                stack.enter_context(replaced_attributes(layer, kernel_initializer=_KERNEL))
+        return rebuilt(alone, changed, compiled=False)[0]
 
 
 def _as_inside_a_model(paths: Callable[[Any], Any], like: Any) -> keras.Model:
