@@ -5,6 +5,7 @@ They are compared with those of the whole model's jacobian, by `jax.jacrev` or `
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -107,6 +108,75 @@ def everything_else(messages, rng):
     close("kept", found, np.einsum("nok,mok->nm", *2 * [jacobian(kept, x1)]) / 3)
 
 
+class Buffered(keras.layers.Layer):
+    """A layer that reads in Python what is no variable of it."""
+
+    def build(self, shape):
+        self.register_buffer("factor", keras.ops.ones(()))
+
+    def call(self, x):
+        return x * float(self.factor)
+
+
+def two_inputs():
+    """A model whose inputs are not in the order of their names."""
+    b, a = keras.Input((5,), name="b"), keras.Input((5,), name="a")
+    both = [keras.layers.Dense(4, "tanh")(b), keras.layers.Dense(4, "relu")(a)]
+    return keras.Model([b, a], keras.layers.Dense(2)(keras.layers.Concatenate()(both)))
+
+
+def recorded(rng):
+    """PyTorch replays a kernel's operations: whatever changes between two calls must count."""
+    import torch
+
+    from ce_keras.ntk.backends import torch as backend
+
+    def draw(*shape, order="C"):
+        return np.asarray(rng.normal(size=(3, *shape, 5)), "float32", order=order)
+
+    backend._CALLS = 2
+    model, same = two_inputs(), torch.tensor(draw())
+    plain = sequential((5,), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2))
+    other = sequential((5,), Buffered(), keras.layers.Dense(2))
+    pixels = sequential((2, 5), keras.layers.Flatten(), keras.layers.Dense(2))
+    kinds = {
+        "names": (model, lambda: {"b": draw(), "a": draw()}),
+        "sorted": (model, lambda: {"a": draw(), "b": draw()}),
+        "twice": (model, lambda: [same, same]),
+        "not twice": (model, lambda: [draw(), draw()]),
+        "C": (pixels, lambda: draw(2)),
+        "Fortran": (pixels, lambda: draw(2, order="F")),
+        "buffer": (other, draw),
+    }
+    for turn in range(4):
+        for name, (each, inputs_of) in kinds.items():
+            shaken(each, rng)
+            other.layers[0].factor.fill_(1.0 + turn)
+            for axes in ((-1,), ()):
+                x = inputs_of()
+                found = ntk.empirical_ntk(each, x, trace_axes=axes)
+                expected = ntk.empirical_ntk(each, x, trace_axes=axes, engine="autodiff")
+                close(f"recorded, {name}", found, expected)
+    begun, calls = torch.nn.Module.__call__, []
+
+    def counted(x):
+        calls.append(x)
+        return plain(x)
+
+    functions = [backend.compiled(counted, plain) for _ in range(8)]
+    x = torch.tensor(draw())
+
+    def often(function):
+        return [keras.ops.convert_to_numpy(function(x)) for _ in range(9)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(often, functions):
+            for each in found:
+                close("threads", each, keras.ops.convert_to_numpy(plain(x)))
+    assert len(calls) == 8 * 3, "the third call is recorded, and the function not called again"
+    assert torch.nn.Module.__call__ is begun
+
+
 def network():
     """A member of the ensembles whose draws must be the same on every backend."""
     image = keras.Input((5, 5, 2))
@@ -131,6 +201,8 @@ def main(folder, names):
     for name in names or MODELS:
         whole_kernels(name, messages, rng)
     everything_else(messages, rng)
+    if BACKEND == "torch":
+        recorded(rng)
     close("ensembles", draws(), np.load(Path(folder) / "draws.npy"))
 
 

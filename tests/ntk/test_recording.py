@@ -1,5 +1,7 @@
 """Cotangents are taken where they are needed, of layers that have the examples first."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -140,12 +142,17 @@ def test_a_first_axis_as_long_as_the_batch_is_not_taken_for_the_examples(name, r
     model = keras.Sequential(
         [keras.Input(shape, dtype="int32" if words else "float32"), *stack, layers.Dense(2)]
     )
-    draw = (lambda n: rng.integers(0, 7, (n, *shape)).astype("int32")) if words else None
-    x = draw(7) if draw else rng.normal(size=(7, *shape)).astype("float32")
+    x = rng.integers(0, 7, (7, *shape)) if words else rng.normal(size=(7, *shape))
+    x = x.astype("int32" if words else "float32")
+    whole = empirical_ntk(model, x, trace_axes=(), engine="tape")
+    traced = np.einsum("nmoo->nm", whole) / 2
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5 * abs(whole).max())
     for count in (1, 4, 7, 4):  # The first call with one example, as some people begin.
-        agree(model, x[:count])
-        agree(model, x[:count], x2=x[:4])
-        agree(model, x[:count], x2=x[7 - count :], trace_axes=(), diagonal_axes=(0,))
+        first, last = x[:count], x[7 - count :]
+        close(empirical_ntk(model, first), traced[:count, :count])
+        close(empirical_ntk(model, first, x[:4]), traced[:count, :4])
+        pairs = empirical_ntk(model, first, last, trace_axes=(), diagonal_axes=(0,))
+        close(pairs, whole[range(count), range(7 - count, 7)])
 
 
 def test_a_model_that_treats_larger_batches_otherwise_is_left_to_the_tape(rng):

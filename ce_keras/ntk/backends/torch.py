@@ -1,13 +1,24 @@
-"""Differentiation by `torch.autograd`; nothing is compiled."""
+"""Differentiation by `torch.autograd`; operations are recorded by `torch.fx`."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import logging
+import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import torch
+from keras import tree
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ce_keras.layers.keras_internals import all_layers
+
+logger = logging.getLogger("ce_keras")
 
 AUTODIFF = "autodiff"
 ERRORS = (RuntimeError,)
@@ -15,13 +26,94 @@ OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 VARIABLES = (torch.nn.Parameter,)
 EAGER_FIRST = False
 
+# Calls after which operations are recorded: recording takes as long as about so many.
+_CALLS = 30
+
+# `torch.fx` changes `torch.nn.Module` for all threads while it records.
+_RECORDING = threading.Lock()
+
 from_numpy = keras.ops.convert_to_tensor
 
 
 def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """Return the function of tensors, compiled where that pays."""
-    del model
-    return torch.no_grad()(function)  # `cotangents` and `jacobian` record for themselves.
+    """Return the function of tensors; after some calls, only its operations are run.
+
+    Keras' own Python between them takes more than half of a small kernel's time. They are recorded
+    for every kind of arguments, where all layers are Keras' or this package's: what other code
+    reads in Python would be a constant from then on.
+    """
+    function = torch.no_grad()(function)  # `cotangents` and `jacobian` record for themselves.
+    if not _runs_known_code_only(model):
+        return function
+    calls: collections.Counter[str] = collections.Counter()
+    graphs: dict[str, Callable[..., Any]] = {}
+
+    def pure(values: list[Any], *arguments: Any) -> Any:
+        with keras.StatelessScope(list(zip(model.variables, values, strict=True))):
+            return function(*arguments)
+
+    def run(*arguments: Any) -> Any:
+        kind = repr(tree.map_structure(_kind, arguments))
+        calls[kind] += 1
+        if calls[kind] <= _CALLS:
+            return function(*arguments)
+        values = [variable.value for variable in model.variables]
+        if kind not in graphs:
+            with _RECORDING:
+                if kind not in graphs:
+                    graphs[kind] = _recorded(pure, values, *arguments) or (
+                        lambda _, *arguments: function(*arguments)
+                    )
+        return graphs[kind](values, *arguments)
+
+    return run
+
+
+def _kind(tensor: Any) -> Any:
+    """Return what the operations on a tensor depend on."""
+    if tensor is None:
+        return None
+    autocast = torch.is_autocast_enabled(tensor.device.type)
+    return tuple(tensor.shape), tensor.dtype, tensor.device, autocast
+
+
+def _runs_known_code_only(model: keras.Model) -> bool:
+    """Return whether a model's layers, and the functions in them, are Keras' or this package's."""
+
+    def is_known(thing: Any) -> bool:
+        return thing.__module__.partition(".")[0] in ("keras", "ce_keras")
+
+    # These run what users give them.
+    foreign = (keras.layers.Lambda, keras.layers.TorchModuleWrapper)
+    return all(
+        is_known(type(layer))
+        and not isinstance(layer, foreign)
+        and all(is_known(f) for f in vars(layer).values() if isinstance(f, types.FunctionType))
+        for layer in (model, *all_layers(model))
+    )
+
+
+def _recorded(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any] | None:
+    """Return the operations of a function as another one, or `None` where recording fails."""
+
+    def tensors_of(arguments: Any) -> list[Any]:
+        return [leaf.contiguous() for leaf in tree.flatten(arguments) if leaf is not None]
+
+    def of_tensors(*tensors: Any) -> Any:
+        left = iter(tensors)
+        leaves = [None if leaf is None else next(left) for leaf in tree.flatten(arguments)]
+        return function(*tree.pack_sequence_as(arguments, leaves))
+
+    # A tensor that is given twice would be taken for one argument.
+    distinct = [tensor.detach() for tensor in tensors_of(arguments)]
+    try:
+        graph = make_fx(of_tensors, tracing_mode="fake")(*distinct)
+    except Exception as error:  # Of any kind; if it is not of recording, the function raises it.
+        logger.debug("a kernel is not recorded: %s", error)
+        return None
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return torch.no_grad()(lambda *arguments: graph(*tensors_of(arguments)))
 
 
 def is_symbolic(tensor: Any) -> bool:
@@ -86,6 +178,8 @@ def jacobian(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) ->
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         outputs = function(leaves)
+    if len(outputs) > 1 and isinstance(outputs, FakeTensor):
+        raise NotImplementedError("every row would be recorded")
     one_hots = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
     rows = [_gradients(outputs, leaves, one_hot, retain_graph=True) for one_hot in one_hots]
     return [torch.stack(row) for row in zip(*rows, strict=True)]
