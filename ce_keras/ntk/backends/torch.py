@@ -6,7 +6,6 @@ import collections
 import contextlib
 import logging
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -78,17 +77,17 @@ def _kind(tensor: Any) -> Any:
 
 
 def _runs_known_code_only(model: keras.Model) -> bool:
-    """Return whether a model's layers, and the functions in them, are Keras' or this package's."""
+    """Return whether a model's layers, and what they call, are Keras' or this package's."""
 
     def is_known(thing: Any) -> bool:
-        return thing.__module__.partition(".")[0] in ("keras", "ce_keras")
+        return (thing.__module__ or "").partition(".")[0] in ("keras", "ce_keras")
 
     # These run what users give them.
     foreign = (keras.layers.Lambda, keras.layers.TorchModuleWrapper)
     return all(
         is_known(type(layer))
         and not isinstance(layer, foreign)
-        and all(is_known(f) for f in vars(layer).values() if isinstance(f, types.FunctionType))
+        and all(is_known(each) for each in vars(layer).values() if callable(each))
         for layer in (model, *all_layers(model))
     )
 
