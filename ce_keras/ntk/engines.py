@@ -84,7 +84,9 @@ def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
     if variables is None:
         if not model.trainable_variables:
             raise ValueError(f"variables: {model.name!r} has no trainable variables")
-        return list(model.trainable_variables)
+        variables = list(model.trainable_variables)
+        _refuse_wrapped(model, variables)
+        return variables
     if not isinstance(variables, list | tuple) or not variables:
         raise ValueError(
             f"variables: got {brief(variables)}; it must be a list of the model's variables"
@@ -95,7 +97,25 @@ def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
         raise ValueError(f"variables: {strangers} are not variables of {model.name!r}")
     if len({*map(id, variables)}) < len(variables):
         raise ValueError("variables: one is named twice")
+    _refuse_wrapped(model, variables)
     return list(variables)
+
+
+def _refuse_wrapped(model: keras.Model, variables: Sequence[Any]) -> None:
+    """Raise for parameters of a PyTorch module: it keeps its own where Keras gives it other values.
+
+    Their gradients would be zero.
+    """
+    if keras.backend.backend() != "torch":
+        return
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.TorchModuleWrapper):
+            own = {id(variable) for variable in layer.variables}
+            if any(id(variable) in own for variable in variables):
+                raise ValueError(
+                    f"variables: those of {layer.name!r} are parameters of a PyTorch module, which "
+                    "have no kernel here; freeze the layer, or name the variables of others"
+                )
 
 
 def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from kernel_models import MODELS, behind_a_layer, inputs, sequential, shaken
 
 from ce_keras import ntk
@@ -177,6 +178,21 @@ def recorded(rng):
     assert torch.nn.Module.__call__ is begun
 
 
+def wrapped(rng):
+    """Parameters of PyTorch's own modules are refused, and do not matter where they are frozen."""
+    import torch
+
+    module = keras.layers.TorchModuleWrapper(torch.nn.Linear(5, 4))
+    model = sequential((5,), module, keras.layers.Dense(2))
+    x = rng.normal(size=(3, 5)).astype("float32")
+    for variables in (None, module.variables):
+        with pytest.raises(ValueError, match=module.name):
+            ntk.empirical_ntk(model, x, variables=variables)
+    module.trainable = False
+    hidden = module(x).detach().numpy()
+    close("wrapped", ntk.empirical_ntk(model, x), 1 + hidden @ hidden.T)
+
+
 def network():
     """A member of the ensembles whose draws must be the same on every backend."""
     image = keras.Input((5, 5, 2))
@@ -203,6 +219,7 @@ def main(folder, names):
     everything_else(messages, rng)
     if BACKEND == "torch":
         recorded(rng)
+        wrapped(rng)
     close("ensembles", draws(), np.load(Path(folder) / "draws.npy"))
 
 
