@@ -107,7 +107,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "at eight or nine designs; between them the time is interpolated. The rest of the network "
         "takes what the blocks leave of the baseline's step. Whole networks are then built and "
         "timed, taking turns. The variance is the exact one at correlation 0.92. Ratios are over "
-        "the baseline's step.",
+        "the baseline's step of the same round, in the median.",
         "",
         "In training, channels that are no multiple of 8, of all paths together, take up to twice "
         "as long as others: 32x11d is faster than 33x11d. The prediction knows it.",

@@ -49,15 +49,15 @@ def interleaved(
         least: as it says.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    trial = rounds < _FEWEST
     for run in contestants.values():
         run()
     for round_number in range(rounds):
         for name, run in contestants.items():
             if round_number >= least and statistics.median(seconds[name]) > slow:
                 continue
-            if rounds >= _FEWEST:
-                time.sleep(_SETTLE)
-            if rounds >= _FEWEST and (not seconds[name] or seconds[name][-1] < slow):
+            time.sleep(0 if trial else _SETTLE)
+            if not trial and (not seconds[name] or seconds[name][-1] < slow):
                 _timed(run, _WARM)
             seconds[name].append(_timed(run, _LONG))
     return {name: _summary(values) for name, values in seconds.items()}

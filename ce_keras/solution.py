@@ -161,10 +161,9 @@ class Solution:
         whole = dataclasses.replace(self.problem, fraction=1.0)
         marked = {"baseline": Design(1, self.baseline.width)}
         for mode in MODES:
-            solved = whole.solve(mode, self.tolerance)
             if mode == self.mode and self.target is None:
                 marked[mode] = self.design
-            elif solved is not None:
+            elif (solved := whole.solve(mode, self.tolerance)) is not None:
                 optimum, best, _ = solved
                 m = max(1, round(float(optimum.multiplicity[best])))
                 marked[mode] = Design(m, int(whole.widths[best]))

@@ -81,12 +81,15 @@ def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
     Raises:
         ValueError: where there are none, or they are not the model's.
     """
-    if variables is None:
-        if not model.trainable_variables:
-            raise ValueError(f"variables: {model.name!r} has no trainable variables")
-        variables = list(model.trainable_variables)
-        _refuse_wrapped(model, variables)
-        return variables
+    if variables is None and not model.trainable_variables:
+        raise ValueError(f"variables: {model.name!r} has no trainable variables")
+    chosen = model.trainable_variables if variables is None else _named(model, variables)
+    _refuse_wrapped(model, chosen)
+    return list(chosen)
+
+
+def _named(model: keras.Model, variables: Any) -> Sequence[Any]:
+    """Return the variables that a caller names. Raise `ValueError` if they are not the model's."""
     if not isinstance(variables, list | tuple) or not variables:
         raise ValueError(
             f"variables: got {brief(variables)}; it must be a list of the model's variables"
@@ -97,8 +100,7 @@ def checked_variables(model: keras.Model, variables: Any = None) -> list[Any]:
         raise ValueError(f"variables: {strangers} are not variables of {model.name!r}")
     if len({*map(id, variables)}) < len(variables):
         raise ValueError("variables: one is named twice")
-    _refuse_wrapped(model, variables)
-    return list(variables)
+    return variables
 
 
 def _refuse_wrapped(model: keras.Model, variables: Sequence[Any]) -> None:

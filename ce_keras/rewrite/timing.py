@@ -36,8 +36,9 @@ _SHORT = 0.5
 # Drawing the weights of hundreds of paths would take a tenth of the time.
 _KERNEL = keras.initializers.Constant(0.01)
 
-# Widths of paths that blocks are timed at, as far as they are at most half the baseline's. So many
-# paths of the first that they would cost as much are the slowest: half of them tell their time too.
+# Widths of paths that blocks are timed at, as far as they are at most half the baseline's: as many
+# paths as have the baseline's parameters. Of the first width it is half as many: they are the
+# slowest.
 _WIDTHS = (3, 8, 16, 32, 64, 128)
 
 # The width among them that is timed at two cardinalities, and the fraction of the other.

@@ -143,7 +143,7 @@ def test_engines_agree_on_a_collegial_resnext(rng):
 
 @pytest.mark.parametrize(("trace", "diagonal"), [((-1,), ()), ((), ()), ((), (0,)), ((), (1,))])
 def test_a_kernel_in_blocks_is_the_whole_kernel(trace, diagonal, float64, rng):
-    model = shaken(MODELS["dense"](), rng)
+    model = shaken(MODELS["conv2d"](), rng)
     x1, x2 = inputs(model, 5, rng), inputs(model, 5 if diagonal == (0,) else 4, rng)
     for second in (None, x2):
         whole = empirical_ntk(model, x1, second, trace, diagonal)

@@ -37,7 +37,8 @@ def test_structured_kernels_are_those_of_the_plain_gradient_loop(name, float64, 
         traced = empirical_ntk(model, x1, engine="structured")
         expected = np.einsum("nok,mok->nm", j1, j1) / j1.shape[1]
         np.testing.assert_allclose(traced, expected, atol=scale)
-    single = empirical_ntk(in_single_precision(model, name), x1.astype(single_type(x1)))
+    twin, x = in_single_precision(model, name), x1.astype(single_type(x1))
+    single = empirical_ntk(twin, x, engine="structured")
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
     assert not ours(caplog), "a rule was not used, or was wrong"

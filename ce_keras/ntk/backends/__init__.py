@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -50,6 +50,16 @@ def _module() -> Any:
 
 
 backend: Any = _Backend()
+
+
+def of_values(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """Return a function that takes, before its arguments, the values of the model's variables."""
+
+    def pure(values: Sequence[Any], *arguments: Any) -> Any:
+        with keras.StatelessScope(list(zip(model.variables, values, strict=True))):
+            return function(*arguments)
+
+    return pure
 
 
 def once(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ import jax.extend
 import jax.numpy as jnp
 import keras
 
+from ce_keras.ntk.backends import of_values
+
 AUTODIFF = "autodiff"
 ERRORS = (jax.errors.JaxRuntimeError,)
 OUT_OF_MEMORY = ()  # JAX has one class of errors for all that fails while it runs.
@@ -23,12 +25,7 @@ from_numpy = keras.ops.convert_to_tensor
 
 def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
     """Return the function of tensors, compiled where that pays."""
-
-    @jax.jit
-    def pure(values: list[Any], *arguments: Any) -> Any:
-        with keras.StatelessScope(list(zip(model.variables, values, strict=True))):
-            return function(*arguments)
-
+    pure = jax.jit(of_values(function, model))
     return lambda *arguments: pure([variable.value for variable in model.variables], *arguments)
 
 

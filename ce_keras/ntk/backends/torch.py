@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import torch
 from keras import tree
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from ce_keras.layers.keras_internals import all_layers
+from ce_keras.ntk.backends import of_values
 
 logger = logging.getLogger("ce_keras")
 
@@ -47,10 +47,6 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
     calls: collections.Counter[str] = collections.Counter()
     graphs: dict[str, Callable[..., Any]] = {}
 
-    def pure(values: list[Any], *arguments: Any) -> Any:
-        with keras.StatelessScope(list(zip(model.variables, values, strict=True))):
-            return function(*arguments)
-
     def run(*arguments: Any) -> Any:
         kind = repr(tree.map_structure(_kind, arguments))
         calls[kind] += 1
@@ -60,7 +56,7 @@ def compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
         if kind not in graphs:
             with _RECORDING:
                 if kind not in graphs:
-                    graphs[kind] = _recorded(pure, values, *arguments) or (
+                    graphs[kind] = _recorded(of_values(function, model), values, *arguments) or (
                         lambda _, *arguments: function(*arguments)
                     )
         return graphs[kind](values, *arguments)
@@ -93,7 +89,11 @@ def _runs_known_code_only(model: keras.Model) -> bool:
 
 
 def _recorded(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any] | None:
-    """Return the operations of a function as another one, or `None` where recording fails."""
+    """Return the operations of a function as another one, or `None` where recording fails.
+
+    PyTorch 2.13: `make_fx` is experimental. `torch.compile` and `torch.export`, which are not,
+    do not take functions that differentiate.
+    """
 
     def tensors_of(arguments: Any) -> list[Any]:
         return [leaf.contiguous() for leaf in tree.flatten(arguments) if leaf is not None]
@@ -177,7 +177,7 @@ def jacobian(function: Callable[[Sequence[Any]], Any], values: Sequence[Any]) ->
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
         outputs = function(leaves)
-    if len(outputs) > 1 and isinstance(outputs, FakeTensor):
+    if len(outputs) > 1 and get_proxy_mode() is not None:
         raise NotImplementedError("every row would be recorded")
     one_hots = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
     rows = [_gradients(outputs, leaves, one_hot, retain_graph=True) for one_hot in one_hots]
