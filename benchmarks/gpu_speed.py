@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import torch
-from cifar10_gpu import DEVICE, say, synchronize
+from gpu import DEVICE, say, synchronize
 from torch_resnext import PackedConv2d
 
 from ce_keras.geometry import RESNEXTS, Design

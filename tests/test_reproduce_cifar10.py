@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ce_keras.reproduce import Result, cifar10, reproduce
+from ce_keras.reproduce import Result, reproduce
+from ce_keras.reproduce.cifar10 import analysis, designs, trainings
 from ce_keras.zoo import resnext11c
 
 FEW = "20 images"
@@ -17,7 +18,7 @@ def result(errors):
         for design, values in errors.items()
         for seed, error in enumerate(values)
     ]
-    settings = cifar10.SCALES["full"]._asdict()
+    settings = trainings.SCALES["full"]._asdict()
     return Result("cifar10", "full", 0, 1.0, {"settings": settings, "runs": runs})
 
 
@@ -26,8 +27,10 @@ def rows(result):
 
 
 def test_an_error_that_grows_with_the_exact_variance_is_found_to():
-    designs = cifar10.SCALES["full"].designs
-    exact = {design: cifar10.predictors(design)["exact variance"] for design in designs}
+    exact = {
+        design: designs.predictors(design)["exact variance"]
+        for design in trainings.SCALES["full"].designs
+    }
     made_up = result({design: [10 + 50 * value] for design, value in exact.items()})
     check = rows(made_up)["all images: rank correlation of error with exact variance"]
     assert check.agrees
@@ -37,14 +40,14 @@ def test_an_error_that_grows_with_the_exact_variance_is_found_to():
 
 
 def test_an_error_that_has_nothing_to_do_with_it_is_found_not_to(rng):
-    noise = result({design: [rng.normal(20)] for design in cifar10.SCALES["full"].designs[:5]})
+    noise = result({design: [rng.normal(20)] for design in trainings.SCALES["full"].designs[:5]})
     check = rows(noise)["all images: rank correlation of error with exact variance"]
     assert check.agrees is None
     assert "it does not" in noise.verdict
 
 
 def test_differences_are_paired_by_seed():
-    found = cifar10.difference(np.array([10.0, 14.0, 12.0]), np.array([11.0, 15.1, 12.9]))
+    found = analysis.difference(np.array([10.0, 14.0, 12.0]), np.array([11.0, 15.1, 12.9]))
     assert found.value == pytest.approx(-1)
     assert found.error == pytest.approx(0.1 / np.sqrt(3))
     assert found.significant
@@ -52,7 +55,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_the_error_of_one_seed_is_that_of_the_test_images():
-    found = cifar10.difference(np.array([50.0]), np.array([20.0]))
+    found = analysis.difference(np.array([50.0]), np.array([20.0]))
     assert found.error == pytest.approx(100 * np.sqrt((0.25 + 0.16) / 10_000))
 
 
@@ -72,7 +75,7 @@ def test_a_dual_agrees_if_it_is_level_and_a_primal_if_it_is_better():
 def test_predictors_are_those_of_the_network_that_is_built():
     model = resnext11c(cardinality=11, width=7)
     trained = sum(np.prod(weight.shape) for weight in model.trainable_weights)
-    assert cifar10.predictors("11x7d")["parameters"] == trained == 597_093
+    assert designs.predictors("11x7d")["parameters"] == trained == 597_093
     baseline = resnext11c(mode="baseline")
     assert sum(np.prod(weight.shape) for weight in baseline.trainable_weights) == 1_216_586
 
@@ -83,7 +86,7 @@ def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(
 ):
     settings = {"source": str(colour_images), "designs": ["1x2d", "2x1d"], "seeds": 1}
     settings |= {"epochs": 1, "few": 20, "few_epochs": 1}
-    train, trained = cifar10._train, []
+    train, trained = trainings._train, []
 
     def stopped(*arguments):
         if len(trained) == 2:
@@ -91,13 +94,13 @@ def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(
         trained.append(arguments)
         return train(*arguments)
 
-    monkeypatch.setattr(cifar10, "_train", stopped)
+    monkeypatch.setattr(trainings, "_train", stopped)
     with pytest.raises(KeyboardInterrupt):
         reproduce("cifar10", "full", tmp_path / "out", settings=settings)
     monkeypatch.undo()
     loaded = []
-    load = cifar10._dataset
-    monkeypatch.setattr(cifar10, "_dataset", lambda recipe: loaded.append(1) or load(recipe))
+    load = trainings._dataset
+    monkeypatch.setattr(trainings, "_dataset", lambda recipe: loaded.append(1) or load(recipe))
     found = reproduce("cifar10", "full", tmp_path / "out", settings=settings)
     runs = found.data["runs"]
     assert [run["design"] for run in runs] == ["1x2d", "2x1d"] * 2

@@ -8,7 +8,8 @@
 """
 
 from ce_keras.tuner.budget import BudgetOracle
-from ce_keras.tuner.oracles import NAMES, CollegialOracle, designs_of
+from ce_keras.tuner.oracles import NAMES, CollegialOracle
+from ce_keras.tuner.space import designs_of
 from ce_keras.tuner.tuning import CollegialHyperModel, CollegialTuner
 from ce_keras.tuner.wrapping import WrappedOracle
 

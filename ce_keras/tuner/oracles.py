@@ -1,19 +1,18 @@
-"""The oracle that proposes the analytic design, and the base class of oracles around another."""
+"""The oracle that proposes the analytic design."""
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import keras_tuner
-from keras_tuner.engine.hyperparameters import Boolean, Choice, Fixed, Int
+from keras_tuner.engine.hyperparameters import Fixed
 
 from ce_keras.algorithm2 import solve
-from ce_keras.checks import boolean, brief, checked_seed, instance, positive_int, sequence_of
+from ce_keras.checks import boolean, brief, checked_seed, positive_int, sequence_of
 from ce_keras.geometry import Design, Module, Network
 from ce_keras.geometry import baseline as named_baseline
 from ce_keras.latency import Timing
@@ -24,6 +23,7 @@ from ce_keras.rewrite import baselines_of
 from ce_keras.rewrite.baselines import ModelBaseline
 from ce_keras.solution import Solution
 from ce_keras.tuner.keras_tuner_private import project_folder
+from ce_keras.tuner.space import Space, declared_values, designs_of, is_in
 from ce_keras.tuner.wrapping import RUNNING, STOPPED, WrappedOracle
 from ce_keras.variance.law import FittedAlpha
 
@@ -31,67 +31,6 @@ logger = logging.getLogger("ce_keras")
 
 #: Default names of the hyperparameters for a design.
 NAMES = ("cardinality", "width")
-
-
-class Space(NamedTuple):
-    """Values that a hypermodel declares for a design.
-
-    Attributes:
-        cardinality: whole numbers, increasing; `None` for any.
-        width: likewise.
-    """
-
-    cardinality: Sequence[int] | None = None
-    width: Sequence[int] | None = None
-
-
-def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
-    """Return the designs of a solution's curve, the optimum first, then by predicted objective.
-
-    Those of a primal have the baseline's cost; those of a dual its variance. A cardinality that
-    the space lacks is replaced by the next lower one for a primal, the next higher for a dual.
-
-    Args:
-        solution: from `ce_keras.search`.
-        space: the values to choose from; all if not given.
-
-    >>> [str(design) for design in designs_of(search("resnext29", "dual"))][:3]
-    ['10x10d', '15x7d', '13x8d']
-    >>> only = Space(cardinality=[8, 16, 32, 64], width=[4, 8, 16])
-    >>> [str(design) for design in designs_of(search("resnext29", "dual"), only)]
-    ['32x4d', '16x8d', '8x16d']
-    """
-    instance("solution", solution, Solution, "a Solution of ce_keras.search")
-    if space is not None:
-        instance("space", space, tuple, "a Space")
-    space = space or Space()
-    curve = solution.curve
-    primal = solution.mode == "primal"
-    found: dict[Design, float] = {}
-    for width, wanted, objective in zip(
-        curve.width.tolist(), curve.cardinality.tolist(), curve.objective, strict=True
-    ):
-        cardinality = _nearest(wanted, space.cardinality, below=primal)
-        if cardinality is None or not (space.width is None or width in space.width):
-            continue
-        # Variance falls and cost grows in proportion to the cardinality.
-        ratio = wanted / cardinality
-        found[Design(cardinality, width)] = objective * ratio if primal else -objective * ratio
-    ordered = sorted(found, key=found.__getitem__)
-    if solution.design in found:
-        return [solution.design, *(each for each in ordered if each != solution.design)]
-    return ordered
-
-
-def _nearest(wanted: int, allowed: Sequence[int] | None, below: bool) -> int | None:
-    """Return the nearest value that is allowed, from below or from above."""
-    if wanted < 1:
-        return None
-    if allowed is None:
-        return wanted
-    index = bisect_right(allowed, wanted) - 1 if below else bisect_left(allowed, wanted)
-    found = allowed[index] if 0 <= index < len(allowed) else 0
-    return found if found >= 1 else None
 
 
 class _Defaults(keras_tuner.Oracle):
@@ -251,8 +190,8 @@ class CollegialOracle(WrappedOracle):
         if self._space_is_checked or self._seen is None:
             return
         solution = self._solve()
-        declared = Space(*(self._declared(name) for name in self._names))
-        designs = [design for design in self._first if _is_in(design, declared)]
+        declared = Space(*(declared_values(self._seen, name) for name in self._names))
+        designs = [design for design in self._first if is_in(design, declared)]
         designs += designs_of(solution, declared)
         if not designs:
             told = " and ".join(
@@ -281,31 +220,6 @@ class CollegialOracle(WrappedOracle):
                 "keras_tuner.oracles.RandomSearchOracle, to search them",
                 ", ".join(dict.fromkeys(held)),
             )
-
-    def _declared(self, name: str) -> Sequence[int] | None:
-        """Return the whole numbers that a hyperparameter can be, `None` for any.
-
-        Raises:
-            ValueError: if there is none of this name, it is switched off, or it is never a whole
-                number.
-        """
-        known = [hp for hp in self._seen.space if hp.name == name]
-        if not known:
-            names = ", ".join(dict.fromkeys(repr(hp.name) for hp in self._seen.space))
-            raise ValueError(
-                f"names: the hypermodel has no {name!r} when it is built with its defaults, but "
-                f"{names}. Give the names of cardinality and width, such as "
-                "names=('block/groups', 'block/width')"
-            )
-        if not any(self._seen.is_active(hp) for hp in known):
-            raise ValueError(
-                f"names: {name!r} is under a condition that is off by default, so that no model "
-                "would have the design; switch it on, or give other names"
-            )
-        if not all(isinstance(hp, Int | Choice | Fixed | Boolean) for hp in known):
-            return None
-        values = [_whole_numbers(hp) for hp in known]
-        return values[0] if len(values) == 1 else sorted(set().union(*values))
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Return a trial's values: its design, and the inner oracle's for the rest."""
@@ -409,37 +323,12 @@ def _of_model(baseline: Any, family: str | None) -> ModelBaseline | None:
     return found[0]
 
 
-def _whole_numbers(hp: Any) -> Sequence[int]:
-    """Return the whole numbers that a hyperparameter can be, increasing.
-
-    Raises:
-        ValueError: if it can be none.
-    """
-    # Where a step is missing any number may be drawn; `values` has ten of them.
-    if isinstance(hp, Int) and (hp.step is None or hp.sampling == "linear"):
-        return range(hp.min_value, hp.max_value + 1, hp.step or 1)
-    values = list(hp.values)
-    numbers = [value for value in values if not isinstance(value, str | bool)]
-    if found := sorted({int(value) for value in numbers if float(value).is_integer()}):
-        return found
-    raise ValueError(
-        f"names: the hypermodel declares {hp.name!r} with the values {brief(values)}; a "
-        "cardinality or width is a whole number, such as hp.Choice(name, [4, 8])"
-    )
-
-
 def _checked_design(argument: str, design: Any) -> Design:
     try:
         found = design if isinstance(design, Design) else Design.parse(design)
         return Design(*(positive_int(argument, size) for size in found))
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from None
-
-
-def _is_in(design: Design, space: Space) -> bool:
-    return all(
-        values is None or value in values for value, values in zip(design, space, strict=True)
-    )
 
 
 def _checked_names(names: Any) -> tuple[str, str]:
