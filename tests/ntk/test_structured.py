@@ -102,6 +102,38 @@ def test_rules_are_verified_although_a_gate_is_zero(rng):
     agree(model, x)
 
 
+def test_a_slope_that_was_dead_when_rules_were_verified_counts_later(float64, rng):
+    hidden = layers.Dense(6, kernel_initializer="ones", bias_initializer="ones")
+    model = sequential((4,), hidden, layers.PReLU(), layers.Dense(2))
+    x = rng.uniform(0.1, 1, (4, 4))
+    agree(model, x)
+    hidden.set_weights([rng.normal(size=(4, 6)), np.zeros(6)])
+    agree(model, x)
+
+
+def test_a_layer_without_examples_first_that_was_dead_counts_later(float64, rng):
+    class Transposed(layers.Layer):
+        """Applies a layer to the features, as if they were the examples."""
+
+        def __init__(self, dense):
+            super().__init__()
+            self.dense = dense
+            self.gate = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def build(self, shape):
+            self.dense.build((shape[-1], 1))
+
+        def call(self, x):
+            columns = keras.ops.reshape(keras.ops.transpose(x), (x.shape[-1], -1, 1))
+            return x + self.gate * keras.ops.transpose(self.dense(columns)[..., 0])
+
+    model = sequential((5,), layers.Dense(4), Transposed(layers.Dense(1)), layers.Dense(2))
+    x = rng.normal(size=(3, 5))
+    agree(model, x)
+    model.layers[1].gate.assign(1.0)
+    agree(model, x)
+
+
 def test_examples_are_verified_all_over_the_data(rng):
     class Rectified(layers.Layer):
         """Uses another layer's kernel where the first number is positive."""
