@@ -57,6 +57,9 @@ class Recorder:
     Args:
         model: a built Keras model.
         variables: those whose contributions are wanted.
+
+    Attributes:
+        without_rule: variables of layers that have no rule.
     """
 
     def __init__(self, model: keras.Model, variables: Sequence[Any]) -> None:
@@ -69,6 +72,7 @@ class Recorder:
             if self._is_wanted(layer) or convolves_by_groups(layer)
         ]
         known_variables = {id(v) for layer, _ in known for v in layer.variables}
+        self.without_rule = [v for v in variables if id(v) not in known_variables]
         # Other variables of three or more axes may be kernels of grouped convolutions, whose
         # backward pass through Keras' own code fails where TensorFlow vectorises it.
         self._vectorised = all(
@@ -112,16 +116,16 @@ class Recorder:
         backend.traced(forward, x)
         self._batch_first = {id(layer) for layer, _ in self._layers if all(seen[id(layer)])}
 
-    def without_rule(self) -> set[int]:
-        """Return the identities of the variables that no rule covers wherever the model uses them.
+    def left_out(self) -> set[int]:
+        """Return the identities of variables without a rule, and of layers that it does not fit.
 
-        Call `find_batch_first_layers` before. A layer that the model never calls has its rule.
+        Those are the layers that do not have the examples first: `find_batch_first_layers` finds
+        them.
         """
         assert self._batch_first is not None
-        variables: dict[bool, set[int]] = {True: set(), False: set()}
-        for layer, _ in self._layers:
-            variables[id(layer) in self._batch_first].update(map(id, layer.variables))
-        return (self._wanted - variables[True]) | (self._wanted & variables[False])
+        unfit = (layer for layer, _ in self._layers if id(layer) not in self._batch_first)
+        variables = itertools.chain(self.without_rule, *(layer.variables for layer in unfit))
+        return {id(variable) for variable in variables}
 
     def batch_first_contributions(self, x: Any, arrange: Arrange) -> dict[int, Contribution]:
         """Return all contributions, without the layers that do not have these examples first.

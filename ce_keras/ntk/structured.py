@@ -140,11 +140,11 @@ def verify(
     largest = abs(expected).max(axis=(1, 2))
     gap = abs(found - expected).max(axis=(1, 2))
     wrong = gap > tolerance * largest + 1e-6 * tolerance * largest.sum()
-    uncovered = recorder.without_rule()
-    left = [
-        v for v, is_wrong in zip(variables, wrong, strict=True) if is_wrong or id(v) in uncovered
+    left_out = recorder.left_out()
+    by_autodiff = [
+        v for v, is_wrong in zip(variables, wrong, strict=True) if is_wrong or id(v) in left_out
     ]
-    return left, numbers
+    return by_autodiff, numbers
 
 
 def _combined(outputs: Any) -> Any:
