@@ -105,20 +105,23 @@ def _torch_call(x: np.ndarray, groups: int, backward: bool) -> Callable[[], Any]
     return run
 
 
-def training_steps(batch: int, designs: Designs, stock: Stock) -> dict[str, Callable[[], Any]]:
-    """Return one SGD step of ResNeXt-29 by each contestant."""
+def training_steps(
+    network: str, batch: int, designs: Designs, stock: Stock
+) -> dict[str, Callable[[], Any]]:
+    """Return one SGD step of a network by each contestant."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch, 32, 32, 3)).astype("float32")
     y = rng.integers(0, 10, batch)
     calls = {}
     for design, cardinality, width in designs:
-        model = zoo.resnext29(cardinality=cardinality, width=width, classifier_activation=None)
+        make = zoo.NETWORKS[network]
+        model = make(cardinality=cardinality, width=width, classifier_activation=None)
+        x = rng.normal(size=(batch, *model.input_shape[1:])).astype("float32")
         calls[f"ce_keras, {design}"] = _keras_step(model, x, y)
         if cardinality > 1:
             for which, kinds in stock.items():
                 calls[f"{which}, {design}"] = _keras_step(with_stock_layers(model, kinds), x, y)
         if HAS_TORCH:
-            calls[f"PyTorch, {design}"] = _torch_step(Design(cardinality, width), x, y)
+            calls[f"PyTorch, {design}"] = _torch_step(network, Design(cardinality, width), x, y)
     return calls
 
 
@@ -146,11 +149,11 @@ def _keras_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Callable[[]
     return lambda: model.train_on_batch(x, y)
 
 
-def _torch_step(design: Design, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
+def _torch_step(network: str, design: Design, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
     import torch
     from torch_resnext import TorchResNeXt
 
-    model = TorchResNeXt(RESNEXTS["resnext29"], design).to(memory_format=torch.channels_last)
+    model = TorchResNeXt(RESNEXTS[network], design).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     loss_of = torch.nn.CrossEntropyLoss()
 
@@ -166,15 +169,21 @@ def _torch_step(design: Design, x: np.ndarray, y: np.ndarray) -> Callable[[], An
 
 
 def measure(
-    rounds: int, shapes: tuple[Shape, ...], batch: int, designs: Designs, stock: Stock
+    rounds: int,
+    shapes: tuple[Shape, ...],
+    network: str,
+    batch: int,
+    designs: Designs,
+    stock: Stock,
 ) -> dict[str, dict[str, Timing]]:
     """Time each shape, forward and with the backward pass, and a training step."""
     timings = {}
     for shape in shapes:
         for direction, backward in (("forward", False), ("forward + backward", True)):
             timings[f"{shape}, {direction}"] = interleaved(convolutions(shape, backward), rounds)
-    steps = training_steps(batch, designs, stock)
-    timings[f"ResNeXt-29 training step, batch {batch}"] = interleaved(steps, rounds)
+    steps = training_steps(network, batch, designs, stock)
+    name = network.replace("resnext", "ResNeXt-")
+    timings[f"{name} training step, batch {batch}"] = interleaved(steps, rounds)
     return timings
 
 
@@ -213,7 +222,8 @@ def main() -> None:
     designs = (("2x2d", 2, 2),) if options.small else STEPS
     # Every other network is compiled anew, which takes most of the small instance's time.
     stock = {"Keras' both": STOCK["Keras' both"]} if options.small else STOCK
-    timings = measure(options.rounds, shapes, options.batch, designs, stock)
+    network = "resnext11c" if options.small else "resnext29"
+    timings = measure(options.rounds, shapes, network, options.batch, designs, stock)
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
     if HAS_TORCH:
         import torch

@@ -41,19 +41,26 @@ MODELS = {
 }
 
 
-@pytest.mark.slow  # Another backend imports for itself, and compiles five networks.
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_models_of_one_backend_are_the_same_on_another(backend, tmp_path, rng):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder for each model: the model, data, and what TensorFlow makes of them."""
+    folder, rng = tmp_path_factory.mktemp("models"), np.random.default_rng(20200929)
     for name, build in MODELS.items():
         model = build()
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         x = rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
-        np.savez(tmp_path / name / "data.npz", x=x, y=np.arange(8) % 6)
-        model.save(tmp_path / name / "model.keras")
-    backend_step.main(tmp_path)
-    backend_step.run_on(backend, backend_step.__file__, tmp_path)
+        np.savez(folder / name / "data.npz", x=x, y=np.arange(8) % 6)
+        model.save(folder / name / "model.keras")
+    backend_step.main(folder)
+    return folder
+
+
+@pytest.mark.slow  # Another backend imports for itself, and compiles five networks.
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_models_of_one_backend_are_the_same_on_another(backend, saved):
+    backend_step.run_on(backend, backend_step.__file__, saved)
     for name in MODELS:
-        folder = tmp_path / name
+        folder = saved / name
         ours, theirs = (np.load(folder / f"{each}.npz") for each in ("tensorflow", backend))
         # Float32 through a dozen layers or more, summed in another order.
         tolerances = {"before": (1e-3, 1e-5), "loss": (1e-3, 0), "after": (1e-2, 1e-4)}

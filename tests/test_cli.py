@@ -5,8 +5,9 @@ import sys
 import keras
 import pytest
 
-from ce_keras import __version__, demo
+from ce_keras import __version__, demo, geometry
 from ce_keras.cli import main
+from ce_keras.training.images import Images
 
 
 def run(capsys, *arguments):
@@ -93,8 +94,15 @@ def test_build_prints_json(capsys):
     assert content["parameters"] > 100_000
 
 
-@pytest.mark.slow  # Three networks are trained, as in test_demo.py.
-def test_demo_writes_its_results(capsys, tmp_path):
+@pytest.mark.slow  # Four networks are trained.
+def test_demo_trains_four_networks_and_writes_its_results(capsys, tmp_path, monkeypatch):
+    load = demo.load
+
+    def few(**settings):
+        train, test = load(**settings)
+        return train, Images(*(part[:100] for part in test))
+
+    monkeypatch.setattr(demo, "load", few)
     settings = ["--epochs", "1", "--images", "100", "--batch-size", "50"]
     code, output, errors = run(capsys, "demo", "--out", str(tmp_path), *settings)
     assert code == 0
@@ -102,9 +110,23 @@ def test_demo_writes_its_results(capsys, tmp_path):
         assert word in output
     assert "epoch 1/1" not in errors, "bars go to terminals only"
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["role"] for row in results["trained"]] == ["baseline", "primal", "dual", "narrower"]
     assert results["settings"]["images"] == 100
     assert (tmp_path / "curve.png").exists()
+    assert [(row["role"], row["design"]) for row in results["trained"]] == [
+        ("baseline", "1x64d"),
+        ("primal", "28x7d"),
+        ("dual", "7x7d"),
+        ("narrower", "1x28d"),
+    ]
+    network = geometry.baseline(demo.NETWORK)
+    for row in results["trained"]:
+        design = geometry.Design.parse(row["design"])
+        assert row["parameters"] == network.params(*design)
+        assert row["flops"] == network.flops(*design)
+        assert row["seconds_per_step"] > 0
+        assert 0 < row["test_error"] < 100
+        p = row["test_error"] / 100
+        assert row["test_error_std"] == pytest.approx(100 * (p * (1 - p) / 100) ** 0.5)
 
 
 def test_demo_json_is_the_file(capsys, tmp_path, monkeypatch):

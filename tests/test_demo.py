@@ -1,9 +1,8 @@
-import json
+"""The demonstration's designs and settings; test_cli.py trains them."""
 
 import pytest
 
-from ce_keras import demo, geometry
-from ce_keras.training.images import Images
+from ce_keras import demo
 
 
 def test_designs_are_derived_and_drawn(tmp_path):
@@ -13,29 +12,6 @@ def test_designs_are_derived_and_drawn(tmp_path):
         "dual": "7x7d",
     }
     assert (tmp_path / "curve.png").stat().st_size > 10_000
-
-
-def test_everything_is_trained_and_counted():
-    how = {"epochs": 1, "images": 100, "batch_size": 50}
-    train, test = demo.load(source="embedded", seed=0, **how)
-    few = Images(*(part[:100] for part in test))
-    rows = demo.compare(demo.derive(), (train, few), **how)
-    assert [(row.role, row.design) for row in rows] == [
-        ("baseline", "1x64d"),
-        ("primal", "28x7d"),
-        ("dual", "7x7d"),
-        ("narrower", "1x28d"),
-    ]
-    network = geometry.baseline(demo.NETWORK)
-    for row in rows:
-        design = geometry.Design.parse(row.design)
-        assert row.parameters == network.params(*design)
-        assert row.flops == network.flops(*design)
-        assert row.seconds_per_step > 0
-        assert 0 < row.test_error < 100
-        p = row.test_error / 100
-        assert row.test_error_std == pytest.approx(100 * (p * (1 - p) / 100) ** 0.5)
-        json.dumps(row._asdict())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from ce_keras.cli import main
 
 ROOT = Path(__file__).parent.parent
 SHOWN = [ROOT / "docs/index.md", *sorted(ROOT.glob("docs/guides/*.md"))]
-# These build ResNet-50s.
-SLOW = ("collegialize", "zoo")
+# These build ResNet-50s, or train.
+SLOW = ("collegialize", "compress", "training", "zoo")
 PAGES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
     for path in SHOWN

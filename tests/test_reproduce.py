@@ -51,8 +51,11 @@ def test_everything_has_an_instance():
 
 @pytest.mark.parametrize(
     "name",
-    # The table trains three ResNeXts.
-    [pytest.param(each, marks=pytest.mark.slow if each == "table1" else ()) for each in SMALL],
+    # These train networks, one after another.
+    [
+        pytest.param(each, marks=pytest.mark.slow if each in ("table1", "fig4") else ())
+        for each in SMALL
+    ],
 )
 def test_what_is_written_can_be_told_again(name, tmp_path):
     result = reproduce(name, out=tmp_path, settings=SMALL[name])

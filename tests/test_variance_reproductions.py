@@ -42,7 +42,18 @@ def kernels(how, design, build=network_variance._kernels):
     return build("ResNeXt-11", how, design, images_of_networks())
 
 
-@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "module",
+    [
+        # A whole network is traced for each of four kernels.
+        pytest.param(
+            module,
+            id=module.__name__.rpartition(".")[2],
+            marks=pytest.mark.slow if module is network_variance else (),
+        )
+        for module in TINY
+    ],
+)
 def test_a_tiny_instance_is_measured_compared_and_drawn(module, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -66,6 +77,7 @@ def test_a_tiny_instance_is_measured_compared_and_drawn(module, monkeypatch):
     assert figure.axes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["training", "inference"])
 def test_kernels_of_whole_networks_are_the_gradients_squares(how):
     """Against Keras' own layers with the same weights assigned, and a tape."""

@@ -162,6 +162,14 @@ MODELS = {
 }
 
 
+#: One model for every rule.
+ONE_FOR_EVERY_RULE = (
+    *("einsum_grouped", "conv1d_causal", "conv2d_grouped", "separable2d", "transposed2d_short"),
+    *("batch_norm", "group_norm", "attention", "collegial_conv_shared", "normed_ensemble"),
+    "shared_convolution",
+)
+
+
 def behind_a_layer(model):
     """The model's own first layer has signals to pass on then."""
     if any(isinstance(layer, layers.Embedding) for layer in model.layers):

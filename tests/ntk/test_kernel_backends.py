@@ -7,16 +7,10 @@ import kernels_elsewhere
 import numpy as np
 import pytest
 from backend_step import run_on
+from kernel_models import ONE_FOR_EVERY_RULE
 
-# Without a name, all of them. JAX compiles each for seconds: one for every rule.
-FAMILIES = {
-    "torch": (),
-    "jax": (
-        *("einsum_grouped", "conv1d_causal", "conv2d_grouped", "separable2d", "transposed2d_short"),
-        *("batch_norm", "group_norm", "attention", "collegial_conv_shared", "normed_ensemble"),
-        "shared_convolution",
-    ),
-}
+# Without a name, all of them. JAX compiles each for seconds.
+FAMILIES = {"torch": (), "jax": ONE_FOR_EVERY_RULE}
 every_backend = pytest.mark.parametrize("backend", FAMILIES)
 
 

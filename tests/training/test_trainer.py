@@ -79,7 +79,12 @@ trainer.run()
 
 @pytest.mark.parametrize(
     ("which", "step", "code"),
-    [("SIGKILL", 3, -signal.SIGKILL), ("SIGTERM", 5, 75), ("SIGINT", 5, 1)],
+    [
+        ("SIGKILL", 3, -signal.SIGKILL),
+        # test_command.py sends these two to the command.
+        pytest.param("SIGTERM", 5, 75, marks=pytest.mark.slow),
+        pytest.param("SIGINT", 5, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(which, step, code, finished, source, tmp_path):
     assert_resumed(small(), which, step, code, finished, source, tmp_path)
@@ -228,7 +233,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_own_step(source, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*.npz")), "no such state is saved"
 
 
-@pytest.mark.parametrize("rate", ["1e30", "1e4"])
+@pytest.mark.parametrize("rate", ["1e30", pytest.param("1e4", marks=pytest.mark.slow)])
 def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
     changes = {
         "optimizer.learning_rate": rate,
@@ -243,7 +248,9 @@ def test_a_loss_that_explodes_ends_the_run(rate, source, tmp_path):
         Trainer(recipe, source, tmp_path).run()
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
+)
 def test_half_precision(precision, tmp_path):
     policy = keras.config.dtype_policy()
     # Convolutions of half precision are slow on CPUs: one step of few images.

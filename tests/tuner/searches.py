@@ -3,6 +3,7 @@
 import keras
 import keras_tuner
 import numpy as np
+import pytest
 
 from ce_keras import geometry, search, zoo
 from ce_keras.tuner import (
@@ -88,3 +89,10 @@ def with_space(hypermodel):
     hp = keras_tuner.HyperParameters()
     hypermodel(hp)
     return hp
+
+
+# Hyperband trains twenty networks.
+every_inner = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "hyperband" else ()) for name in INNER],
+)

@@ -4,7 +4,18 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from searches import INNER, begun, build, data, look, score, space, trials_of, with_space
+from searches import (
+    INNER,
+    begun,
+    build,
+    data,
+    every_inner,
+    look,
+    score,
+    space,
+    trials_of,
+    with_space,
+)
 
 from ce_keras.layers.flops import flops
 from ce_keras.tuner import (
@@ -13,7 +24,7 @@ from ce_keras.tuner import (
 
 
 @pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
-@pytest.mark.parametrize("name", INNER)
+@every_inner
 def test_no_proposal_is_beyond_the_budget(name, tmp_path):
     """A space of which about half is too large."""
 

@@ -4,7 +4,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from searches import FC, INNER, build, data, design, look, optimum, trials_of, tuner
+from searches import FC, INNER, build, data, design, every_inner, look, optimum, trials_of, tuner
 
 from ce_keras import search
 from ce_keras.tuner import (
@@ -29,7 +29,7 @@ def test_trial_0_is_the_optimum(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The optimal value found for dimension")
-@pytest.mark.parametrize("name", INNER)
+@every_inner
 def test_the_inner_oracle_searches_the_rest(name, tmp_path):
     def with_choice(hp):
         hp.Choice("decay", [0.0, 1e-4, 1e-3])

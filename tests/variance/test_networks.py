@@ -123,7 +123,7 @@ def test_every_paths_products_are_its_own_networks(build, rng):
 
 
 @pytest.mark.parametrize("method", [tape_kernels, ensemble_kernels])
-@pytest.mark.parametrize("ntk", [True, False])
+@pytest.mark.parametrize("ntk", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_stacks_have_the_samplers_kernels(method, ntk, rng):
     stack = bottleneck(6, width=3).stack(3)
     x = rng.normal(size=(2, 9, 6))
@@ -141,7 +141,14 @@ def collegial_convolutional():
     return convolutional(own=True)
 
 
-@pytest.mark.parametrize("build", [collegial_convolutional, frozen_and_constant, several_paths])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(collegial_convolutional, marks=pytest.mark.slow),
+        frozen_and_constant,
+        several_paths,
+    ],
+)
 def test_both_draw_the_same_kernels_of_any_model(build, rng):
     x = inputs(build, rng)
 

@@ -33,6 +33,8 @@ SMALL = {
     "wide_resnet": (32, 32, 3),
 }
 FAST = ("resnext11_2x3d", "fully_connected_3x5d")
+# An export traces a network three times.
+FAST_EXPORTED = ("fully_connected_3x5d",)
 EVERY = {entry.name: SMALL.get(entry.family, (64, 64, 3)) for entry in ENTRIES}
 
 
@@ -43,7 +45,9 @@ def asked_of(config):
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
         names = asked_of(metafunc.config)
-        marks = [() if name in FAST else pytest.mark.slow for name in names]
+        exported = metafunc.function is test_a_network_is_the_same_exported
+        fast = FAST_EXPORTED if exported else FAST
+        marks = [() if name in fast else pytest.mark.slow for name in names]
         cases = [pytest.param(name, marks=mark) for name, mark in zip(names, marks, strict=True)]
         metafunc.parametrize("name", cases)
 

@@ -14,7 +14,10 @@ from ce_keras import zoo
 
 @pytest.mark.parametrize(
     ("name", "blocks", "design"),
-    [("resnet50", (3, 4, 6, 3), (1, 64)), ("resnext50_32x4d", (3, 4, 6, 3), (32, 4))],
+    [
+        pytest.param("resnet50", (3, 4, 6, 3), (1, 64), marks=pytest.mark.slow),
+        ("resnext50_32x4d", (3, 4, 6, 3), (32, 4)),
+    ],
 )
 def test_pytorch_and_back(name, blocks, design, rng, tmp_path):
     torch = pytest.importorskip("torch")
@@ -136,23 +139,26 @@ def zeroed(model):
     model.set_weights([np.zeros(weight.shape) for weight in model.get_weights()])
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".bin", ".ckpt", ".pt"])
+WRAPS = [
+    lambda s: s,
+    lambda s: {"state_dict": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    lambda s: {"model": s, "optimizer": {"state": {}, "lr": [0.1]}},
+    lambda s: {"state_dict_ema": {f"module.{key}": value for key, value in s.items()}},
+    lambda s: {f"model._orig_mod.module.{key}": value for key, value in s.items()},
+    lambda s: {"weights": s, "optimizer": {"state": {0: {"step": s["fc.bias"]}}}},
+    lambda s: {"model": {"state_dict": s, "name": "resnext"}},
+    lambda s: {"net": s, "acc": s["fc.bias"].mean()},
+    lambda s: {
+        "n_averaged": s["fc.bias"].sum(),
+        **{f"module.{key}": value for key, value in s.items()},
+    },
+]
+SUFFIXES = [".pth", ".pth.tar", ".bin", ".ckpt", ".pt"]
+
+
 @pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"state_dict": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
-        lambda s: {"model": s, "optimizer": {"state": {}, "lr": [0.1]}},
-        lambda s: {"state_dict_ema": {f"module.{key}": value for key, value in s.items()}},
-        lambda s: {f"model._orig_mod.module.{key}": value for key, value in s.items()},
-        lambda s: {"weights": s, "optimizer": {"state": {0: {"step": s["fc.bias"]}}}},
-        lambda s: {"model": {"state_dict": s, "name": "resnext"}},
-        lambda s: {"net": s, "acc": s["fc.bias"].mean()},
-        lambda s: {
-            "n_averaged": s["fc.bias"].sum(),
-            **{f"module.{key}": value for key, value in s.items()},
-        },
-    ],
+    ("wrap", "suffix"),
+    [*((wrap, ".pth") for wrap in WRAPS), *((WRAPS[1], suffix) for suffix in SUFFIXES[1:])],
 )
 def test_whatever_a_checkpoint_is_wrapped_in(wrap, suffix, resnext, state, tmp_path):
     torch = pytest.importorskip("torch")
