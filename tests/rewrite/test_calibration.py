@@ -32,7 +32,9 @@ def test_paths_as_wide_as_the_model_keep_its_function(name, model, rng):
     assert error_of(new, model, fresh) < 1e-3
 
 
-def test_the_exit_is_the_ridge_regression_on_its_own_inputs(rng):
+def test_the_exit_is_the_ridge_regression_on_its_own_inputs(rng, monkeypatch):
+    # Before the layers are trained together.
+    monkeypatch.setattr("ce_keras.rewrite.calibration.calibrate.reconstruct", lambda *_: None)
     model = shaken(mlp(), rng)
     x = rng.normal(size=(200, 12)).astype("float32")
     new = collegialize(model, design="2x16d", init="calibrated", data=x, seed=3)
@@ -157,7 +159,7 @@ def test_designs_of_one_size_are_compared_and_the_nearest_is_returned(rng):
     wanted = collegialize(model, "dual").count_params()
     assert all(abs(each.params / wanted - 1) < 0.1 for each in compared)
     best = collegialize(model, design=compared[0].design, init="calibrated", data=x, seed=0)
-    assert best.report.calibration.error == compared[0].error == new.report.calibration.error
+    assert best.report.calibration.error == new.report.calibration.error
     np.testing.assert_array_equal(best.predict(x, verbose=0), new.predict(x, verbose=0))
     assert "top-1 agreement" in repr(new.report)
     assert new.report.to_dict()["calibration"]["compared"][0]["design"] == compared[0].design

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ce_keras.rewrite.building import Decided, finish, rebuilt
 from ce_keras.rewrite.calibration.data import Batches
 from ce_keras.rewrite.calibration.graph import Activations
 from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, refit_normalisation
+from ce_keras.rewrite.calibration.reconstruction import output_of, passes, reconstruct
 from ce_keras.rewrite.calibration.solve import LeastSquares
 from ce_keras.rewrite.calibration.units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
@@ -33,6 +35,9 @@ def nearest(
 ) -> tuple[keras.Model, Decided, Calibration]:
     """Build and calibrate designs; return the one nearest to the model on images held out.
 
+    Designs are compared as they are fitted layer by layer; the one that is taken is then calibrated
+    to the end.
+
     Args:
         model: the trained model.
         choices: families of its chains, each with a design.
@@ -43,21 +48,21 @@ def nearest(
         The new model, its families and designs, and how near it is. Of several choices, that has
         the list.
     """
-    best: tuple[keras.Model, Decided, Calibration] | None = None
     compared = []
-    for decided in choices:
-        ensemble, pairs = rebuilt(model, decided, compiled=False)
-        found = calibrate(model, ensemble, pairs, decided, images, seed)
-        designs = ", ".join(dict.fromkeys(str(decision.design) for _, decision in decided))
-        compared.append(Compared(designs, parameters(ensemble), found.error, found.agreement))
-        if best is None or found.error < best[2].error:
-            best = ensemble, decided, found
-    assert best is not None
-    finish(model, best[0])
-    if len(compared) > 1:
-        compared.sort(key=lambda each: each.error)
-        best = (*best[:2], dataclasses.replace(best[2], compared=tuple(compared)))
-    return best
+    if len(choices) > 1:
+        for decided in choices:
+            ensemble, pairs = rebuilt(model, decided, compiled=False)
+            found = calibrate(model, ensemble, pairs, decided, images, seed, together=False)
+            designs = ", ".join(dict.fromkeys(str(decision.design) for _, decision in decided))
+            row = Compared(designs, parameters(ensemble), found.error, found.agreement)
+            compared.append((row, decided))
+        compared.sort(key=lambda each: each[0].error)
+        choices = [compared[0][1]]
+    (best,) = choices
+    ensemble, pairs = rebuilt(model, best, compiled=False)
+    found = calibrate(model, ensemble, pairs, best, images, seed)
+    finish(model, ensemble)
+    return ensemble, best, dataclasses.replace(found, compared=tuple(row for row, _ in compared))
 
 
 def calibrate(
@@ -67,6 +72,7 @@ def calibrate(
     decided: Decided,
     images: Batches,
     seed: int | None,
+    together: bool = True,
 ) -> Calibration:
     """Give an ensemble weights that bring its function near to the model's.
 
@@ -77,6 +83,7 @@ def calibrate(
         decided: the families whose chains became paths, and their designs.
         images: to calibrate on, and held out.
         seed: of the positions in the images that are read, and of the first clusters of units.
+        together: whether the layers of a chain are trained together after each has been fitted.
 
     Returns:
         How near the new model has come, on images held out.
@@ -97,17 +104,20 @@ def calibrate(
             )
     chains.sort(key=lambda each: order[id(each[0].linear[0].layer)])
     blocks = []
-    with progress(total=sum(len(chain.linear) for chain, *_ in chains), desc="calibrating") as bar:
+    steps = sum(len(chain.linear) + together * passes(pair) for chain, *_ in chains)
+    with progress(total=steps, desc="calibrating") as bar:
         for chain, family, decision in chains:
             entry = chain.linear[0].layer
             pair.old.advance(entry)
             pair.new.advance(new[id(entry)])
             units = _units(pair, chain, family, decision)
             fill(chain, units, new)
-            before = _block_error(pair, chain, new, images.held_out)
+            error_now = functools.partial(_block_error, pair, chain, new, images.held_out)
+            before = error_now()
             _refit_all(pair, chain, units, new, order, bar)
-            after = _block_error(pair, chain, new, images.held_out)
-            blocks.append(BlockError(chain.name, before, after))
+            if together:
+                reconstruct(pair, chain, new, error_now, bar.update)
+            blocks.append(BlockError(chain.name, before, error_now()))
     error, agreement = _nearness(pair, images.held_out)
     counts = (images.count(images.fit), images.count(images.held_out))
     return Calibration(*counts, error, agreement, tuple(blocks))
@@ -176,10 +186,7 @@ def _block_error(pair: Pair, chain: Chain, new: dict[int, Any], held_out: Iterab
     """
     last = chain.linear[-1].layer
     ends = ((pair.old.graph, last), (pair.new.graph, new[id(last)]))
-    tensors = []
-    for graph, layer in ends:
-        call = graph.calls_of(layer)[0]
-        tensors.append((normalisation(graph, call) or call).outputs[0])
+    tensors = [output_of(graph, graph.calls_of(layer)[0]) for graph, layer in ends]
     held = pair._replace(batches=list(held_out))
     return _relative_error((a[0], b[0]) for a, b in held.values(tensors[:1], tensors[1:]))
 

@@ -21,13 +21,13 @@ class _Runs(keras.Operation):
 
     def __init__(self, operation: Any, name: str) -> None:
         super().__init__(name=name)
-        self._operation = operation
+        self.operation = operation
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self._operation.compute_output_spec(*args, **kwargs)
+        return self.operation.compute_output_spec(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._operation(*args, **kwargs)
+        return self.operation(*args, **kwargs)
 
 
 class FlatGraph:
@@ -54,6 +54,14 @@ class FlatGraph:
     def calls_of(self, layer: Any) -> list[Call]:
         """Return the calls of a layer, first to last."""
         return [call for call in self.calls if call.operation is layer]
+
+    def read_by(self, layer: Any, tensor: Any) -> Any:
+        """Return the tensor that a layer reads in the call of it from which `tensor` comes."""
+        made_by = {id(output): call for call in self.calls for output in call.outputs}
+        waiting = [tensor]
+        while (call := made_by[id(waiting.pop())]).operation is not layer:
+            waiting += call.inputs
+        return call.inputs[0]
 
     def only_reader(self, call: Call) -> Call | None:
         """Return the one call that reads what `call` gives; `None` if there are others or none."""
@@ -116,15 +124,19 @@ class Activations:
         """Return the number of images in these batches."""
         return sum(len(self._values[number][0]) for number in batches)
 
+    def fit_memory(self, tensors: Sequence[Any], batches: Sequence[int]) -> bool:
+        """Return whether the values of these tensors can be kept."""
+        sizes = [math.prod(size or 1 for size in tensor.shape[1:]) for tensor in tensors]
+        unknown = any(None in tensor.shape[1:] for tensor in tensors)
+        return not unknown and 4 * self.images(batches) * sum(sizes) <= MOST_KEPT
+
     def advance(self, layer: Any) -> None:
         """Keep what is needed from a layer's first call on, if memory allows.
 
         Whatever lies before must not change any more.
         """
         needed = self.graph.needed_from(layer)
-        sizes = [math.prod(size or 1 for size in tensor.shape[1:]) for tensor in needed]
-        unknown = any(None in tensor.shape[1:] for tensor in needed)
-        if not unknown and 4 * self.images(range(len(self._values))) * sum(sizes) <= MOST_KEPT:
+        if self.fit_memory(needed, range(len(self._values))):
             for number, values in enumerate(self.values(needed, range(len(self._values)))):
                 self._values[number] = values  # What was kept before is let go.
             self._known = needed
