@@ -10,6 +10,7 @@ comes with the package. Every result is kept as it comes; a stopped run is conti
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,7 @@ def measure(network: str, options: argparse.Namespace, results: ResumableResults
         (design, start, seed)
         for seed in range(options.seeds)
         for design in DESIGNS[network]
-        for start in STARTS
+        for start in options.starts
     ]
     names = ["before", *(name for name, *_ in tunings(options))]
     if all(key(network, *case, name) in results.done for case in cases for name in names):
@@ -209,14 +210,22 @@ def measure(network: str, options: argparse.Namespace, results: ResumableResults
             results.keep(place, {**counts, "accuracy": found, "agreement": agreement})
 
 
-def complete(network: str, results: dict[str, Any], seeds: int, names: Sequence[str]) -> list[int]:
-    """Return the seeds of which all these results are there, for every design and start."""
-    cases = [(design, start, n) for design in DESIGNS[network] for start in STARTS for n in names]
+def finished(
+    network: str, design: str, start: str, results: dict[str, Any], seeds: int, names: Sequence[str]
+) -> list[int]:
+    """Return the seeds of which all these results are there."""
     return [
         seed
         for seed in range(seeds)
-        if all(key(network, design, start, seed, n) in results for design, start, n in cases)
+        if all(key(network, design, start, seed, name) in results for name in names)
     ]
+
+
+def complete(network: str, results: dict[str, Any], seeds: int) -> list[int]:
+    """Return the seeds of which all results before training are there."""
+    cases = itertools.product(DESIGNS[network], STARTS)
+    found = [set(finished(network, *case, results, seeds, ["before"])) for case in cases]
+    return sorted(set.intersection(*found))
 
 
 def report(results: dict[str, Any], options: argparse.Namespace) -> str:
@@ -235,26 +244,23 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> str:
     for network in NETWORKS:
         own = argparse.Namespace(epochs=_trained(network, results))
         names = ["before", *(name for name, *_ in tunings(own))]
-        seeds = complete(network, results, options.seeds, ["before"])
-        trained = complete(network, results, options.seeds, names)
+        seeds = complete(network, results, options.seeds)
         if not seeds:
             continue
-        names = names if trained else ["before"]
-        heads = ["before training", *(f"epochs: {name}" for name in names[1:])]
+        heads = ["before training", "seeds trained", *(f"epochs: {name}" for name in names[1:])]
         model = [results[key(network, DESIGNS[network][0], "new", n)]["model"] for n in seeds]
         lines += [
             "",
             f"## {NAMES[network]}",
             "",
-            f"The model: {_told(model)} %. Seeds: {len(seeds)} before training"
-            + (f", {len(trained)} trained." if names[1:] else "."),
+            f"The model: {_told(model)} %. Seeds before training: {len(seeds)}.",
             "",
             f"| network | parameters | start | lost | agree | {' | '.join(heads)} |",
             f"|---|--:|---|--:|--:|{'--:|' * len(heads)}",
-            *_rows(network, results, names, seeds, trained),
+            *_rows(network, results, names, seeds),
         ]
         told.append(_verdict(network, results, seeds))
-    verdict = f"Points of accuracy lost by calibration, without any training: {'; '.join(told)}."
+    verdict = f"Points of accuracy lost by calibration, without labels: {'; '.join(told)}."
     return "\n".join(begin_with(verdict, lines)) + "\n"
 
 
@@ -264,12 +270,11 @@ def _trained(network: str, results: dict[str, Any]) -> list[int]:
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def _rows(
-    network: str, results: Any, names: Sequence[str], seeds: Sequence[int], trained: Sequence[int]
-) -> list[str]:
+def _rows(network: str, results: Any, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
     rows = []
     for design in DESIGNS[network]:
         for start in STARTS:
+            trained = finished(network, design, start, results, max(seeds) + 1, names)
             found = [
                 [
                     results[key(network, design, start, n, name)]
@@ -284,7 +289,9 @@ def _rows(
                 start,
                 _told([each["model"] - each["accuracy"] for each in before]),
                 _told([each["agreement"] for each in before]),
-                *(_told([each["accuracy"] for each in column]) for column in found),
+                _told([each["accuracy"] for each in before]),
+                str(len(trained)) if names[1:] else "0",
+                *(_told([each["accuracy"] for each in column]) for column in found[1:]),
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
@@ -306,6 +313,8 @@ def _verdict(network: str, results: dict[str, Any], seeds: Sequence[int]) -> str
 
 
 def _told(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.1f}"
@@ -318,6 +327,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, nargs="+")
     parser.add_argument("--data", type=Path, help="a folder of CIFAR-10")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--images", type=int, default=1000, help="to calibrate on")
     parser.add_argument("--train", type=int, help="training images, if not all")
     parser.add_argument("--test", type=int, help="test images of CIFAR-10, if not all")

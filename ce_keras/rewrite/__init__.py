@@ -163,7 +163,8 @@ def collegialize(
             them, and everything else is carried over. The function changes unless paths are as
             wide as the model was, but training starts ahead, most of all for dense stacks.
             `"calibrated"`: for a trained model too; layer by layer, weights are fitted by least
-            squares to the model's outputs on `data`, so that the new model begins near to it.
+            squares to the model's outputs on `data`, and the layers of each chain are then trained
+            together to give the chain's outputs, so that the new model begins near to it.
         data: images (or other inputs) to calibrate on, without labels; about 1,000 suffice. An
             array for each input, or batches of them, such as a `tf.data.Dataset`; at most 5,000 are
             read. One in five is held out, and the report's errors are measured on those.

@@ -136,7 +136,8 @@ class Calibration:
         agreement: fraction of the images whose largest output is the model's; `None` where no
             output has more than one number.
         blocks: one for each chain, first to last.
-        compared: the designs that `design="calibrated"` chose from, the nearest first.
+        compared: the designs that `design="calibrated"` chose from, the nearest first, as they are
+            fitted layer by layer; only the first was trained further.
     """
 
     images: int
