@@ -1,5 +1,7 @@
 """The layers of a calibrated chain, trained together."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from test_splitting import shaken
 
 from ce_keras import collegialize
 from ce_keras.rewrite.calibration import calibrate, reconstruction
+from ce_keras.rewrite.calibration.data import read_images
 
 
 def calibrated(model, x, design="2x8d"):
@@ -65,9 +68,8 @@ def test_layers_that_the_user_froze_keep_their_fitted_weights(fitted_only, rng):
     assert_equal_weights(calibrated(model, x), fitted_only(model, x))
 
 
-def test_regularisers_and_constraints_of_the_model_do_not_matter(rng):
+def test_regularisers_of_the_model_do_not_matter(rng):
     def stack(**options):
-        keras.utils.set_random_seed(0)
         hidden = [layers.Dense(32, "relu", **options) for _ in range(3)]
         return shaken(keras.Sequential([keras.Input((12,)), *hidden, layers.Dense(4)]), rng)
 
@@ -77,16 +79,52 @@ def test_regularisers_and_constraints_of_the_model_do_not_matter(rng):
     assert_equal_weights(*(calibrated(model, x) for model in (plain, penalised)))
 
 
-def test_statistics_of_batch_normalisations_stay_those_of_the_images(fitted_only, rng):
+def test_statistics_of_batch_normalisations_are_those_of_the_new_activations(fitted_only, rng):
     model = shaken(BUILDERS["convolutional"](), rng)
     x = inputs_of(model, rng, batch=60)
-    # Of the first chain; later ones read what it gives.
-    names = {norm.name for norm in model.layers if isinstance(norm, layers.BatchNormalization)}
     new, fitted = calibrated(model, x), fitted_only(model, x)
-    name = next(layer.name for layer in new.layers if layer.name in names)
-    for which in ("moving_mean", "moving_variance"):
-        mine, theirs = (getattr(each.get_layer(name), which).numpy() for each in (new, fitted))
-        np.testing.assert_array_equal(mine, theirs)
+    # Of the first chain; later ones read what it gives.
+    norm = next(layer for layer in new.layers if isinstance(layer, layers.BatchNormalization))
+    assert not np.array_equal(norm.moving_mean, fitted.get_layer(norm.name).moving_mean)
+    images = read_images(model, x, 0)
+    fit = np.concatenate([images.inputs[batch][0] for batch in images.fit])
+    values = keras.Model(new.inputs, norm.input).predict(fit, verbose=0)
+    rows = values.reshape(-1, values.shape[-1]).astype("float64")
+    np.testing.assert_allclose(norm.moving_mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, rows.var(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The inputs of all training steps, as they come."""
+    seen, train = [], keras.Model.train_on_batch
+
+    def recorded(self, x, *arguments, **options):
+        seen.append(x)
+        return train(self, x, *arguments, **options)
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_chain_that_reads_its_own_outputs_reads_them_as_they_are(activation, batches, rng):
+    hidden = [layers.Dense(32, "relu") for _ in range(2)]
+    inner = keras.Sequential([keras.Input((12,)), *hidden, layers.Dense(12, activation)])
+    image = keras.Input((12,))
+    model = shaken(keras.Model(image, layers.Dense(4)(inner(inner(image)))), rng)
+    calibrated(model, rng.normal(size=(60, 12)).astype("float32"))
+    first, second = batches[::2], batches[1::2]
+    assert min(x.min() for x in first) < -1
+    assert all((x >= 0).all() and (x <= 1).all() for x in second)
+
+
+def test_every_device_gets_as_many_images(batches, monkeypatch, rng):
+    four = SimpleNamespace(device_mesh=SimpleNamespace(shape=(2, 2)))
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: four)
+    model = shaken(mlp(), rng)
+    calibrated(model, inputs_of(model, rng, batch=70))  # 56 to fit: batches of 50 and of 6.
+    assert {len(x) for x in batches} == {48, 4}
 
 
 @pytest.mark.parametrize(

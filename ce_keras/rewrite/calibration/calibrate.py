@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from ce_keras.rewrite.building import Decided, finish, rebuilt
 from ce_keras.rewrite.calibration.data import Batches
 from ce_keras.rewrite.calibration.graph import Activations
 from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, refit_normalisation
-from ce_keras.rewrite.calibration.reconstruction import output_of, passes, reconstruct
+from ce_keras.rewrite.calibration.reconstruction import exits, passes, reconstruct
 from ce_keras.rewrite.calibration.solve import LeastSquares
 from ce_keras.rewrite.calibration.units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
@@ -112,7 +113,8 @@ def calibrate(
             pair.new.advance(new[id(entry)])
             units = _units(pair, chain, family, decision)
             fill(chain, units, new)
-            error_now = functools.partial(_block_error, pair, chain, new, images.held_out)
+            held_out = pair._replace(batches=images.held_out)
+            error_now = functools.partial(_block_error, held_out, *exits(pair, chain, new))
             before = error_now()
             _refit_all(pair, chain, units, new, order, bar)
             if together:
@@ -179,16 +181,12 @@ def _targets(chain: Chain, units: Units, index: int) -> list[np.ndarray]:
 # How near -----------------------------------------------------------------------------------------
 
 
-def _block_error(pair: Pair, chain: Chain, new: dict[int, Any], held_out: Iterable[int]) -> float:
-    """Return the relative error of a chain's output, behind its batch normalisation if it has one.
-
-    A shortcut that is added to it is left out.
-    """
-    last = chain.linear[-1].layer
-    ends = ((pair.old.graph, last), (pair.new.graph, new[id(last)]))
-    tensors = [output_of(graph, graph.calls_of(layer)[0]) for graph, layer in ends]
-    held = pair._replace(batches=list(held_out))
-    return _relative_error((a[0], b[0]) for a, b in held.values(tensors[:1], tensors[1:]))
+def _block_error(pair: Pair, wanted: list[Any], found: list[Any]) -> float:
+    """Return the relative error of a chain's outputs, in all its calls."""
+    values = pair.values(wanted, found)
+    return _relative_error(
+        itertools.chain.from_iterable(zip(*both, strict=True) for both in values)
+    )
 
 
 def _nearness(pair: Pair, held_out: Iterable[int]) -> tuple[float, float | None]:

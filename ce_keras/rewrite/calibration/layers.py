@@ -193,6 +193,38 @@ def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.n
     new_norm.moving_variance.assign(variance)
 
 
+def update_statistics(pair: Pair, layers: Sequence[Any]) -> None:
+    """Give batch normalisations the statistics of their inputs, as training will find them.
+
+    Their scales and offsets change too, so that their functions stay. One without is left alone.
+    """
+    norms = [
+        layer
+        for layer in layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center
+    ]
+    if not norms:
+        return
+    calls = [(norm, call) for norm in norms for call in pair.new.graph.calls_of(norm)]
+    sums: dict[int, list[Any]] = {id(norm): [0, 0.0, 0.0] for norm in norms}
+    for values in pair.new.values([call.inputs[0] for _, call in calls], pair.batches):
+        for (norm, _), value in zip(calls, values, strict=True):
+            channels = np.moveaxis(value, norm.axis, -1)
+            rows = channels.reshape(-1, channels.shape[-1]).astype(np.float64)
+            terms = (len(rows), rows.sum(0), (rows**2).sum(0))
+            sums[id(norm)] = [a + b for a, b in zip(sums[id(norm)], terms, strict=True)]
+    for norm in norms:
+        count, total, squares = sums[id(norm)]
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0)
+        factor = fused_scale(norm)
+        offset = keras.ops.convert_to_numpy(norm.moving_mean) - mean
+        norm.beta.assign(keras.ops.convert_to_numpy(norm.beta) - factor * offset)
+        norm.gamma.assign(factor * np.sqrt(variance + norm.epsilon))
+        norm.moving_mean.assign(mean)
+        norm.moving_variance.assign(variance)
+
+
 # What follows a layer -----------------------------------------------------------------------------
 
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
 from ce_keras.layers.keras_internals import replaced_attributes
-from ce_keras.rewrite.calibration.layers import Pair, normalisation
+from ce_keras.rewrite.calibration.layers import Pair, normalisation, update_statistics
 from ce_keras.rewrite.chains import Chain
+
+logger = logging.getLogger("ce_keras")
 
 #: Passes over the images, and steps, at most.
 _PASSES = 12
@@ -35,16 +39,29 @@ def passes(pair: Pair) -> int:
     return max(1, min(_PASSES, _STEPS // len(pair.batches)))
 
 
+def exits(pair: Pair, chain: Chain, new: dict[int, Any]) -> tuple[list[Any], list[Any]]:
+    """Return the outputs of a chain in the model and in the new one, one for each call.
+
+    They are those of a batch normalisation behind it, if that is fitted with it. A shortcut that is
+    added to them is left out.
+    """
+    layer = chain.linear[-1].layer
+    ends = ((pair.old.graph, layer), (pair.new.graph, new[id(layer)]))
+    old, found = (
+        [(normalisation(graph, call) or call).outputs[0] for call in graph.calls_of(end)]
+        for graph, end in ends
+    )
+    return old, found
+
+
 def reconstruct(
     pair: Pair,
     chain: Chain,
     new: dict[int, Any],
     error: Callable[[], float],
-    after_pass: Callable[[], object],
+    advance: Callable[[int], object],
 ) -> None:
     """Train what took a chain's place to give the chain's outputs, where that helps.
-
-    Outputs are compared before the last layer's activation: a softmax would hide differences.
 
     Args:
         pair: the activations of both models.
@@ -52,60 +69,67 @@ def reconstruct(
         new: by the identity of a layer of the model, what took its place.
         error: returns the distance of the new outputs from the wanted ones, on images held out.
             Where training does not reduce it, the weights are restored.
-        after_pass: called after every pass over the images.
+        advance: called with the number of passes that are done.
     """
-    entry, old_exit = chain.linear[0].layer, chain.linear[-1].layer
-    new_exit = new[id(old_exit)]
-    wanted = [output_of(pair.old.graph, call) for call in pair.old.graph.calls_of(old_exit)]
-    given = [output_of(pair.new.graph, call) for call in pair.new.graph.calls_of(new_exit)]
+    wanted, given = exits(pair, chain, new)
+    entry, last = chain.linear[0].layer, chain.linear[-1].layer
     read = [pair.new.graph.read_by(new[id(entry)], tensor) for tensor in given]
-    paths = _Paths(keras.Function(read[0], given[0]))
-    with _without_activation(old_exit), _without_activation(new_exit):
+    paths = _Paths(keras.Function(read[0], given[0]), new[id(last)].dtype_policy)
+    with _as_logits([last, new[id(last)]], calls=len(wanted)):
         before = error()
-        if not before > _EXACT or not paths.trainable_variables:  # The user froze them.
+        # The user may have frozen all layers.
+        if not (before > _EXACT and paths.trainable_variables and _differentiates()):
+            advance(passes(pair))
             return
         weights = paths.get_weights()
-        _train(paths, pair, wanted, read, after_pass)
-        if not error() < before:
+        with _gradients_of(paths):
+            _train(paths, pair, wanted, read, advance)
+        if error() < before:
+            update_statistics(pair, paths.parts)
+        else:
             paths.set_weights(weights)
 
 
 def _train(
-    paths: keras.Model,
+    paths: _Paths,
     pair: Pair,
     wanted: list[Any],
     read: list[Any],
-    after_pass: Callable[[], object],
+    advance: Callable[[int], object],
 ) -> None:
     """Train by Adam, its rate falling to zero, on the squared error of every call's outputs."""
     steps = passes(pair) * len(pair.batches) * len(wanted)
-    adam = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(_RATE, steps))
+    rate = keras.optimizers.schedules.CosineDecay(_RATE, steps)
     # Compiling by XLA would take longer than so short a training.
     jit = "auto" if keras.backend.backend() == "jax" else False
+    # With a name: the user's next optimizer is not to be the second.
+    adam = keras.optimizers.Adam(rate, name="reconstruction")
     paths.compile(adam, "mse", jit_compile=jit)
     targets = functools.partial(pair.old.values, wanted, pair.batches)
     kept = list(targets()) if pair.old.fit_memory(wanted, pair.batches) else None
+    shards = _shards()
     for _ in range(passes(pair)):
         inputs = pair.new.values(read, pair.batches)
         for batch in zip(inputs, kept or targets(), strict=True):
             for x, y in zip(*batch, strict=True):
-                paths.train_on_batch(x, y)
-        after_pass()
-
-
-def output_of(graph: Any, call: Any) -> Any:
-    """Return what a layer gives, behind the batch normalisation that is fitted with it."""
-    return (normalisation(graph, call) or call).outputs[0]
+                if rows := len(x) // shards * shards:
+                    paths.train_on_batch(x[:rows], y[:rows])
+        advance(1)
 
 
 class _Paths(keras.Model):
-    """A part of the new model, from a tensor of its graph to another."""
+    """A part of the new model, from a tensor of its graph to another.
 
-    def __init__(self, function: keras.Function) -> None:
-        super().__init__(name="paths")
+    Attributes:
+        parts: its layers.
+    """
+
+    def __init__(self, function: keras.Function, policy: Any) -> None:
+        super().__init__(name="paths", dtype=policy)
+        self.autocast = False  # Its layers cast their inputs themselves.
         self._function = function
         operations = [getattr(each, "operation", None) for each in function.operations]
-        self._parts = [each for each in operations if isinstance(each, keras.layers.Layer)]
+        self.parts = [each for each in operations if isinstance(each, keras.layers.Layer)]
 
     @property
     def losses(self) -> list[Any]:
@@ -124,10 +148,46 @@ class _Paths(keras.Model):
 
 
 @contextlib.contextmanager
-def _without_activation(layer: Any) -> Iterator[None]:
-    """Let a layer give its outputs before the activation."""
-    if getattr(layer, "activation", None) is None:
+def _as_logits(layers: Sequence[Any], calls: int) -> Iterator[None]:
+    """Let layers give their outputs before a softmax, which would hide differences.
+
+    Not where they are called again: the later calls may read what the first gives.
+    """
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if calls == 1 and getattr(layer, "activation", None) is keras.activations.softmax:
+                stack.enter_context(replaced_attributes(layer, activation=None))
         yield
-    else:
-        with replaced_attributes(layer, activation=None):
-            yield
+
+
+# Backends -----------------------------------------------------------------------------------------
+
+
+def _shards() -> int:
+    """Return the number of devices that a batch is shared by: it must be a multiple of that."""
+    distribution = keras.distribution.distribution()
+    return 1 if distribution is None else math.prod(distribution.device_mesh.shape)
+
+
+def _differentiates() -> bool:
+    """Return whether gradients can be taken here, and warn where not."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.is_inference_mode_enabled():
+            logger.warning("init='calibrated': layers are not trained together in inference_mode")
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _gradients_of(paths: keras.Model) -> Iterator[None]:
+    """Let PyTorch record gradients, also where the caller does not, and keep none of them."""
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.enable_grad():
+        yield
+    paths.zero_grad()
