@@ -111,7 +111,7 @@ class BlockError:
     """How far a chain's output is from the model's, relative to that output's spread.
 
     The output is that of the last layer, or of a batch normalisation behind it; a shortcut is left
-    out. Both are measured on images held out, in the new network, whose earlier chains are
+    out. (Training compares outputs before a softmax, whose own error may grow.) Both are measured on images held out, in the new network, whose earlier chains are
     calibrated.
 
     Attributes:
