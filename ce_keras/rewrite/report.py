@@ -111,8 +111,8 @@ class BlockError:
     """How far a chain's output is from the model's, relative to that output's spread.
 
     The output is that of the last layer, or of a batch normalisation behind it; a shortcut is left
-    out. (Training compares outputs before a softmax, whose own error may grow.) Both are measured on images held out, in the new network, whose earlier chains are
-    calibrated.
+    out. Both are measured on images held out, in the new network, whose earlier chains are
+    calibrated. Training compares outputs before a softmax: the error behind it may grow.
 
     Attributes:
         name: of the chain.
