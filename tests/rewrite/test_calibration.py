@@ -182,3 +182,9 @@ def test_a_comparison_needs_a_size_below_the_models(rng):
     x = rng.normal(size=(64, 8)).astype("float32")
     with pytest.raises(ValueError, match=r"design: 'calibrated' compares networks smaller"):
         collegialize(model, design="calibrated", data=x)
+    # A dual that is larger: the model itself would be the nearest.
+    hidden = [layers.Dense(100, "relu") for _ in range(4)]
+    model = keras.Sequential([keras.Input((784,)), *hidden, layers.Dense(10)])
+    message = r"which has 109,810 parameters; the optimum has 126,730\. Give a target below 1"
+    with pytest.raises(ValueError, match=message):
+        collegialize(model, "dual", design="calibrated", data=np.zeros((64, 784)))
