@@ -7,8 +7,6 @@ from ce_keras.reproduce import Result, reproduce
 from ce_keras.reproduce.cifar10 import analysis, designs, trainings
 from ce_keras.zoo import resnext11c
 
-FEW = "20 images"
-
 
 def result(errors):
     """Return a result with one made-up test error for each design and seed."""
@@ -84,12 +82,12 @@ def test_predictors_are_those_of_the_network_that_is_built():
 def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(
     tmp_path, colour_images, monkeypatch
 ):
-    settings = {"source": str(colour_images), "designs": ["2x1d"], "seeds": 1}
+    settings = {"source": str(colour_images), "designs": ["1x2d", "2x1d"], "seeds": 1}
     settings |= {"epochs": 1, "few": 20, "few_epochs": 1}
     train, trained = trainings._train, []
 
     def stopped(*arguments):
-        if trained:
+        if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(arguments)
         return train(*arguments)
@@ -103,7 +101,7 @@ def test_a_stopped_queue_resumes_with_the_trainings_that_are_missing(
     monkeypatch.setattr(trainings, "_dataset", lambda recipe: loaded.append(1) or load(recipe))
     found = reproduce("cifar10", "full", tmp_path / "out", settings=settings)
     runs = found.data["runs"]
-    assert [run["regime"] for run in runs] == ["all images", FEW]
+    assert [run["design"] for run in runs] == ["1x2d", "2x1d"] * 2
     assert len(loaded) == 1, "the images of the finished regime are not loaded again"
     assert all(0 <= run[error] <= 100 for run in runs for error in ("train_error", "test_error"))
     assert (tmp_path / "out/cifar10.md").exists()

@@ -38,7 +38,7 @@ from ce_keras.rewrite.baselines import (
 from ce_keras.rewrite.building import Decided, check_copies, rebuilt
 from ce_keras.rewrite.calibration.calibrate import nearest
 from ce_keras.rewrite.calibration.data import read_images
-from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER, designs_of_size
+from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER, check_smaller, designs_of_size
 from ce_keras.rewrite.chains import Chain, find_chains
 from ce_keras.rewrite.decisions import Family, candidates_of, decide, families_of
 from ce_keras.rewrite.graph import check_functional
@@ -207,6 +207,7 @@ def collegialize(
     if images is not None:
         choices = [decided]
         if compare:
+            check_smaller(report.before, report.after)
             choices += designs_of_size(decided, report.before, report.after.params, options)
         ensemble, decided, found = nearest(model, choices, images, options.seed)
         report = dataclasses.replace(_with_designs(report, decided), calibration=found)

@@ -23,7 +23,7 @@ from ce_keras.resumable import ResumableResults
 from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration.data import LEAST, MOST
-from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER
+from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER, check_smaller
 from ce_keras.rewrite.timing import step_seconds
 from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, image_folder, load_dataset
@@ -144,6 +144,8 @@ def compress(
             report = inspect(teacher, **size, design=asked, seed=seed)
             if not report.candidates:
                 raise ValueError(f"model: {report}\ngive a target, such as 0.5")
+            if asked is None:
+                check_smaller(report.before, report.after)
         batches, steps = _pipeline(teacher, recipe, seed)
         logits = epochs > 0 and not _gives_probabilities(teacher, batches)
         smaller = _calibrated(teacher, batches, folder, begun, images, settings)

@@ -46,13 +46,15 @@ def test_structured_kernels_are_those_of_the_plain_gradient_loop(name, float64, 
     x1, x2 = inputs(model, 3, rng), inputs(model, 2, rng)
     j1, j2 = plain_loop(model, x1), plain_loop(model, x2)
     scale = 1e-10 * abs(np.einsum("nok,nok->n", j1, j1)).max()
-    full = empirical_ntk(model, x1, x2, trace_axes=(), engine="structured")
-    full = full.reshape(3, 2, j1.shape[1], j1.shape[1])
-    np.testing.assert_allclose(full, np.einsum("nok,mpk->nmop", j1, j2), atol=scale)
-    # The trace over the outputs, of one set of examples, in single precision.
+    for _ in range(2):  # As it comes, and traced.
+        full = empirical_ntk(model, x1, x2, trace_axes=(), engine="structured")
+        full = full.reshape(3, 2, j1.shape[1], j1.shape[1])
+        np.testing.assert_allclose(full, np.einsum("nok,mpk->nmop", j1, j2), atol=scale)
+        traced = empirical_ntk(model, x1, engine="structured")
+        expected = np.einsum("nok,mok->nm", j1, j1) / j1.shape[1]
+        np.testing.assert_allclose(traced, expected, atol=scale)
     twin, x = in_single_precision(model, name), x1.astype(single_type(x1))
     single = empirical_ntk(twin, x, engine="structured")
-    expected = np.einsum("nok,mok->nm", j1, j1) / j1.shape[1]
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
     assert not ours(caplog), "a rule was not used, or was wrong"

@@ -156,10 +156,11 @@ def test_a_first_axis_as_long_as_the_batch_is_not_taken_for_the_examples(name, r
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
     for count in (1, 4, 7, 4):  # The first call with one example, as some people begin.
-        close(empirical_ntk(model, x[:count]), traced[:count, :count])
-    close(empirical_ntk(model, x, x[:4]), traced[:, :4])
-    pairs = empirical_ntk(model, x[:4], x[3:], trace_axes=(), diagonal_axes=(0,))
-    close(pairs, whole[range(4), range(3, 7)])
+        first, last = x[:count], x[7 - count :]
+        close(empirical_ntk(model, first), traced[:count, :count])
+        close(empirical_ntk(model, first, x[:4]), traced[:count, :4])
+        pairs = empirical_ntk(model, first, last, trace_axes=(), diagonal_axes=(0,))
+        close(pairs, whole[range(count), range(7 - count, 7)])
 
 
 def test_a_model_that_treats_larger_batches_otherwise_is_left_to_the_tape(rng):

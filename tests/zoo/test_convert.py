@@ -158,7 +158,13 @@ SUFFIXES = [".pth", ".pth.tar", ".bin", ".ckpt", ".pt"]
 
 @pytest.mark.parametrize(
     ("wrap", "suffix"),
-    [*((wrap, ".pth") for wrap in WRAPS), *((WRAPS[1], suffix) for suffix in SUFFIXES[1:])],
+    [
+        pytest.param(
+            wrap, suffix, marks=() if suffix == ".pth" or wrap is WRAPS[1] else pytest.mark.slow
+        )
+        for wrap in WRAPS
+        for suffix in SUFFIXES
+    ],
 )
 def test_whatever_a_checkpoint_is_wrapped_in(wrap, suffix, resnext, state, tmp_path):
     torch = pytest.importorskip("torch")

@@ -18,6 +18,16 @@ COMPARE_SMALLER = (
 CARDINALITIES = (1, 2, 4)
 
 
+def check_smaller(before: Costs, after: Costs) -> None:
+    """Raise `ValueError` if designs of a size are not below the model's, which would be nearest."""
+    if after.params >= before.params:
+        raise ValueError(
+            "design: 'calibrated' compares networks smaller than the model, which has "
+            f"{before.params:,} parameters; the optimum has {after.params:,}. Give a target below "
+            "1, such as target=0.5"
+        )
+
+
 def designs_of_size(
     decided: Decided, before: Costs, params: int, options: Options
 ) -> list[Decided]:
@@ -31,16 +41,7 @@ def designs_of_size(
         before: costs of the model.
         params: the size.
         options: of `collegialize`, for the variances of the designs.
-
-    Raises:
-        ValueError: if that size is not below the model's, which would itself be nearest.
     """
-    if params >= before.params:
-        raise ValueError(
-            "design: 'calibrated' compares networks smaller than the model, which has "
-            f"{before.params:,} parameters; the optimum has {params:,}. Give a target below 1, "
-            "such as target=0.5"
-        )
     families = [family for family, _ in decided]
     rest = before.params - sum(family.cost("params", family.width) for family in families)
     found = {tuple(decision.design for _, decision in decided)}
