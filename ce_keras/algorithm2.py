@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -21,10 +22,11 @@ from ce_keras.checks import (
     finite_number,
     one_of,
     positive_int,
+    whole_number,
 )
 from ce_keras.cost import COUNTED, MOST_PATHS, cost_of
 from ce_keras.geometry import Design, Module, Network
-from ce_keras.problem import MODES, Mode, Optimum, Problem
+from ce_keras.problem import MODES, Mode, Optimum, Problem, buildable_of
 from ce_keras.solution import Curve, Solution
 from ce_keras.variance.correlation import MeasuredCorrelation
 from ce_keras.variance.law import (
@@ -84,7 +86,7 @@ def solve(
     if solved is None:
         raise ValueError(_no_design(problem, target, target_params))
     optimum, best, errors = solved
-    curve = _curve(baseline, widths, optimum, errors)
+    curve = _curve(baseline, mode, widths, optimum, errors)
     design = Design(int(curve.cardinality[best]), int(widths[best]))
     return Solution(
         baseline=baseline,
@@ -134,7 +136,11 @@ def _exact_optimum(
 
 
 def _curve(
-    baseline: Module | Network, widths: np.ndarray, optimum: Optimum, log_error: np.ndarray
+    baseline: Module | Network,
+    mode: Mode,
+    widths: np.ndarray,
+    optimum: Optimum,
+    log_error: np.ndarray,
 ) -> Curve:
     """Return the theory's curve with the rounded cardinalities and the networks' costs."""
     cardinality = np.clip(np.rint(optimum.multiplicity), 1, MOST_PATHS).astype(np.int64)
@@ -148,6 +154,7 @@ def _curve(
         parameters=baseline.params(cardinality.astype(float), widths),
         flops=baseline.flops(cardinality.astype(float), widths),
         log_error=log_error,
+        buildable=buildable_of(mode, optimum.multiplicity),
     )
 
 
@@ -181,7 +188,9 @@ def checked_fraction(
             f"target_params: is a number of parameters, but budget is {brief(budget)}; give "
             "target, the new cost over the baseline's"
         )
-    return positive_int("target_params", target_params) / float(baseline.params(1, baseline.width))
+    return whole_number("target_params", target_params, 1) / float(
+        baseline.params(1, baseline.width)
+    )
 
 
 def _no_design(problem: Problem, target: float | None, target_params: int | None) -> str:
@@ -211,7 +220,7 @@ def _candidate_widths(
             f"{baseline}"
         )
     try:
-        every = range(int(low), baseline + 1)
+        every = range(math.ceil(low), baseline + 1)
         candidates = every if widths is None else sorted({*map(operator.index, widths)})
     except TypeError:
         raise ValueError(f"widths: got {brief(widths)}; it must be whole numbers") from None

@@ -177,20 +177,21 @@ class FunctionCost(_Counted):
         return step
 
     def _affordable(self, n: int, target: float) -> float:
-        if self._cost(1, n) >= target:
+        if self._cost(1, n) > target:
             return target / self._cost(1, n)
+        # The last cardinality that costs no more: several may cost the same.
         below, above = 1, 2
-        while self._cost(above, n) < target:
+        while self._cost(above, n) <= target:
             self._step(below, above, n)
             below, above = above, 2 * above
             if above > MOST_PATHS:
                 raise ValueError(
-                    f"budget: the cost of width {n} never reaches the baseline's "
+                    f"budget: the cost of width {n} never exceeds the baseline's "
                     f"{target:.6g}; it must grow with cardinality"
                 )
         while above - below > 1:
             middle = (below + above) // 2
-            if self._cost(middle, n) < target:
+            if self._cost(middle, n) <= target:
                 below = middle
             else:
                 above = middle

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -325,9 +326,26 @@ def device_and_versions() -> dict[str, str]:
         "device": _device(),
         "backend": os.environ.get("KERAS_BACKEND") or _configured_backend(),
         **versions,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "threads": " ".join(map(str, _threads())),
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
+
+
+def _threads() -> list[Any]:
+    """Return the numbers of threads that are set, in the environment or for TensorFlow."""
+    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    found: list[Any] = [os.environ[name] for name in names if os.environ.get(name)]
+    if "tensorflow" in sys.modules:
+        threading = sys.modules["tensorflow"].config.threading
+        found += [
+            number
+            for number in (
+                threading.get_intra_op_parallelism_threads(),
+                threading.get_inter_op_parallelism_threads(),
+            )
+            if number
+        ]
+    return found
 
 
 def _configured_backend() -> str:

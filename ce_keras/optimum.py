@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,8 +59,8 @@ def search(
     """Find the optimal collegial ensemble of a baseline (Algorithm 2, Eq. 8-14).
 
     The width is chosen by one module's law and cost, as in the paper. The cardinality is then
-    rounded: the primal's to the nearest cost of the whole network, the dual's to the nearest
-    variance of the module. The objective is flat at its optimum and alpha is not known to a
+    rounded to the nearest: the primal's is where the whole network costs as much, the dual's where
+    the module's variance is equal. The objective is flat at its optimum and alpha is not known to a
     percent, so of all widths within `tolerance` of the best the widest is taken, since wide paths
     run faster.
 
@@ -234,6 +235,9 @@ def _cost_of_name(
 def times_key(network: Module | Network, input_shape: Any, dtype: str | None) -> dict[str, Any]:
     """Return what the times of a named network are kept by, for `ce_keras.latency`."""
     shape = None if input_shape is None else list(input_shape)
+    if dtype is None and "keras" in sys.modules:  # Else the policy is Keras' default.
+        policy = sys.modules["keras"].config.dtype_policy().name
+        dtype = None if policy == "float32" else policy
     return {"network": network.name, "width": network.width, "shape": shape, "dtype": dtype}
 
 

@@ -108,9 +108,7 @@ class Problem:
             where no width can be built.
         """
         optimum = self.dual() if mode == "dual" else self.primal(hard_budget)
-        # Rounding may put the baseline itself just below one path.
-        least = 0 if mode == "dual" else 1 - 1e-9
-        buildable = (optimum.multiplicity > least) & (optimum.multiplicity < MOST_PATHS)
+        buildable = buildable_of(mode, optimum.multiplicity)
         badness = np.where(buildable, badness_of(mode, optimum.objective), np.inf)
         if not np.isfinite(badness).any():
             return None
@@ -146,6 +144,13 @@ def whole_below(multiplicity: np.ndarray) -> np.ndarray:
     return np.floor(multiplicity + 1e-9)
 
 
+def buildable_of(mode: Mode, multiplicity: np.ndarray) -> np.ndarray:
+    """Return True for real-valued cardinalities of networks that can be built."""
+    # Rounding may put the baseline itself just below one path.
+    least = 0 if mode == "dual" else 1 - 1e-9
+    return (multiplicity > least) & (multiplicity < MOST_PATHS)
+
+
 def badness_of(mode: Mode, objective: np.ndarray) -> np.ndarray:
     """Return the objective, or its inverse for the dual, so that smaller is better."""
     with np.errstate(divide="ignore"):
@@ -154,4 +159,6 @@ def badness_of(mode: Mode, objective: np.ndarray) -> np.ndarray:
 
 def within(badness: np.ndarray, tolerance: float, log_error: np.ndarray) -> np.ndarray:
     """Return True where a design is within the tolerance and two standard errors of the best."""
-    return badness <= (1 + tolerance) * badness.min() * np.exp(2 * log_error)
+    with np.errstate(over="ignore"):  # A measured error may be of any size.
+        bound = (1 + tolerance) * badness.min() * np.exp(2 * log_error)
+    return np.isfinite(badness) & (badness <= bound)

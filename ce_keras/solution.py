@@ -49,6 +49,8 @@ class Curve:
         flops: FLOPs of the whole network for one example.
         log_error: standard error of the logarithm of the objective, relative to the best width's;
             zero if the law is taken as known.
+        buildable: whether a network of that width meets the budget, with at least one path and not
+            billions.
     """
 
     width: np.ndarray
@@ -60,6 +62,7 @@ class Curve:
     parameters: np.ndarray
     flops: np.ndarray
     log_error: np.ndarray
+    buildable: np.ndarray
 
     def __len__(self) -> int:
         return len(self.width)
@@ -140,6 +143,7 @@ class Solution:
         """
         tolerance = self.tolerance if tolerance is None else checked_tolerance(tolerance)
         badness = badness_of(self.mode, self.curve.objective)
+        badness = np.where(self.curve.buildable, badness, np.inf)
         near = within(badness, tolerance, self.curve.log_error)
         return [
             Design(int(m), int(n))

@@ -3,13 +3,22 @@
 import json
 import logging
 
+import keras
 import numpy as np
 import pytest
 
 from ce_keras import search
 from ce_keras.algorithm2 import solve
 from ce_keras.geometry import baseline
-from ce_keras.latency import Block, LatencyCost, Table, Timing, known_table
+from ce_keras.latency import (
+    Block,
+    LatencyCost,
+    Table,
+    Timing,
+    device_and_versions,
+    known_table,
+)
+from ce_keras.optimum import times_key
 
 WIDTH = 128
 
@@ -158,3 +167,17 @@ def test_what_cannot_be_built_has_no_latency():
         search("figure3", budget="latency")
     with pytest.raises(ValueError, match=r"phase: got .test."):
         search("resnext29", budget="latency", phase="test")
+
+
+def test_times_are_kept_by_all_that_they_depend_on(monkeypatch):
+    network = baseline("resnext11")
+    plain = times_key(network, None, None), device_and_versions()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert times_key(network, None, None) != plain[0]
+        assert times_key(network, None, None) == times_key(network, None, "mixed_bfloat16")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert times_key(network, None, None) == plain[0]
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
+    assert device_and_versions() != plain[1]

@@ -251,6 +251,8 @@ def _total(
     """Return the parameters or FLOPs of the fixed layers and of `cardinality` paths."""
     real_values("cardinality", cardinality, least=0)  # 0 leaves the fixed layers alone.
     real_values("width", width, above=0)
+    if np.ndim(width):  # Whole numbers of NumPy overflow.
+        width = np.asarray(width, dtype=float)
     of_path = _sum((getattr(layer, quantity) for layer in path(width)), width)
     return cardinality * of_path + sum(getattr(layer, quantity) for layer in fixed)
 

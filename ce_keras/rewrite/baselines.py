@@ -21,9 +21,9 @@ from ce_keras.checks import brief
 from ce_keras.cost import AffineCost, Cost, Measured, cost_of
 from ce_keras.geometry import Design, Network, Width, scaled_widths
 from ce_keras.latency import LatencyCost, Timing, known_table
+from ce_keras.layers.functional import calls_of, is_functional
 from ce_keras.problem import Mode
 from ce_keras.rewrite.decisions import Family, alpha_of, network_of
-from ce_keras.rewrite.graph import is_functional
 from ce_keras.rewrite.report import Costs
 
 # Refused by every search: for a family of whose cost less than nothing would be left.
@@ -80,7 +80,8 @@ class ModelBaseline:
         sizes = [chain.activations for chain in self.family.chains]
         if whole is None or None in sizes:
             raise ValueError(
-                "budget: 'memory' needs a model whose tensors have known sizes: give its input one"
+                "budget: 'memory' needs a model whose tensors have known sizes: give one to its "
+                "Input, and to that of every model inside it"
             )
         return MemoryCost(self.family, whole, batch, _bytes_of(self.model))
 
@@ -117,23 +118,14 @@ class MemoryCost(AffineCost):
 
 
 def activations(model: keras.Model) -> int | None:
-    """Return the elements of the outputs of all operations of a model, for one example.
+    """Return the elements of a model's inputs and of the outputs of all its calls, for one example.
 
     A training step keeps all of them for its backward pass. `None` if a size is not known.
     """
-    count = 0
-    for operation in _operations(model):
-        if is_functional(operation):
-            inner = activations(operation)
-            if inner is None:
-                return None
-            count += inner
-            continue
-        for tensor in keras.tree.flatten(operation.output):
-            if None in tensor.shape[1:]:
-                return None
-            count += math.prod(tensor.shape[1:])
-    return count
+    sizes = [(1, *tensor.shape[1:]) for tensor in model.inputs]
+    for call in calls_of(model):
+        sizes += [(call.times, *tensor.shape[1:]) for tensor in call.outputs]
+    return None if any(None in size for size in sizes) else sum(map(math.prod, sizes))
 
 
 def _operations(model: keras.Model) -> list[Any]:

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import keras
 
 from ce_keras.geometry import Design
+from ce_keras.layers.functional import model_inside
 from ce_keras.layers.grouping import widened
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.layers.layer_table import LAYERS
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.decisions import Family
-from ce_keras.rewrite.graph import model_inside, models_in
+from ce_keras.rewrite.graph import models_in
 from ce_keras.rewrite.report import Decision
 
 logger = logging.getLogger("ce_keras")

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import keras
 
+from ce_keras.layers.functional import Applied, calls_of, model_inside
 from ce_keras.layers.grouping import check_penalties, is_unchanged, widened
 from ce_keras.layers.layer_table import BY_CHANNEL, CONV, DENSE, CannotGroupError
-from ce_keras.rewrite.graph import Call, Graph, layers_of, model_inside, models_in
+from ce_keras.rewrite.graph import Call, Graph, layers_of, models_in
 
 
 class LinearLayer(NamedTuple):
@@ -32,8 +33,9 @@ class LinearLayer(NamedTuple):
         base: channels of the chain's layer before, of which the inputs are a multiple: behind a
             `Flatten` it reads all pixels of each.
         outputs: channels it gives.
-        positions: places it is applied at; `None` if that is not known.
+        positions: places that a call applies it at; `None` if that is not known.
         gate: whether it lies beside the chain, as in squeeze-and-excite: the law leaves it out.
+        all_positions: places that all calls of the whole model apply it at.
     """
 
     layer: Any
@@ -43,6 +45,7 @@ class LinearLayer(NamedTuple):
     outputs: int
     positions: int | None
     gate: bool = False
+    all_positions: int | None = None
 
 
 class IntermediateLayer(NamedTuple):
@@ -71,9 +74,10 @@ class Chain:
         linear: its linear layers, first to last; the last is the exit.
         intermediate: the other layers that have to know of paths.
         prefix: of the layers' names, where the chain lies in a model within the model.
-        activations: of every tensor inside, its elements for one channel of the linear layer
-            before, and how many channels that has; `None` if a size is not known.
-        calls: how often the model calls it.
+        activations: of every tensor inside and every call, its elements for one channel of the
+            linear layer before, and how many channels that has; `None` if a size is not known.
+        calls: how often the model calls it for one example, every step of a `TimeDistributed`
+            counted; where their number is not known, how often the graph around it does.
     """
 
     name: str
@@ -115,17 +119,9 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
     )
     chains: list[Chain] = []
     reasons: dict[int, str] = {}
-    for prefix, inner, graph in graphs:
-        calls = max(1, uses[id(inner)])
-        chains += _chains_of(graph, prefix, uses, reasons, calls)
-    names = Counter(chain.name for chain in chains)
-    # Keras' own layer names begin alike in all chains.
-    chains = [
-        dataclasses.replace(chain, name=f"{chain.layers[0]} to {chain.layers[-1]}")
-        if names[chain.name] > 1
-        else chain
-        for chain in chains
-    ]
+    for prefix, _, graph in graphs:
+        chains += _chains_of(graph, prefix, uses, reasons)
+    chains = _told_apart(_with_all_calls(chains, model))
     taken = {id(each.layer) for chain in chains for each in chain.linear}
     skipped = {}
     for prefix, inner, _ in graphs:
@@ -134,6 +130,41 @@ def find_chains(model: keras.Model) -> tuple[list[Chain], dict[str, tuple[str, s
                 reason = reasons.get(id(layer)) or _why_in_no_chain(layer)
                 skipped[prefix + layer.name] = (type(layer).__name__, reason)
     return chains, skipped
+
+
+def _with_all_calls(chains: Sequence[Chain], model: keras.Model) -> list[Chain]:
+    """Return the chains, whose calls are those of their own models, with the whole model's."""
+    by_operation: dict[int, list[Applied]] = {}
+    for call in calls_of(model):
+        by_operation.setdefault(id(call.operation), []).append(call)
+
+    def positions(each: LinearLayer) -> int | None:
+        sizes = [(c.times, *c.outputs[0].shape[1:-1]) for c in by_operation[id(each.layer)]]
+        return None if any(None in size for size in sizes) else sum(map(math.prod, sizes))
+
+    def completed(chain: Chain) -> Chain:
+        times = [call.times for call in by_operation[id(chain.linear[0].layer)]]
+        linear = tuple(each._replace(all_positions=positions(each)) for each in chain.linear)
+        if None in times:
+            return dataclasses.replace(chain, linear=linear, activations=None)
+        calls = sum(each for each in times if each is not None)
+        held = chain.activations
+        if held is not None:
+            held = tuple((calls // chain.calls * elements, base) for elements, base in held)
+        return dataclasses.replace(chain, linear=linear, activations=held, calls=calls)
+
+    return [completed(chain) for chain in chains]
+
+
+def _told_apart(chains: Sequence[Chain]) -> list[Chain]:
+    """Return the chains, each of its own name: Keras' own layer names begin alike in all."""
+    names = Counter(chain.name for chain in chains)
+    return [
+        dataclasses.replace(chain, name=f"{chain.layers[0]} to {chain.layers[-1]}")
+        if names[chain.name] > 1
+        else chain
+        for chain in chains
+    ]
 
 
 def kernel_of(layer: Any) -> tuple[int, ...]:
@@ -145,7 +176,7 @@ def kernel_of(layer: Any) -> tuple[int, ...]:
 
 
 def _chains_of(
-    graph: Graph, prefix: str, uses: Counter[int], reasons: dict[int, str], calls: int
+    graph: Graph, prefix: str, uses: Counter[int], reasons: dict[int, str]
 ) -> list[Chain]:
     starts: dict[int, list[int]] = {}
     for position, call in enumerate(graph.calls):
@@ -162,7 +193,14 @@ def _chains_of(
         except CannotGroupError as error:
             reasons[entry] = str(error)
             continue
-        chains.append(dataclasses.replace(chain, calls=calls * len(grown)))
+        sizes = [other.activations for other in grown]
+        held = [each for each in sizes if each is not None]
+        chain = dataclasses.replace(
+            chain,
+            calls=len(grown),
+            activations=tuple(itertools.chain(*held)) if len(held) == len(sizes) else None,
+        )
+        chains.append(chain)
         taken.update(id(each.layer) for each in chain.linear)
     return chains
 

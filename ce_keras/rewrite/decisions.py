@@ -186,7 +186,7 @@ def _path_of(chain: Chain, width: Width, reference: int) -> list[Layer]:
             Layer(
                 each.pixels * (each.inputs if first else scaled(each.inputs, each.base)),
                 each.outputs if last else scaled(each.outputs, each.outputs),
-                each.positions or 0,
+                each.all_positions or 0,
                 # What is added to the sum of the paths is not a path's.
                 bias=bool(each.layer.use_bias) and not last,
                 in_law=not each.gate and not (first and chain.kind == "dense"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 
 from ce_keras.checks import brief
+from ce_keras.layers.functional import is_functional, model_inside
 from ce_keras.layers.keras_internals import all_layers
 
 
@@ -89,18 +90,6 @@ def check_functional(model: Any, subclassed: str = _MAKE_FUNCTIONAL) -> None:
             f"model: {model.name!r} has no input yet; begin it with keras.Input(shape)"
         )
     raise ValueError(f"model: {model.name!r} is subclassed ({type(model).__name__}){subclassed}")
-
-
-def is_functional(model: Any) -> bool:
-    """Return whether Keras knows the model's graph: functional, or sequential with an input."""
-    graphs = (keras.Function, keras.Sequential)
-    return isinstance(model, graphs) and getattr(model, "inputs", None) is not None
-
-
-def model_inside(layer: Any) -> Any:
-    """Return the functional model that a layer is, or applies at every time step; or `None`."""
-    inner = layer.layer if type(layer) is keras.layers.TimeDistributed else layer
-    return inner if is_functional(inner) else None
 
 
 def models_in(model: Any) -> Iterator[tuple[str, Any]]:

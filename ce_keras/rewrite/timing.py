@@ -59,6 +59,13 @@ def measure_table(model: keras.Model, family: Family, timing: Timing) -> Table:
         ValueError: for inputs that are no numbers of fixed sizes, or layers that are shared.
     """
     check_measurable("budget", model)
+    for chain in family.chains:
+        layer = chain.linear[0].layer
+        if None in layer.input.shape[1:]:
+            raise ValueError(
+                f"budget: {chain.layers[0]!r} reads inputs of shape {tuple(layer.input.shape)}; a "
+                "time needs fixed sizes: give them to the Input of the model that it is in"
+            )
     designs = grid(family)
     kinds: Counter[Any] = Counter()
     for chain in family.chains:

@@ -166,8 +166,10 @@ class CollegialOracle(WrappedOracle):
 
     def update_space(self, hyperparameters: Any) -> None:
         """Add new hyperparameters to the space: for an inner oracle, all but the design's."""
-        if self._seen is None and hyperparameters.space:
-            self._seen = hyperparameters.copy()
+        if not self._space_is_checked and hyperparameters.space:
+            if self._seen is None:
+                self._seen = keras_tuner.HyperParameters()
+            self._seen.merge(hyperparameters)
         if not self._walks:
             others = keras_tuner.HyperParameters()
             others.merge([self._settled(hp) for hp in hyperparameters.space])
@@ -192,15 +194,16 @@ class CollegialOracle(WrappedOracle):
         solution = self._solve()
         declared = Space(*(declared_values(self._seen, name) for name in self._names))
         designs = [design for design in self._first if is_in(design, declared)]
-        designs += designs_of(solution, declared)
+        designs += self._within_budget(designs_of(solution, declared))
         if not designs:
             told = " and ".join(
                 f"{name} in {brief(values)}"
                 for name, values in zip(self._names, declared, strict=True)
             )
+            meets = " and meets the budget" if self._hard else ""
             raise ValueError(
-                f"names: the hypermodel declares {told}; no design of the curve has such values. "
-                f"The optimum is {solution.design}"
+                f"names: the hypermodel declares {told}; no design of the curve has such values"
+                f"{meets}. The optimum is {solution.design}"
             )
         if not self.start_order:  # A resumed search keeps its own.
             self._designs = list(dict.fromkeys(designs))
@@ -209,6 +212,14 @@ class CollegialOracle(WrappedOracle):
         if self._walks:
             self._warn_of_defaults()
         self._space_is_checked = True
+
+    def _within_budget(self, designs: Sequence[Design]) -> list[Design]:
+        """Return the designs that cost no more than is asked for, if that is required."""
+        solution = self._solve()
+        if not self._hard:
+            return list(designs)
+        most = solution.problem.fraction * (1 + 1e-9)
+        return [each for each in designs if solution.problem.cost_of(each) <= most]
 
     def _warn_of_defaults(self) -> None:
         space = self._seen
@@ -236,7 +247,8 @@ class CollegialOracle(WrappedOracle):
     def get_state(self) -> dict[str, Any]:
         """Return the inner oracle's state, the designs, and the fit of alpha."""
         designs = [str(design) for design in self._designs]
-        return {**super().get_state(), "collegial": {"designs": designs, "fit": self._fit}}
+        own = {"designs": designs, "fit": self._fit, "search": self._arguments()}
+        return {**super().get_state(), "collegial": own}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Resume a search with the designs it was begun with."""
@@ -246,9 +258,35 @@ class CollegialOracle(WrappedOracle):
                 "overwrite=True, or another project_name"
             )
         own = state["collegial"]
+        now = self._arguments()
+        for name, value in own.get("search", now).items():
+            if value != now[name]:
+                raise ValueError(
+                    f"{name}: {project_folder(self)} has a search with {brief(value)}, and this "
+                    f"one has {brief(now[name])}; give overwrite=True, or another project_name"
+                )
         super().set_state(state)
         self._designs = [Design.parse(text) for text in own["designs"]]
         self._fit = own["fit"]
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments that decide the designs, as plain values."""
+        ask = self._ask
+        network = ask["baseline"]
+        network = named_baseline(network) if isinstance(network, str) else network
+        one_path = [int(count(1, network.width)) for count in (network.params, network.flops)]
+        alpha, widths = ask["alpha"], ask["widths"]
+        if not isinstance(alpha, str | None):
+            alpha = float(alpha.alpha) if hasattr(alpha, "alpha") else repr(alpha)
+        return {
+            **{name: ask[name] for name in ("mode", "target", "target_params", "tolerance")},
+            "baseline": [network.name, network.width, *one_path],
+            "alpha": alpha,
+            "budget": _plain(ask["budget"]),
+            "hard_budget": self._hard,
+            "multiple_of": ask["multiple_of"],
+            "widths": None if widths is None else [int(width) for width in widths],
+        }
 
     @property
     def fit(self) -> Mapping[str, float] | None:
@@ -276,11 +314,17 @@ class CollegialOracle(WrappedOracle):
             solution = find(**ask, hard_budget=True)
             if answer.rho * (answer.target or 1) >= 1:  # Costs no more than is asked for.
                 self._first.append(answer.design)
+        self._solution = solution
         if not self._designs:
-            self._designs = list(dict.fromkeys([*self._first, *designs_of(solution)]))
+            curve = self._within_budget(designs_of(solution))
+            self._designs = list(dict.fromkeys([*self._first, *curve]))
+        if not self._designs:
+            raise ValueError(
+                f"hard_budget: no design of the curve costs as little as is asked for; the optimum "
+                f"is {solution.design}"
+            )
         if not self._walks:
             self._reserve(self._designs[0])
-        self._solution = solution
         return solution
 
     def _fitted(self) -> FittedAlpha:
@@ -301,6 +345,13 @@ class CollegialOracle(WrappedOracle):
             for hp in self.hyperparameters.space:
                 if hp.name == name:
                     hp.value = self.hyperparameters.values[name] = int(value)
+
+
+def _plain(budget: Any) -> Any:
+    """Return the names of a budget's costs."""
+    if isinstance(budget, tuple | list):
+        return [_plain(each) for each in budget]
+    return budget if isinstance(budget, str) else getattr(budget, "name", "a function")
 
 
 def _of_model(baseline: Any, family: str | None) -> ModelBaseline | None:

@@ -49,8 +49,12 @@ def designs_of(solution: Solution, space: Space | None = None) -> list[Design]:
     curve = solution.curve
     primal = solution.mode == "primal"
     found: dict[Design, float] = {}
+    built = curve.buildable
     for width, wanted, objective in zip(
-        curve.width.tolist(), curve.cardinality.tolist(), curve.objective, strict=True
+        curve.width[built].tolist(),
+        curve.cardinality[built].tolist(),
+        curve.objective[built],
+        strict=True,
     ):
         cardinality = _nearest(wanted, space.cardinality, below=primal)
         if cardinality is None or not (space.width is None or width in space.width):

@@ -25,7 +25,7 @@ class NetworkFamily:
         inverse_fan_in: S of Eq. 9 for an array of widths.
         input_shape: shape of one example.
         build: a function from a width to a Keras network.
-        stack: a function from a width to a stack of ReLU layers, if the network is one.
+        stack: a function from a width to a stack of layers, if the network is one.
     """
 
     name: str
@@ -122,5 +122,7 @@ def inputs_of(family: NetworkFamily, x1: Any, x2: Any, rng: np.random.Generator)
         )
         if not fits or x.size != given["x1"].size:
             raise ValueError(f"{name}: got shape {x.shape}; it must be {shape}")
+        if family.stack and not x.any():
+            raise ValueError(f"{name}: is zero; without biases, so are the outputs and the kernel")
     known = given["x1"].shape if None in shape else shape
     return np.stack([x.reshape(known) for x in given.values()])

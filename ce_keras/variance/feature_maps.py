@@ -75,6 +75,9 @@ def measure_correlation(
         maps = keras.tree.flatten(inputs(batch, training=untrained))
         for index, x in enumerate(maps):
             sums[index] += _gram_of_patches(keras.ops.convert_to_numpy(x), kernel_size)
+    for layer, gram in zip(chosen, sums, strict=True):
+        if not np.trace(gram) > 0:
+            raise ValueError(f"images: with them, all inputs of {layer.name!r} are zero")
     blocks = {
         layer.name: gram * len(gram) / np.trace(gram)
         for layer, gram in zip(chosen, sums, strict=True)

@@ -32,7 +32,7 @@ from ce_keras.geometry import Module
 from ce_keras.plotting import COLOR, axes_for
 from ce_keras.progress import progress
 from ce_keras.resumable import ResumableResults
-from ce_keras.variance.closed_form import kernel_moments
+from ce_keras.variance.closed_form import kernel_moments, slopes_of
 from ce_keras.variance.families import NetworkFamily, family_of, inputs_of
 from ce_keras.variance.law import PolynomialLaw
 from ce_keras.variance.samplers import chain_kernels, generator, stack_kernels
@@ -259,7 +259,7 @@ def fit_alpha(
             "seed": seed,
             "parameterization": parameterization,
             "x": x.tolist(),
-            "networks": _network_key(family, x, readout) if checkpoint is not None else None,
+            "networks": _network_key(family, widths, x, readout) if checkpoint else None,
         }
         draw = _draw_function(family, x, draws, method, readout, parameterization)
         path = None if checkpoint is None else Path(checkpoint)
@@ -278,10 +278,11 @@ def fit_alpha(
     )
 
 
-def _network_key(family: NetworkFamily, x: np.ndarray, readout: Any) -> Any:
-    """Return values that differ for two functions that build different networks."""
+def _network_key(family: NetworkFamily, widths: np.ndarray, x: np.ndarray, readout: Any) -> Any:
+    """Return values that differ for two modules, or two functions that build other networks."""
     if family.stack is not None:
-        return None
+        stacks = map(family.stack, widths.tolist())
+        return [[*map(float, each.widths), *slopes_of(each.activation)] for each in stacks]
     from ce_keras.variance.networks import middle_unit, network_key
 
     return network_key(family.build(family.width), x, readout or middle_unit)
@@ -292,7 +293,7 @@ def _exact(
 ) -> np.ndarray:
     assert family.stack is not None
     moments = [
-        kernel_moments(stack.widths, parameterization, stack.inputs)
+        kernel_moments(stack.widths, parameterization, stack.inputs, activation=stack.activation)
         for stack in map(family.stack, widths)
     ]
     return np.log1p([moment.relative_variance for moment in moments])
@@ -420,15 +421,21 @@ def _chosen_method(method: str, family: NetworkFamily, x1: Any, x2: Any, readout
         return _chosen_for_networks(method, family)
     if readout is not None:
         raise ValueError("readout: is for Keras models; a module of geometry has one output")
-    one_position = family.stack(family.width).positions == 1
-    exact = one_position and (x2 is None or np.array_equal(x1, x2))
+    stack = family.stack(family.width)
+    exact = stack.positions == 1 and (x2 is None or np.array_equal(x1, x2))
+    is_relu = slopes_of(stack.activation) == slopes_of("relu")
+    if method == "sampler" and not is_relu:
+        raise ValueError(
+            f"method: the sampler draws ReLU networks, and the activation of {family.name!r} is "
+            f"{stack.activation!r}; use 'ensemble'"
+        )
     if method == "closed_form" and not exact:
         raise ValueError(
             "method: the closed form is for a diagonal entry (x2=None) of fully connected "
             "modules; use 'sampler'"
         )
     if method == "auto":
-        return "closed_form" if exact else "sampler"
+        return "closed_form" if exact else "sampler" if is_relu else "ensemble"
     return method  # type: ignore[return-value]
 
 

@@ -231,7 +231,7 @@ class MeasuredLaw:
 def _variance_and_error(width: Any, value: Any) -> tuple[float, float]:
     try:
         variance, error = value if np.ndim(value) else (value, 0.0)
-        good = np.isfinite(variance) and variance > 0 and error >= 0
+        good = np.isfinite(variance) and variance > 0 and 0 <= error < np.inf
     except (TypeError, ValueError):
         good = False
     if not good:
@@ -248,7 +248,8 @@ class PolynomialLaw:
     The exact variance of a stack of H hidden ReLU layers is such a polynomial, of degree H; that of
     other blocks is a series of this form. Unlike the exponential law it can be extrapolated beyond
     the measured widths. The degree is the lowest from two on whose chi-square is not too large
-    (5 %), and at most four; no coefficient is negative, so that the variance never is.
+    (5 %), and at most four where the variances have errors; no coefficient is negative, so that the
+    variance never is. Where the chi-square stays too large, errors are enlarged by its root.
 
     Args:
         width: the measured widths.
@@ -277,13 +278,17 @@ class PolynomialLaw:
         distinct = len(np.unique(n))
         if distinct < 2:
             raise ValueError(f"width: got {brief(width)}; there must be two different widths")
-        for order in range(2, min(_MOST_TERMS, distinct) + 1):
+        # Higher degrees are not resolved by draws at a few widths.
+        most = _MOST_TERMS if errors.any() else _MOST_EXACT_TERMS
+        for order in range(2, min(most, distinct) + 1):
             powers = n[:, None] ** -np.arange(1.0, order + 1)
             self.coefficients, self.covariance = _fit(powers / sigma[:, None], v / sigma)
             self.chi_square = float((((v - powers @ self.coefficients) / sigma) ** 2).sum())
             self.degrees_of_freedom = len(n) - order
             if self.chi_square <= _chi_square_limit(self.degrees_of_freedom):
-                break
+                return
+        if self.degrees_of_freedom:
+            self.covariance = self.covariance * self.chi_square / self.degrees_of_freedom
 
     @property
     def name(self) -> str:
@@ -319,9 +324,13 @@ def _fit(design: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     terms = list(range(design.shape[1]))
     while True:
+        # By orthogonal columns: the powers are nearly dependent.
         chosen = design[:, terms]
-        covariance = np.linalg.inv(chosen.T @ chosen)
-        found = covariance @ chosen.T @ target
+        sizes = np.linalg.norm(chosen, axis=0)
+        basis, triangle = np.linalg.qr(chosen / sizes)
+        inverse = np.linalg.inv(triangle) / sizes[:, None]
+        covariance = inverse @ inverse.T
+        found = inverse @ (basis.T @ target)
         if (found >= 0).all() or len(terms) == 1:
             break
         # In standard errors: coefficients of different powers have different scales.
@@ -353,11 +362,14 @@ def _checked_measurements(width: Any, variance: Any, error: Any) -> list[np.ndar
     return found
 
 
-# Higher degrees are not resolved by draws at a few widths.
-_MOST_TERMS = 4
+# Terms of a polynomial that is fitted to draws, and to exact values.
+_MOST_TERMS, _MOST_EXACT_TERMS = 4, 12
 
 # The relative standard error that exact values are given.
 _EXACT = 1e-9
+
+# With smaller ones, variances of wide paths are 0.
+_LEAST_ALPHA = 1e-100
 
 
 def polynomial_text(coefficients: Sequence[float] | np.ndarray) -> str:
@@ -423,7 +435,7 @@ def law_of(module: Module, alpha: Any, curve: Any, correlation: Any = None) -> L
     alpha = module.alpha if alpha is None else alpha
     value = getattr(alpha, "alpha", alpha)
     try:
-        value = finite_number("alpha", value, above=0)
+        value = finite_number("alpha", value, least=_LEAST_ALPHA)
         error = finite_number("alpha", getattr(alpha, "alpha_error", 0.0), least=0)
     except ValueError:
         raise ValueError(

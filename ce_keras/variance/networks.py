@@ -8,6 +8,7 @@ path's inputs and output gradients at every layer, and so T kernels.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from ce_keras.ntk.autodiff import stateless
 from ce_keras.ntk.backends import backend
 from ce_keras.ntk.contractions import Gradients
 from ce_keras.ntk.recording import Recorder
+from ce_keras.variance.closed_form import slopes_of
 from ce_keras.variance.initial_values import InitialValues, initial_values
 
 Build = Callable[[], keras.Model]
@@ -48,16 +50,38 @@ def stack_model(stack: Stack) -> keras.Model:
     (None, 1)
     """
     first, *others = (int(width) for width in stack.widths)
+
+    def hidden(width: int) -> list[Any]:
+        return [CollegialDense(width, use_bias=False), _activation_of(stack)]
+
     return keras.Sequential(
         [
             keras.Input((stack.positions, stack.inputs)),
-            CollegialDense(first, activation="relu", use_bias=False),
+            *hidden(first),
             # The second layer reads all positions together.
             keras.layers.Flatten(),
-            *(CollegialDense(width, activation="relu", use_bias=False) for width in others),
+            *itertools.chain.from_iterable(map(hidden, others)),
             CollegialDense(1, use_bias=False, gain=1.0),
         ]
     )
+
+
+def _activation_of(stack: Stack) -> keras.layers.Layer:
+    """Return a stack's activation, to a factor: that changes no relative moment of the kernel.
+
+    Raises:
+        ValueError: for slopes of different signs, which no layer of Keras has.
+    """
+    positive, negative = slopes_of(stack.activation)
+    # Gaussian weights make no difference between positive and negative inputs.
+    small, large = sorted((positive, negative), key=abs)
+    slope = small / large
+    if slope < 0:
+        raise ValueError(
+            f"module: its activation has the slopes {positive:g} and {negative:g}; networks are "
+            "drawn for slopes of one sign"
+        )
+    return keras.layers.LeakyReLU(slope) if slope else keras.layers.ReLU()
 
 
 def middle_unit(outputs: Any) -> Any:
@@ -124,7 +148,9 @@ def _gradients(
 
 
 def network_key(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any]:
-    """Return outputs for reproducible weights, and the initialisers, to tell networks apart.
+    """Return what tells networks apart.
+
+    It is outputs for reproducible weights, the initialisers, and which weights are trained.
 
     The model's weights are restored.
     """
@@ -137,7 +163,8 @@ def network_key(model: keras.Model, x: np.ndarray, readout: Readout) -> list[Any
         read = ops.convert_to_numpy(_read(readout, outputs))
     finally:
         model.set_weights(kept)
-    return [[f"{value:.3e}" for value in read], list(_initializers(config))]
+    trained = [weight.trainable for weight in model.weights]
+    return [[f"{value:.3e}" for value in read], list(_initializers(config)), trained]
 
 
 def _initializers(config: Any) -> Iterable[Any]:

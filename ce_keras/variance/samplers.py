@@ -126,14 +126,16 @@ def stack_kernels(
     x = real_array("x", x)
     if x.ndim not in (2, 3) or not x.size:
         raise ValueError(f"x: got shape {x.shape}; it must be (p, features), or with positions")
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    # In single precision, squares of very large or small numbers would not be finite.
+    exponent = int(np.frexp(abs(x).max())[1])
+    x = np.ldexp(x.reshape(x.shape[0], -1, x.shape[-1]), -exponent)
     n = layer_widths("widths", widths)
     ntk = checked_parameterization(parameterization) == "ntk"
     rng = generator(seed)
     kernels = np.empty((positive_int("draws", draws), len(x), len(x)))
     for part in _chunks(draws, len(x) * max(x.shape[1] * n[0], *n)):
         kernels[part] = _stack(x, n, part.stop - part.start, ntk, rng)
-    return kernels
+    return np.ldexp(kernels, 2 * exponent)
 
 
 def _stack(

@@ -9,6 +9,10 @@ from keras import layers
 from rewritable import block
 
 from ce_keras import collegialize, inspect
+from ce_keras.latency import Timing
+from ce_keras.layers.flops import flops
+from ce_keras.rewrite import baselines_of
+from ce_keras.rewrite.baselines import activations
 
 DESIGN = "2x8d"  # Paths as wide as the blocks are: a split keeps the function.
 
@@ -70,6 +74,29 @@ def test_chains_become_paths_wherever_they_are(build, found, rng, tmp_path):
     ensemble.save(tmp_path / "a.keras")
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "a.keras")(x), ensemble(x))
     assert len(ensemble.trainable_weights) == len(model.trainable_weights)
+
+
+def rows_and_row():
+    chain = [layers.Dense(units, "relu", name=f"fc{units}") for units in (16, 8, 4)]
+    rows, row = keras.Input((5, 12)), keras.Input((12,))
+    outputs = []
+    for x in (rows, row):
+        for layer in chain:
+            x = layer(x)  # noqa: PLW2901
+        outputs.append(x)
+    return keras.Model([rows, row], outputs)
+
+
+@pytest.mark.parametrize("build", [siamese, video, rows_and_row])
+def test_flops_and_memory_of_several_calls_are_those_of_the_rebuilt_model(build):
+    """A design's costs are counted from the chain, at all its calls, and the rest of the model."""
+    model = build()
+    ensemble = collegialize(model, design="3x5d")
+    before, after = ensemble.report.before, ensemble.report.after
+    assert (before.flops, after.flops) == (flops(model), flops(ensemble))
+    (family,) = baselines_of(model)
+    memory = family.budget("memory", Timing(batch=1))
+    assert float(memory.of(3, np.array(5))) == 4 * activations(ensemble)
 
 
 def test_why_chains_within_wrappers_are_left():

@@ -5,6 +5,7 @@ import pytest
 from searches import FC, INNER, begun, build, design, optimum, score, space
 
 from ce_keras import search
+from ce_keras.geometry import fully_connected
 from ce_keras.tuner import (
     BudgetOracle,
     CollegialOracle,
@@ -174,3 +175,58 @@ def test_the_first_trial_is_what_search_says_where_that_meets_the_budget():
 def test_names_are_two(names):
     with pytest.raises(ValueError, match="names: got"):
         CollegialOracle("val_loss", FC, names=names)
+
+
+@pytest.mark.parametrize("options", [{"target": 0.5}, {"mode": "dual"}])
+def test_no_design_costs_more_than_is_asked_for(options):
+    oracle = CollegialOracle("val_loss", FC, max_trials=200, **options)
+    most = options.get("target", 1.0) * FC.params(1, 24)
+    assert len(oracle.designs) > 3
+    assert all(FC.params(*each) <= most for each in oracle.designs)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [(([1, 2], [20, 24]), {"target": 0.5}), (([32, 64], [4, 8, 16]), {"mode": "dual"})],
+)
+def test_declared_values_that_all_cost_more_are_an_error(values, options):
+    oracle = CollegialOracle("val_loss", FC, max_trials=9, **options)
+    declared = keras_tuner.HyperParameters()
+    for name, choices in zip(("cardinality", "width"), values, strict=True):
+        declared.Choice(name, choices)
+    oracle.update_space(declared)
+    with pytest.raises(ValueError, match="such values and meets the budget"):
+        oracle.create_trial("a")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mode", {"mode": "primal"}),
+        ("baseline", {"baseline": fully_connected(12, [60] * 3, 4)}),
+        ("budget", {"budget": "flops"}),
+    ],
+)
+def test_a_search_of_other_arguments_is_not_resumed(name, options, tmp_path):
+    def made(**options):
+        oracle = CollegialOracle(
+            "val_loss", **{"baseline": FC, "mode": "dual", "max_trials": 3, **options}
+        )
+        begun(oracle, tmp_path)
+        return oracle
+
+    first = made()
+    first.update_space(space(64))
+    score(first, first.create_trial("a"), 1.0)
+    first.save()
+    made().reload()
+    with pytest.raises(ValueError, match=rf"{name}: .* has a search with .*; give overwrite=True"):
+        made(**options).reload()
+
+
+def test_hyperparameters_that_are_given_beforehand_may_be_some(tmp_path):
+    given = keras_tuner.HyperParameters()
+    given.Fixed("rate", 0.01)
+    oracle = begun(CollegialOracle("val_loss", FC, hyperparameters=given), tmp_path)
+    oracle.update_space(space(64))
+    assert oracle.create_trial("a").hyperparameters.get("rate") == 0.01

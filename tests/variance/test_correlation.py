@@ -66,3 +66,8 @@ def test_a_model_without_such_layers_says_so():
     model = keras.Sequential([keras.Input((5, 5, 3)), layers.Conv2D(4, 1)])
     with pytest.raises(ValueError, match=r"layers: .* has none of the name '\*_1_conv'"):
         measure_correlation(model, np.ones((1, 5, 5, 3)))
+
+
+def test_images_that_reach_no_layer_are_refused():
+    with pytest.raises(ValueError, match=r"images: with them, all inputs of .* are zero"):
+        measure_correlation("resnext11", np.zeros((2, 28, 28, 1)))

@@ -7,8 +7,17 @@ import pytest
 from keras import layers
 
 from ce_keras import search
-from ce_keras.geometry import Module, bottleneck, conv, first_order_alpha, fully_connected
+from ce_keras.geometry import (
+    Module,
+    Stack,
+    bottleneck,
+    conv,
+    dense,
+    first_order_alpha,
+    fully_connected,
+)
 from ce_keras.ntk import fit_alpha, log_moment_ratio, stack_kernels
+from ce_keras.variance.law import ClosedFormLaw
 
 
 def test_the_papers_alpha():
@@ -280,3 +289,66 @@ def any_size(width):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         fit_alpha(**{"module": bottleneck(width=16), **arguments})
+
+
+def homogeneous(activation, layers=2):
+    return Module(
+        "homogeneous",
+        24,
+        lambda n: [dense(10, n, in_law=False), *[dense(n, n)] * (layers - 1), dense(n, 1)],
+        2.0,
+        lambda n: Stack(10, 1, [n] * layers, activation),
+    )
+
+
+@pytest.mark.parametrize("activation", ["linear", "leaky_relu", (1.0, 0.9), (0.5, -1.0)])
+def test_the_closed_form_is_of_the_stacks_activation(activation):
+    fit = fit_alpha(homogeneous(activation))
+    expected = search(homogeneous(activation), alpha="closed_form").baseline_variance
+    assert fit.variance[-1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("activation", ["linear", (0.2, 1.0)])
+def test_networks_that_are_drawn_have_the_stacks_activation(activation):
+    module, how = homogeneous(activation), {"ratios": [0.25, 0.5], "seed": 0}
+    exact, drawn = fit_alpha(module, **how), fit_alpha(module, method="ensemble", **how)
+    assert (abs(drawn.log_ratio - exact.log_ratio) <= 5 * drawn.log_ratio_error).all()
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match=r"method: the sampler draws ReLU networks"):
+        fit_alpha(homogeneous("linear"), method="sampler")
+    with pytest.raises(ValueError, match=r"activation has the slopes 0\.5 and -1"):
+        fit_alpha(homogeneous((0.5, -1.0)), method="ensemble")
+    with pytest.raises(ValueError, match="x1: is zero"):
+        fit_alpha(homogeneous("relu"), x1=np.zeros(10))
+
+
+def test_a_checkpoint_knows_its_stack(tmp_path, rng):
+    how = {"ratios": [0.5, 1.0], "draws": 50, "seed": 0, "checkpoint": tmp_path / "fit.json"}
+    two = rng.normal(size=(2, 10))
+    fit_alpha(homogeneous("relu"), x1=two[0], x2=two[1], **how)
+    with pytest.raises(ValueError, match="begun with another fit"):
+        fit_alpha(homogeneous("relu", layers=3), x1=two[0], x2=two[1], **how)
+
+
+def test_a_checkpoint_knows_which_layers_are_trained(tmp_path):
+    def build(n, frozen=False):
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(n), layers.Dense(1)])
+        model.layers[0].trainable = not frozen
+        return model
+
+    path = tmp_path / "fit.json"
+    how = {"ratios": [0.5, 1.0], "draws": 20, "width": 8, "seed": 0, "checkpoint": path}
+    fit_alpha(build, **how)
+    frozen = functools.wraps(build)(functools.partial(build, frozen=True))
+    with pytest.raises(ValueError, match="begun with another fit"):
+        fit_alpha(frozen, **how)
+
+
+def test_fits_of_deep_exact_networks_extrapolate_to_narrow_ones():
+    baseline = fully_connected(748, [500] * 8)
+    law = fit_alpha(baseline).polynomial
+    widths = np.array([5, 10, 20])
+    exact = ClosedFormLaw(baseline).path_variance(widths)
+    np.testing.assert_allclose(law.path_variance(widths), exact, rtol=0.02)

@@ -138,3 +138,18 @@ def test_a_fit_is_the_best_of_all_that_leave_terms_out():
             if ((solution := np.linalg.lstsq(design[:, kept], target)[0]) >= 0).all()
         )
         assert np.sum((design @ found - target) ** 2) <= best * (1 + 1e-6)
+
+
+def test_errors_of_a_law_that_does_not_fit_are_enlarged(rng):
+    n = np.geomspace(1, 64, 10)
+    wrong = PolynomialLaw(n, 1 / np.sqrt(n), np.full(10, 1e-4))
+    gap = abs(wrong.path_variance(n) - 1 / np.sqrt(n))
+    assert wrong.chi_square > 1e3 * wrong.degrees_of_freedom
+    # Near the size of the gaps; the given errors are a thousand times smaller.
+    assert np.median(gap / wrong.error(n)) < 30
+
+
+@pytest.mark.parametrize("error", [np.inf, np.nan, -1.0])
+def test_errors_of_a_table_are_numbers(error):
+    with pytest.raises(ValueError, match=r"law: got .* for width 8"):
+        search("resnext29", law={1: 3.0, 8: (1.0, error), 128: 0.1})

@@ -92,3 +92,10 @@ def test_the_same_seed_gives_the_same_draws():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         stack_kernels(*arguments)
+
+
+@pytest.mark.parametrize("exponent", [-100, 70])
+def test_inputs_of_any_size_scale_the_kernel(exponent, rng):
+    x = rng.normal(size=(2, 8))
+    kernels, scaled = (stack_kernels(each, [8, 8], 4, seed=0) for each in (x, x * 2.0**exponent))
+    np.testing.assert_array_equal(scaled, kernels * 2.0 ** (2 * exponent))

@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from ce_keras.layers.functional import is_functional
 from ce_keras.layers.keras_internals import run_through
-from ce_keras.rewrite.graph import Call, is_functional
+from ce_keras.rewrite.graph import Call
 
 #: Bytes of activations that are kept in memory, for each of the two models.
 MOST_KEPT = 2**30

@@ -1,0 +1,102 @@
+"""What a functional Keras model calls, followed into the models inside it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+
+from ce_keras.layers.keras_internals import run_through
+
+
+def is_functional(model: Any) -> bool:
+    """Return whether Keras knows the model's graph: functional, or sequential with an input."""
+    graphs = (keras.Function, keras.Sequential)
+    return isinstance(model, graphs) and getattr(model, "inputs", None) is not None
+
+
+def model_inside(layer: Any) -> Any:
+    """Return the functional model that a layer is, or applies at every time step; or `None`."""
+    inner = layer.layer if type(layer) is keras.layers.TimeDistributed else layer
+    return inner if is_functional(inner) else None
+
+
+class Applied(NamedTuple):
+    """One call of an operation by a model, or by a model inside it.
+
+    Attributes:
+        operation: the layer or function.
+        outputs: its symbolic outputs.
+        times: how often it is called so for one example: once for each step of a `TimeDistributed`
+            around it; `None` if their number is not known.
+    """
+
+    operation: Any
+    outputs: list[keras.KerasTensor]
+    times: int | None
+
+
+def calls_of(model: Any) -> list[Applied]:
+    """Return all calls of a functional model, those of the models inside it in place of theirs.
+
+    Sizes are those that tensors have in this model: the models inside may have been built for
+    others, and called several times. A `TimeDistributed` is left out for what it applies.
+
+    Args:
+        model: as `is_functional` takes it.
+    """
+    calls: list[Applied] = []
+    _run(model, model.inputs, 1, calls)
+    return calls
+
+
+def _run(model: Any, inputs: Any, times: int | None, calls: list[Applied]) -> Any:
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        return _called(operation, args, kwargs, times, calls)
+
+    # A sequential model keeps its graph to itself.
+    return run_through(keras.Function(model.inputs, model.outputs), inputs, call)
+
+
+def _called(operation: Any, args: Any, kwargs: Any, times: int | None, calls: list[Applied]) -> Any:
+    """Return an operation's symbolic outputs, and note its call, or those inside it."""
+    if is_functional(operation) and _runs_its_graph(operation):
+        return _run(operation, _bound(operation, args, kwargs), times, calls)
+    outputs = operation.compute_output_spec(*args, **kwargs)
+    if type(operation) is keras.layers.TimeDistributed:
+        batch, steps, *shape = args[0].shape
+        step = keras.KerasTensor((batch, *shape), args[0].dtype)
+        of_steps = None if times is None or steps is None else times * steps
+        _called(operation.layer, (step,), {}, of_steps, calls)
+    else:
+        calls.append(Applied(operation, keras.tree.flatten(outputs), times))
+    return outputs
+
+
+def _runs_its_graph(model: Any) -> bool:
+    """Return whether a model's `call` is Keras' own."""
+    return type(model).call.__module__.startswith("keras.")
+
+
+def _bound(model: Any, args: Any, kwargs: Any) -> list[keras.KerasTensor]:
+    """Return what a model inside is called with, of the model's own sizes where that says less.
+
+    Keras sorts a dictionary by the inputs' names, and adds and removes axes of length one: there
+    too, the model's own inputs are taken.
+    """
+    given = args[0] if args else kwargs.get("inputs")
+    own = model.inputs
+    tensors = keras.tree.flatten(given)
+    names_differ = isinstance(given, dict) and (
+        not isinstance(model.input, dict) or given.keys() != model.input.keys()
+    )
+    if names_differ or len(tensors) != len(own):
+        return own
+    return [_merged(*pair) for pair in zip(tensors, own, strict=True)]
+
+
+def _merged(given: Any, own: keras.KerasTensor) -> keras.KerasTensor:
+    if not isinstance(given, keras.KerasTensor) or len(given.shape) != len(own.shape):
+        return own
+    shape = [a if b is None else b for a, b in zip(own.shape, given.shape, strict=True)]
+    return keras.KerasTensor(shape, given.dtype, sparse=given.sparse)
