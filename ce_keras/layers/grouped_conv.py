@@ -77,6 +77,9 @@ def grouped_conv(x: Any, kernel: Any, spec: ConvSpec, implementation: Implementa
     Returns:
         `(batch, new_height, new_width, groups * outputs)`, or channels first.
     """
+    if x.shape[0] == 0:  # TensorFlow gives the input's shape, or an error.
+        one = ops.zeros((1, *x.shape[1:]), x.dtype)
+        return grouped_conv(ops.concatenate([x, one]), kernel, spec, implementation)[:0]
     if implementation == "split":
         return _split(x, kernel, spec)
     if keras.backend.backend() != "tensorflow":

@@ -52,7 +52,9 @@ class CollegialLayerNormalization(keras.layers.LayerNormalization):
             x, (*shape[:-1], self.cardinality, inputs.shape[-1] // self.cardinality)
         )
         mean, variance = ops.moments(paths, axes=-1, keepdims=True)
-        normal = (paths - mean) * ops.rsqrt(variance + self.epsilon)
+        # As Keras has it, `rms_scaling` divides by the standard deviation, and keeps the mean.
+        centred = paths if self.rms_scaling else paths - mean
+        normal = centred * ops.rsqrt(variance + self.epsilon)
         outputs = ops.reshape(normal, shape)
         if self.gamma is not None:
             outputs = outputs * ops.cast(self.gamma, dtype)

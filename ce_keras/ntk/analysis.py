@@ -8,6 +8,9 @@ import numpy as np
 
 from ce_keras.checks import boolean, brief, real_array
 
+# Rounding of half precision makes a kernel as asymmetric, relative to its largest entry.
+_ASYMMETRY = 1e-2
+
 
 def spectrum(kernel: np.ndarray) -> np.ndarray:
     """Return the eigenvalues of a kernel, largest first.
@@ -17,7 +20,8 @@ def spectrum(kernel: np.ndarray) -> np.ndarray:
             gives it, which is taken as a matrix of N * O rows.
 
     Raises:
-        ValueError: for any other shape, or numbers that are infinite or NaN.
+        ValueError: for any other shape, a kernel that is not symmetric, or numbers that are
+            infinite or NaN.
 
     >>> spectrum(np.diag([1.0, 3.0, 2.0])).tolist()
     [3.0, 2.0, 1.0]
@@ -56,7 +60,7 @@ def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> f
         centred: subtract each kernel's means in feature space first (centred kernel alignment).
 
     Raises:
-        ValueError: for kernels that are not square, or not of one size.
+        ValueError: for kernels that are not square and symmetric, not of one size, or zero.
 
     >>> alignment(np.eye(2), np.ones((2, 2)))
     0.7071067811865475
@@ -69,8 +73,7 @@ def alignment(first: np.ndarray, second: np.ndarray, centred: bool = False) -> f
         )
     if centred:
         first, second = _centred(first), _centred(second)
-    norms = np.linalg.norm(first) * np.linalg.norm(second)
-    return float((first * second).sum() / norms)
+    return float((_of_length_one("first", first) * _of_length_one("second", second)).sum())
 
 
 def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> float:
@@ -82,7 +85,7 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
         centred: as for `alignment`; without it, large classes dominate.
 
     Raises:
-        ValueError: for a number of labels other than N.
+        ValueError: for a number of labels other than N, or labels that are all alike.
 
     >>> same_class = np.kron(np.eye(2), np.ones((3, 3)))
     >>> round(label_alignment(same_class, [0, 0, 0, 1, 1, 1]), 12)
@@ -90,16 +93,26 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
     """
     matrix = checked_matrix("kernel", kernel)
     boolean("centred", centred)
-    real_array("labels", labels)
-    targets = np.asarray(labels)
+    targets = real_array("labels", labels)
     if not targets.ndim or not targets.size:
         raise ValueError(f"labels: got {brief(labels)}; it must be one for each example")
-    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+    if targets.ndim == 1 and np.issubdtype(np.asarray(labels).dtype, np.integer):
         targets = (targets[:, None] == np.unique(targets)).astype(float)
     targets = targets.reshape(len(targets), -1)
     if len(targets) != len(matrix):
         raise ValueError(f"labels: got {len(targets)}; the kernel is of {len(matrix)} examples")
-    return alignment(matrix, targets @ targets.T, centred)
+    of_labels = targets @ targets.T
+    if not (_centred(of_labels) if centred else of_labels).any():
+        raise ValueError("labels: all are alike; an alignment needs differences")
+    return alignment(matrix, of_labels, centred)
+
+
+def _of_length_one(argument: str, kernel: np.ndarray) -> np.ndarray:
+    """Return a kernel over its norm, whose squares may be beyond double precision."""
+    largest = abs(kernel).max()
+    if not largest:
+        raise ValueError(f"{argument}: is zero (once its means are subtracted, if it is centred)")
+    return kernel / largest / np.linalg.norm(kernel / largest)
 
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
@@ -114,12 +127,18 @@ def as_matrix(kernel: np.ndarray) -> np.ndarray:
 
 
 def checked_matrix(argument: str, kernel: np.ndarray) -> np.ndarray:
-    """Return a kernel as a square matrix in double precision."""
+    """Return a kernel as a square, symmetric matrix in double precision."""
     kernel = real_array(argument, kernel)
     if kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3]:
         kernel = as_matrix(kernel)
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or not kernel.size:
         raise ValueError(
             f"{argument}: got shape {np.shape(kernel)}; it must be (N, N) or (N, N, O, O)"
+        )
+    gap = abs(kernel - kernel.T).max()
+    if gap > _ASYMMETRY * abs(kernel).max():
+        raise ValueError(
+            f"{argument}: is not symmetric, by {gap:.3g}; it must be the kernel of examples among "
+            "themselves"
         )
     return kernel

@@ -40,8 +40,9 @@ class AutodiffEngine:
         """Return the kernel, axes in public order; `x2` is `None` for `x1` again."""
         first = self._jacobians(x1)
         second = first if x2 is None else self._jacobians(x2)
-        terms = [a.gram(b, self.axes.same_examples) for a, b in zip(first, second, strict=True)]
-        return self.axes.restore(sum(terms) / self.axes.counts[0])
+        grams = (a.gram(b, self.axes.same_examples) for a, b in zip(first, second, strict=True))
+        kernel = sum(ops.cast(gram, self.axes.dtype.name) for gram in grams)
+        return self.axes.restore(kernel / self.axes.counts[0])
 
     def _jacobians(self, x: Any) -> list[Gradients]:
         return jacobians(self._model, x, self._variables, self.axes.arrange, self.axes.counts)

@@ -63,7 +63,11 @@ class Contribution(ABC):
 
     @abstractmethod
     def join(self, other: Any) -> Contribution:
-        """Return the contribution of a variable that is used in both ways."""
+        """Return the contribution of a variable that is used twice, in the same form."""
+
+    @abstractmethod
+    def as_gradients(self) -> Gradients | None:
+        """Return the gradients themselves; `None` where they would have to be put in order."""
 
     @abstractmethod
     def gram(self, other: Any, same_examples: bool = False) -> Any:
@@ -93,6 +97,10 @@ class Gradients(Contribution):
     def gram(self, other: Gradients, same_examples: bool = False) -> Any:
         """Return the inner products of the gradients."""
         return _inner_products(self.j, other.j, same_examples)
+
+    def as_gradients(self) -> Gradients:
+        """Return the gradients."""
+        return self
 
     def by_path(self, other: Gradients, paths: int) -> Any:
         """Return each path's inner product, `(paths,)`, for one example and output.
@@ -128,6 +136,12 @@ class OuterProducts(Contribution):
             _along_positions(one, two) for one, two in zip(self.inputs, other.inputs, strict=True)
         ]
         return OuterProducts(inputs, ops.concatenate([self.cotangents, other.cotangents], 4))
+
+    def as_gradients(self) -> Gradients | None:
+        """Return the gradients, if there is one group."""
+        if self.inputs[0].shape[2] > 1:
+            return None
+        return Gradients(ops.concatenate([self._gradients(each) for each in self.inputs], -1))
 
     def gram(self, other: OuterProducts, same_examples: bool = False) -> Any:
         """Return the inner products of the gradients."""
@@ -247,6 +261,9 @@ class EmbeddingGradients(Contribution):
             ops.concatenate([self.cotangents, other.cotangents], 4),
         )
 
+    def as_gradients(self) -> None:
+        """Return nothing: they are never materialised."""
+
     def gram(self, other: EmbeddingGradients, same_examples: bool = False) -> Any:
         """Return the inner products of the gradients."""
         (n, p), (m, q) = self.ids.shape, other.ids.shape
@@ -269,6 +286,14 @@ class EmbeddingGradients(Contribution):
                 yield _einsum("npmq,drsnpmq->drnsm", same_examples, equal, products)
 
         return ops.concatenate(list(backend.in_turn(rows())), axis=2)
+
+
+def joined(first: Contribution, second: Contribution) -> Contribution | None:
+    """Return the contribution of a variable that is used in both ways; `None` if none is known."""
+    if type(first) is type(second):
+        return first.join(second)
+    one, two = first.as_gradients(), second.as_gradients()
+    return None if one is None or two is None else one.join(two)
 
 
 def merged(contributions: Sequence[Contribution]) -> list[Contribution]:

@@ -13,7 +13,7 @@ from keras import ops, tree
 
 from ce_keras.checks import brief, keras_model, one_of, positive_int, shortened, whole_number
 from ce_keras.layers.ensemble import configuration
-from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples
+from ce_keras.ntk.axes import OutputAxes, examples_of, number_of_examples, only_output
 from ce_keras.ntk.engines import (
     Engine,
     bytes_of,
@@ -102,7 +102,10 @@ def empirical_ntk(
     key = None
     if out is not None:
         paths = [variable.path for variable in checked_variables(model, variables)]
-        asked = (axes.key, n1, n2, size, engine, paths, configuration(model))
+        # What a configuration does not say of layers and functions, their outputs do.
+        outputs = only_output(model(examples_of(x1, slice(3)), training=False))
+        shown = [f"{value:.3e}" for value in ops.convert_to_numpy(outputs).ravel().tolist()]
+        asked = (axes.key, n1, n2, size, engine, paths, configuration(model), shown)
         key = _fingerprint(model, (x1, x2), asked)
     other = "another model, weights, inputs or arguments"
     blocks = _blocks(n1, n2, size, x2 is None, axes)

@@ -6,10 +6,12 @@ long as nothing has changed that a graph has as a constant, such as a layer's ac
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -40,6 +42,9 @@ _OF_TRAINING = (
 
 # Objects within objects that are looked into for settings.
 _DEPTH = 4
+
+# Modules whose classes hold no settings of a user.
+_LIBRARIES = ("keras", "ce_keras", "builtins", "tensorflow", "jax", "torch", "numpy")
 
 
 def engine_for(
@@ -98,6 +103,9 @@ def _named(model: keras.Model, variables: Any) -> Sequence[Any]:
     strangers = [getattr(v, "path", v) for v in variables if id(v) not in own]
     if strangers:
         raise ValueError(f"variables: {strangers} are not variables of {model.name!r}")
+    whole = [v.path for v in variables if not keras.backend.is_float_dtype(v.dtype)]
+    if whole:
+        raise ValueError(f"variables: {whole} are not real numbers, and have no gradient")
     if len({*map(id, variables)}) < len(variables):
         raise ValueError("variables: one is named twice")
     return variables
@@ -138,6 +146,21 @@ def outputs_of(argument: str, model: keras.Model, x: Any) -> Any:
         ) from error
 
 
+def differentiable(model: keras.Model, outputs: Any) -> str:
+    """Return the type of a model's outputs.
+
+    Raises:
+        ValueError: for outputs that have no gradient: whole numbers, or none at all.
+    """
+    dtype = keras.backend.standardize_dtype(outputs.dtype)
+    if not keras.backend.is_float_dtype(dtype) or 0 in outputs.shape[1:]:
+        raise ValueError(
+            f"model: {model.name!r} gives outputs of type {dtype} and shape "
+            f"{tuple(outputs.shape)}; a kernel needs real numbers, one or more for each example"
+        )
+    return dtype
+
+
 def signature_of(x: Any) -> tuple[Any, ...]:
     """Return the type and shape of an example."""
     return tuple(
@@ -160,7 +183,7 @@ def _made(
             f"model: {model.name!r} gives outputs of shape {tuple(outputs.shape)} for one example; "
             "their first axis must be the examples"
         )
-    dtype = keras.backend.standardize_dtype(outputs.dtype)
+    dtype = differentiable(model, outputs)
     axes = OutputAxes(outputs.shape, trace_axes, diagonal_axes, dtype)
     _refuse_interaction(model, x)
     if engine in ("autodiff", "tape"):
@@ -250,8 +273,35 @@ def _bookkeeping() -> frozenset[str]:
 
 def _attributes(thing: Any, held: list[Any], depth: int) -> tuple[Any, ...]:
     skipped = _bookkeeping() if isinstance(thing, keras.layers.Layer) else ()
-    own = [name for name in sorted(vars(thing)) if name not in skipped]
-    return tuple((name, _described(vars(thing)[name], held, depth)) for name in own)
+    values = {name: value for name, value in vars(thing).items() if name not in skipped}
+    values = {**_of_classes(type(thing)), **values}
+    return tuple((name, _described(values[name], held, depth)) for name in sorted(values))
+
+
+def _of_classes(kind: type) -> dict[str, Any]:
+    """Return the values that a user's class and its bases hold for all their objects."""
+    own = [each for each in kind.__mro__ if not each.__module__.startswith(_LIBRARIES)]
+    return {
+        name: value
+        for each in reversed(own)
+        for name, value in vars(each).items()
+        if not (name.startswith("__") or callable(value) or hasattr(value, "__get__"))
+    }
+
+
+def _closed_over(function: Any) -> Iterator[Any]:
+    """Give the values of the variables that a function has from where it was made."""
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # One that has no value yet.
+            yield cell.cell_contents
+
+
+def _slots_of(thing: Any) -> dict[str, Any]:
+    """Return the attributes of an object that has no dictionary of them."""
+    names = itertools.chain.from_iterable(
+        getattr(each, "__slots__", ()) for each in type(thing).__mro__
+    )
+    return {name: getattr(thing, name) for name in names if hasattr(thing, name)}
 
 
 def _described(value: Any, held: list[Any], depth: int) -> Any:
@@ -277,10 +327,15 @@ def _contents(value: Any, held: list[Any], depth: int) -> tuple[Any, ...]:
     elements: Iterable[Any] = ()
     if isinstance(value, Mapping):
         elements = itertools.chain.from_iterable(value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | collections.deque):
         elements = value
     elif isinstance(value, functools.partial):
         elements = (value.func, value.args, value.keywords)
-    elif hasattr(value, "__dict__") and not hasattr(value, "__code__"):  # No function.
+    elif hasattr(value, "__code__"):  # A function, and what it was made with.
+        keywords = (value.__kwdefaults__ or {}).values()
+        elements = (*_closed_over(value), *(value.__defaults__ or ()), *keywords)
+    elif hasattr(value, "__dict__"):
         return _attributes(value, held, depth - 1)
+    elif not isinstance(value, type):
+        elements = itertools.chain.from_iterable(sorted(_slots_of(value).items()))
     return tuple(_described(each, held, depth - 1) for each in elements)

@@ -285,10 +285,14 @@ def _group_norm(layer: Any, call: Callable[..., Any], x: Any, record: Record) ->
 
 
 def _normalised(layer: Any, shape: Sequence[int] | None, axes: list[int], x: Any) -> Any:
-    """Return a tensor of mean 0 and variance 1 over the axes that it has in another shape."""
+    """Return a tensor of mean 0 and variance 1 over the axes that it has in another shape.
+
+    With a layer's `rms_scaling`, of its own mean over its own standard deviation.
+    """
     apart = x if shape is None else ops.reshape(x, shape)
     mean, variance = ops.moments(apart, axes, keepdims=True)
-    return ops.reshape((apart - mean) * ops.rsqrt(variance + layer.epsilon), x.shape)
+    centred = apart if getattr(layer, "rms_scaling", False) else apart - mean
+    return ops.reshape(centred * ops.rsqrt(variance + layer.epsilon), x.shape)
 
 
 def _scale_and_shift(

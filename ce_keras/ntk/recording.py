@@ -21,11 +21,15 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from ce_keras.layers.keras_internals import all_layers, replaced_attributes
+from ce_keras.layers.keras_internals import (
+    all_layers,
+    own_trainable_variables,
+    replaced_attributes,
+)
 from ce_keras.ntk.autodiff import Arrange, jacobians, stateless
 from ce_keras.ntk.axes import number_of_examples, only_output
 from ce_keras.ntk.backends import backend
-from ce_keras.ntk.contractions import Contribution, at_least_single
+from ce_keras.ntk.contractions import Contribution, at_least_single, joined
 from ce_keras.ntk.layer_rules import FromCotangents, Rule, convolves_by_groups, rule_of
 
 #: Held while the layers of a model have other methods: no other thread may call it meanwhile.
@@ -71,7 +75,8 @@ class Recorder:
             for layer, rule in known
             if self._is_wanted(layer) or convolves_by_groups(layer)
         ]
-        known_variables = {id(v) for layer, _ in known for v in layer.variables}
+        # A layer's rule covers what the layer itself trains: not the slopes of its activation.
+        known_variables = {id(v) for layer, _ in known for v in own_trainable_variables(layer)}
         self.without_rule = [v for v in variables if id(v) not in known_variables]
         # Other variables of three or more axes may be kernels of grouped convolutions, whose
         # backward pass through Keras' own code fails where TensorFlow vectorises it.
@@ -82,6 +87,8 @@ class Recorder:
         self._batch_first: set[int] | None = None
         #: Those of them that turned out not to have.
         self._otherwise: set[int] = set()
+        #: Variables that are used in two ways whose contributions cannot be joined.
+        self._used_in_two_ways: set[int] = set()
 
     def _is_wanted(self, layer: Any) -> bool:
         return any(id(v) in self._wanted for v in layer.variables)
@@ -117,15 +124,15 @@ class Recorder:
         self._batch_first = {id(layer) for layer, _ in self._layers if all(seen[id(layer)])}
 
     def left_out(self) -> set[int]:
-        """Return the identities of variables without a rule, and of layers that it does not fit.
+        """Return the identities of variables without a rule, or whose layers it does not fit.
 
-        Those are the layers that do not have the examples first: `find_batch_first_layers` finds
-        them.
+        Those are the layers that do not have the examples first, and those that share a variable
+        with layers of another kind.
         """
         assert self._batch_first is not None
         unfit = (layer for layer, _ in self._layers if id(layer) not in self._batch_first)
         variables = itertools.chain(self.without_rule, *(layer.variables for layer in unfit))
-        return {id(variable) for variable in variables}
+        return {id(variable) for variable in variables} | self._used_in_two_ways
 
     def batch_first_contributions(self, x: Any, arrange: Arrange) -> dict[int, Contribution]:
         """Return all contributions, without the layers that do not have these examples first.
@@ -185,7 +192,11 @@ class Recorder:
             own_cotangents = ops.reshape(cotangents.pop(), [*counts, *call.shape])
             for variable, contribution in call.contributions(own_cotangents, *kept.pop()):
                 key = id(variable)
-                begun[key] = begun[key].join(contribution) if key in begun else contribution
+                both = joined(begun[key], contribution) if key in begun else contribution
+                if both is None:
+                    self._used_in_two_ways.add(key)
+                else:
+                    begun[key] = both
             del own_cotangents
             own = list(dict.fromkeys(id(v) for v in call.layer.variables))
             calls_left.subtract(own)

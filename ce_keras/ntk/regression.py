@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from ce_keras.checks import boolean, finite_number, keras_model, positive_int, real_array
 from ce_keras.ntk.analysis import as_matrix
@@ -16,7 +16,7 @@ from ce_keras.ntk.autodiff import stateless
 from ce_keras.ntk.axes import only_output
 from ce_keras.ntk.backends import backend
 from ce_keras.ntk.empirical import checked_inputs, empirical_ntk
-from ce_keras.ntk.engines import checked_variables, outputs_of
+from ce_keras.ntk.engines import checked_variables, differentiable, outputs_of
 
 
 def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None) -> np.ndarray:
@@ -43,10 +43,13 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
     x1 = checked_inputs("x1", x1)
     x2 = x1 if x2 is None else checked_inputs("x2", x2)
     found = outputs_of("x1", model, x1)  # Some weights are made by the first call.
-    shape = tuple(only_output(found if x2 is x1 else outputs_of("x2", model, x2)).shape)
+    found = only_output(found if x2 is x1 else outputs_of("x2", model, x2))
+    shape, dtype = tuple(found.shape), differentiable(model, found)
     vector = real_array("vector", vector)
     if vector.shape != shape:
         raise ValueError(f"vector: got shape {vector.shape}; the outputs have {shape}")
+    if not np.isfinite(ops.convert_to_numpy(ops.cast(vector, dtype))).all():
+        raise ValueError(f"vector: its numbers are too large for the outputs' {dtype}")
     variables = checked_variables(model)
     values = [ops.convert_to_tensor(variable.value) for variable in variables]
 
@@ -56,7 +59,7 @@ def ntk_vector_product(model: keras.Model, x1: Any, vector: Any, x2: Any = None)
 
     def along(values: Sequence[Any]) -> Any:
         found = outputs(x2, values)
-        return ops.reshape(ops.sum(found * ops.cast(vector, found.dtype)), [1])
+        return ops.reshape(ops.sum(found * ops.cast(vector, dtype)), [1])
 
     direction = [gradient[0] for gradient in backend.jacobian(along, values)]
     direction = [ops.cast(each, value.dtype) for each, value in zip(direction, values, strict=True)]
@@ -111,11 +114,16 @@ class NTKRegressor:
             y: targets, of the shape of the model's outputs.
 
         Raises:
-            ValueError: for targets of another shape.
+            ValueError: for targets of another shape, or a model of outputs of another rank.
             numpy.linalg.LinAlgError: for a singular kernel without a ridge.
         """
         x = checked_inputs("x", x)
         outputs = self._outputs(x)
+        if outputs.ndim != 2:
+            raise ValueError(
+                f"model: {self.model.name!r} gives outputs of shape {outputs.shape}; regression "
+                "needs (N, outputs)"
+            )
         y = real_array("y", y)
         if np.shape(y) != outputs.shape:
             raise ValueError(f"y: got shape {np.shape(y)}; the outputs have {outputs.shape}")
@@ -130,12 +138,16 @@ class NTKRegressor:
         """Return the predictions for inputs, `(N, outputs)`.
 
         Raises:
-            ValueError: before `fit`.
+            ValueError: before `fit`, or for examples of another shape than its.
         """
         if not hasattr(self, "_weights"):
             raise ValueError("NTKRegressor: call fit(x, y) first")
         x = checked_inputs("x", x)
         outputs = self._outputs(x)
+        shapes, known = ([t.shape[1:] for t in tree.flatten(each)] for each in (x, self._x))
+        if shapes != known:
+            raise ValueError(f"x: got examples of shapes {shapes}; those of fit had {known}")
+        x = tree.map_structure(lambda new, old: ops.cast(new, old.dtype), x, self._x)
         learned = self._kernel(x, self._x) @ self._weights
         return outputs + learned.reshape(outputs.shape)
 

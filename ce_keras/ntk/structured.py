@@ -84,7 +84,9 @@ class StructuredEngine:
         first = self._contributions(x1)
         second = None if x2 is None else self._contributions(x2)
         pairs = ((a, a) for a in first) if second is None else zip(first, second, strict=True)
-        kernel = sum_in_turn(a.gram(b, self.axes.same_examples) for a, b in pairs)
+        # Layers may be of other precisions.
+        grams = (a.gram(b, self.axes.same_examples) for a, b in pairs)
+        kernel = sum_in_turn(ops.cast(gram, self.axes.dtype.name) for gram in grams)
         if kernel is None:  # The model does not use these variables.
             sizes = [number_of_examples(x) for x in (x1, x1 if x2 is None else x2)]
             return ops.zeros(self.axes.kernel_shape(*sizes), self.axes.dtype.name)

@@ -379,10 +379,12 @@ def log_moment_ratio(kernels: np.ndarray) -> tuple[float, float]:
     (0.0, 0.0)
     """
     kernels = real_array("kernels", kernels)
-    if kernels.ndim != 1 or not kernels.any():
+    if kernels.ndim != 1 or len(kernels) < 2 or not kernels.sum():
         raise ValueError(
-            f"kernels: got shape {kernels.shape}; it must be draws, `(draws,)`, not all 0"
+            f"kernels: got shape {kernels.shape}; it must be two draws or more, `(draws,)`, whose "
+            "mean is not 0"
         )
+    kernels = kernels / abs(kernels).max()  # Whose squares are finite.
     mean, squares = kernels.mean(), kernels**2
     second = squares.mean()
     ratio = float(np.log(second / mean**2))

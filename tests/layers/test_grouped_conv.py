@@ -384,3 +384,13 @@ def test_no_step_of_the_layer_is_forced_through_xla():
     keras_own.build((None, 8, 8, 12))
     assert "xla" not in traced_operations(ours)
     assert "xla" in traced_operations(keras_own), "the trap is gone: the fast path may be too"
+
+
+@pytest.mark.parametrize("implementation", ["native", "split"])
+def test_no_images_give_no_images_of_the_right_shape(implementation):
+    layer = CollegialConv2D(6, 3, cardinality=2, implementation=implementation)
+    with tf.GradientTape() as tape:
+        y = layer(np.zeros((0, 5, 5, 4), "float32"))
+        total = tf.reduce_sum(y)
+    assert y.shape == (0, 3, 3, 6)
+    assert not np.any(tape.gradient(total, layer.kernel.value))

@@ -400,3 +400,25 @@ def test_inputs_that_are_not_arrays_of_examples_are_refused_by_name(wrong, messa
             function(model, wrong)
     with pytest.raises(ValueError, match=message.replace("x1", "x")):
         NTKRegressor(model).fit(wrong, np.ones((4, 2)))
+
+
+class Scaled(layers.Layer):
+    """A layer whose configuration does not say what it does."""
+
+    gain = 1.0
+
+    def call(self, x):
+        return x * self.gain
+
+
+def test_a_kernel_of_a_layer_of_other_settings_is_not_resumed(tmp_path, monkeypatch, rng):
+    scaled, path = Scaled(), tmp_path / "kernel.npy"
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4), scaled, layers.Dense(2)])
+    x = rng.normal(size=(8, 5)).astype("float32")
+    with monkeypatch.context() as patch:
+        kernels_computed(patch, stop_after=2)
+        with pytest.raises(KeyboardInterrupt):
+            empirical_ntk(model, x, batch_size=2, out=path)
+    scaled.gain = 3.0
+    with pytest.raises(ValueError, match="was begun with another model"):
+        empirical_ntk(model, x, batch_size=2, out=path)

@@ -1,5 +1,6 @@
 """A model keeps its engine, and gets another one when a setting has changed."""
 
+import collections
 import gc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -79,7 +80,7 @@ class Holding(layers.Layer):
         value = self._hidden or self.value
         if isinstance(value, dict):
             value = value["factor"]
-        value = value[0] if isinstance(value, list | tuple) else value
+        value = value[0] if isinstance(value, list | tuple | collections.deque) else value
         if isinstance(value, Holder):
             return x * value.factor
         return value(x) if callable(value) else x * keras.ops.convert_to_tensor(value, x.dtype)
@@ -89,7 +90,45 @@ def change_in_place(layer):
     layer.value[0] = 3.0
 
 
+class Slotted:
+    """An object without a dictionary of its attributes."""
+
+    __slots__ = ("factor",)
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+class OfAClass:
+    """An object whose setting is its class'."""
+
+    factor = 2.0
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def closing_over(setting):
+    """A function with a setting of its own."""
+
+    def scaled(x):
+        return x * setting["factor"]
+
+    scaled.setting = setting
+    return scaled
+
+
 CHANGES = {
+    "a closure's value": (
+        closing_over({"factor": 2.0}),
+        lambda layer: layer.value.setting.update(factor=3.0),
+    ),
+    "a slot": (Slotted(2.0), lambda layer: setattr(layer.value, "factor", 3.0)),
+    "a class' attribute": (OfAClass(), lambda _: setattr(OfAClass, "factor", 3.0)),
+    "a queue in place": (collections.deque([2.0]), change_in_place),
     "a list": ([2.0], lambda layer: setattr(layer, "value", [3.0])),
     "a list in place": ([2.0], change_in_place),
     "a tuple of functions": ((abs,), lambda layer: setattr(layer, "value", (tf.tanh,))),

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 from kernel_models import agree, flat, inputs, ours, plain_loop, sequential, shaken
 
+from ce_keras.layers.keras_internals import unlocked
 from ce_keras.ntk import (
     empirical_ntk,
 )
@@ -109,6 +110,51 @@ def test_a_slope_that_was_dead_when_rules_were_verified_counts_later(float64, rn
     agree(model, x)
     hidden.set_weights([rng.normal(size=(4, 6)), np.zeros(6)])
     agree(model, x)
+
+
+def test_a_slope_of_a_layers_activation_that_was_dead_counts_later(float64, rng):
+    hidden = layers.Dense(6, layers.PReLU(), kernel_initializer="ones", bias_initializer="ones")
+    model = sequential((4,), hidden, layers.Dense(2))
+    x = rng.uniform(0.1, 1, (4, 4))
+    agree(model, x)
+    kernel, bias, *slope = hidden.get_weights()
+    hidden.set_weights([rng.normal(size=kernel.shape), 0 * bias, *slope])
+    agree(model, x)
+
+
+def called_at_many_and_at_one(layer, shape):
+    """A layer at several positions, and again at one."""
+    x = keras.Input(shape)
+    pool = layers.GlobalAveragePooling1D(keepdims=len(shape) > 1 and layer.name == "conv")
+    return keras.Model(x, layer(pool(layer(x))))
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.Dense(2, name="dense"), layers.Conv1D(2, 1, name="conv")], ids=str
+)
+def test_layers_are_called_at_many_positions_and_at_one(layer, float64, rng, caplog):
+    agree(called_at_many_and_at_one(layer, (3, 2)), rng.normal(size=(4, 3, 2)))
+    assert not caplog.records
+
+
+def test_a_variable_of_two_kinds_of_layers(float64, rng):
+    table, last = layers.Embedding(5, 4), layers.Dense(4, use_bias=False)
+    words = keras.Input((3,), dtype="int32")
+    found = layers.Dense(5)(layers.GlobalAveragePooling1D()(table(words)))
+    last.build((None, 5))
+    with unlocked(last):
+        last._kernel = table._embeddings
+    agree(keras.Model(words, last(found)), rng.integers(0, 5, (4, 3)))
+
+
+@pytest.mark.parametrize("engine", ["structured", "autodiff"])
+def test_layers_of_several_precisions(engine, rng):
+    model = sequential((3,), layers.Dense(4, "tanh", dtype="float64"), layers.Dense(2))
+    x = rng.normal(size=(4, 3)).astype("float32")
+    jacobian = plain_loop(model, x)
+    kernel = empirical_ntk(model, x, engine=engine)
+    expected = np.einsum("nok,mok->nm", jacobian, jacobian) / 2
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_without_examples_first_that_was_dead_counts_later(float64, rng):

@@ -13,6 +13,7 @@ import keras
 import torch
 from keras import tree
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ce_keras.layers.keras_internals import all_layers
 from ce_keras.ntk.backends import of_values
@@ -200,7 +201,8 @@ def _gradients(outputs: Any, by: Sequence[Any], cotangent: Any, **options: Any) 
 
 def jvp(function: Callable[..., Any], values: Sequence[Any], tangents: Sequence[Any]) -> Any:
     """Return the derivative of a function along tangents."""
-    with torch.no_grad():
+    # Attention's fast forms have no forward mode.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(function, (list(values),), (list(tangents),))[1]
 
 
