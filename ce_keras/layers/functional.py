@@ -40,7 +40,8 @@ def calls_of(model: Any) -> list[Applied]:
     """Return all calls of a functional model, those of the models inside it in place of theirs.
 
     Sizes are those that tensors have in this model: the models inside may have been built for
-    others, and called several times. A `TimeDistributed` is left out for what it applies.
+    others, and called several times. In place of a `TimeDistributed` come the calls of what it
+    applies. A model inside whose `call` is a user's own is a layer like others.
 
     Args:
         model: as `is_functional` takes it.
@@ -64,8 +65,9 @@ def _called(operation: Any, args: Any, kwargs: Any, times: int | None, calls: li
         return _run(operation, _bound(operation, args, kwargs), times, calls)
     outputs = operation.compute_output_spec(*args, **kwargs)
     if type(operation) is keras.layers.TimeDistributed:
-        batch, steps, *shape = args[0].shape
-        step = keras.KerasTensor((batch, *shape), args[0].dtype)
+        x = args[0] if args else kwargs["inputs"]
+        batch, steps, *shape = x.shape
+        step = keras.KerasTensor((batch, *shape), x.dtype)
         of_steps = None if times is None or steps is None else times * steps
         _called(operation.layer, (step,), {}, of_steps, calls)
     else:

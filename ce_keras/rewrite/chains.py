@@ -35,7 +35,7 @@ class LinearLayer(NamedTuple):
         outputs: channels it gives.
         positions: places that a call applies it at; `None` if that is not known.
         gate: whether it lies beside the chain, as in squeeze-and-excite: the law leaves it out.
-        all_positions: places that all calls of the whole model apply it at.
+        all_positions: places that all calls of the whole model apply it at, if they are known.
     """
 
     layer: Any
@@ -143,6 +143,8 @@ def _with_all_calls(chains: Sequence[Chain], model: keras.Model) -> list[Chain]:
         return None if any(None in size for size in sizes) else sum(map(math.prod, sizes))
 
     def completed(chain: Chain) -> Chain:
+        if any(id(each.layer) not in by_operation for each in chain.linear):
+            return chain  # It is in a model whose `call` is the user's own.
         times = [call.times for call in by_operation[id(chain.linear[0].layer)]]
         linear = tuple(each._replace(all_positions=positions(each)) for each in chain.linear)
         if None in times:

@@ -99,6 +99,25 @@ def test_flops_and_memory_of_several_calls_are_those_of_the_rebuilt_model(build)
     assert float(memory.of(3, np.array(5))) == 4 * activations(ensemble)
 
 
+class Followed(keras.Model):
+    """A functional model with a layer behind it."""
+
+    def __init__(self, inner):
+        super().__init__(inner.inputs[0], inner.outputs[0])
+        self.last = layers.Dense(4)
+
+    def call(self, x):
+        return self.last(super().call(x))
+
+
+def test_flops_of_a_model_with_a_call_of_its_own_are_not_known():
+    image = keras.Input((6, 6, 3))
+    model = keras.Model(image, layers.Dense(2)(Followed(backbone())(image)))
+    report = inspect(model, design="3x5d")
+    assert [each.name for each in report.candidates] == ["followed/a"]
+    assert report.before.flops is None
+
+
 def test_why_chains_within_wrappers_are_left():
     frames, image, shared = keras.Input((3, 6, 6, 3)), keras.Input((6, 6, 3)), backbone()
     steps = layers.TimeDistributed(shared)(frames)
