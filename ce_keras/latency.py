@@ -334,18 +334,12 @@ def device_and_versions() -> dict[str, str]:
 def _threads() -> list[Any]:
     """Return the numbers of threads that are set, in the environment or for TensorFlow."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    found: list[Any] = [os.environ[name] for name in names if os.environ.get(name)]
+    found: list[Any] = [os.environ.get(name) for name in names]
     if "tensorflow" in sys.modules:
         threading = sys.modules["tensorflow"].config.threading
-        found += [
-            number
-            for number in (
-                threading.get_intra_op_parallelism_threads(),
-                threading.get_inter_op_parallelism_threads(),
-            )
-            if number
-        ]
-    return found
+        found.append(threading.get_intra_op_parallelism_threads())
+        found.append(threading.get_inter_op_parallelism_threads())
+    return [number for number in found if number]
 
 
 def _configured_backend() -> str:

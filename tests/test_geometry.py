@@ -190,3 +190,9 @@ def test_fully_connected_refuses_sizes_that_are_not_positive(arguments):
 def test_sizes_are_whole_and_positive(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_costs_beyond_whole_numbers_of_64_bits_are_counted():
+    module = Module("c", 2**20, lambda n: [conv(n, n, 3, positions=10**6)], 1.0)
+    (of_array,) = module.flops(1, np.array([2**20]))
+    assert of_array == pytest.approx(module.flops(1, 2**20))

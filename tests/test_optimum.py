@@ -394,27 +394,6 @@ def test_several_budgets_are_all_kept():
     assert dual.rho == pytest.approx(least)
 
 
-@pytest.mark.parametrize(
-    "cost",
-    [
-        lambda m, n: -(-m * n // 64) * 64 * 10 + 100,  # Padded channels.
-        lambda m, n: -(-m // 4) * (512 * n + 9 * n * n),
-    ],
-)
-def test_a_cost_with_steps_affords_the_last_path_of_the_step(cost):
-    baseline = geometry.baseline("resnext29")
-    most = cost(1, baseline.width)
-    found = search("resnext29", budget=cost, hard_budget=True, tolerance=0)
-
-    def variance(width):
-        m = max((m for m in range(1, 3000) if cost(m, width) <= most), default=0)
-        path = law.ExponentialLaw(baseline.module, 1.6).path_variance(np.array(float(width)))
-        return float(path) / m if m else np.inf
-
-    assert found.variance == pytest.approx(min(map(variance, range(1, baseline.width + 1))))
-    assert cost(*found.design) <= most
-
-
 def test_what_cannot_be_built_is_not_near_the_optimum():
     found = search("resnext29", target=0.06, hard_budget=True)
     near = found.near_optimal()
@@ -440,12 +419,6 @@ def test_sizes_of_any_number_are_a_target():
     network = geometry.baseline("resnext29-1x8192d")
     found = search("resnext29-1x8192d", target_params=5_000_000_000)
     assert network.params(*found.design) == pytest.approx(5e9, rel=0.01)
-
-
-def test_costs_beyond_whole_numbers_of_64_bits_are_counted():
-    module = Module("c", 2**20, lambda n: [conv(n, n, 3, positions=10**6)], 1.0)
-    (of_array,) = module.flops(1, np.array([2**20]))
-    assert of_array == pytest.approx(module.flops(1, 2**20))
 
 
 def test_constants_that_say_nothing_are_refused():

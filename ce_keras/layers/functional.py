@@ -1,4 +1,4 @@
-"""What a functional Keras model calls, followed into the models inside it."""
+"""List the calls of a functional Keras model, including those of the models inside it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def _run(model: Any, inputs: Any, times: int | None, calls: list[Applied]) -> An
 def _called(operation: Any, args: Any, kwargs: Any, times: int | None, calls: list[Applied]) -> Any:
     """Return an operation's symbolic outputs, and note its call, or those inside it."""
     if is_functional(operation) and _runs_its_graph(operation):
-        return _run(operation, _bound(operation, args, kwargs), times, calls)
+        given = inputs_of_call(operation, args, kwargs)
+        bound = [_merged(*pair) for pair in zip(given, operation.inputs, strict=True)]
+        return _run(operation, bound, times, calls)
     outputs = operation.compute_output_spec(*args, **kwargs)
     if type(operation) is keras.layers.TimeDistributed:
         x = args[0] if args else kwargs["inputs"]
@@ -80,24 +82,24 @@ def _runs_its_graph(model: Any) -> bool:
     return type(model).call.__module__.startswith("keras.")
 
 
-def _bound(model: Any, args: Any, kwargs: Any) -> list[keras.KerasTensor]:
-    """Return what a model inside is called with, of the model's own sizes where that says less.
+def inputs_of_call(model: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return what a functional model is called with, in the order of its inputs.
 
-    Keras sorts a dictionary by the inputs' names, and adds and removes axes of length one: there
-    too, the model's own inputs are taken.
+    Keras takes a dictionary by the inputs' names where they are a list; flattened, it is sorted.
     """
-    given = args[0] if args else kwargs.get("inputs")
-    own = model.inputs
-    tensors = keras.tree.flatten(given)
-    names_differ = isinstance(given, dict) and (
-        not isinstance(model.input, dict) or given.keys() != model.input.keys()
-    )
-    if names_differ or len(tensors) != len(own):
-        return own
-    return [_merged(*pair) for pair in zip(tensors, own, strict=True)]
+    given = args[0] if args else kwargs["inputs"]
+    if isinstance(given, dict) and not isinstance(model.input, dict):
+        return [given[tensor.name] for tensor in model.inputs]
+    if isinstance(given, dict):
+        given = {key: given[key] for key in model.input}
+    return keras.tree.flatten(given)
 
 
 def _merged(given: Any, own: keras.KerasTensor) -> keras.KerasTensor:
+    """Return an input of the size that it is given, or of the model's own where that says less.
+
+    A constant says nothing here, nor does another rank: Keras adds and removes axes of length one.
+    """
     if not isinstance(given, keras.KerasTensor) or len(given.shape) != len(own.shape):
         return own
     shape = [a if b is None else b for a, b in zip(own.shape, given.shape, strict=True)]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from ce_keras.lazy import lazy_names
 from ce_keras.ntk.analysis import alignment, condition_number, label_alignment, spectrum
 from ce_keras.ntk.gradient_flow import max_learning_rate, predict
+from ce_keras.variance.alpha_fit import AlphaFit
 from ce_keras.variance.closed_form import KernelMoments, infinite_width_kernel, kernel_moments
-from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
+from ce_keras.variance.fit import fit_alpha, log_moment_ratio
 from ce_keras.variance.samplers import chain_kernels, stack_kernels
 
 if TYPE_CHECKING:

@@ -101,10 +101,9 @@ def label_alignment(kernel: np.ndarray, labels: Any, centred: bool = True) -> fl
     targets = targets.reshape(len(targets), -1)
     if len(targets) != len(matrix):
         raise ValueError(f"labels: got {len(targets)}; the kernel is of {len(matrix)} examples")
-    of_labels = targets @ targets.T
-    if not (_centred(of_labels) if centred else of_labels).any():
+    if not (np.ptp(targets, axis=0) if centred else targets).any():
         raise ValueError("labels: all are alike; an alignment needs differences")
-    return alignment(matrix, of_labels, centred)
+    return alignment(matrix, targets @ targets.T, centred)
 
 
 def _of_length_one(argument: str, kernel: np.ndarray) -> np.ndarray:

@@ -288,7 +288,7 @@ class EmbeddingGradients(Contribution):
         return ops.concatenate(list(backend.in_turn(rows())), axis=2)
 
 
-def joined(first: Contribution, second: Contribution) -> Contribution | None:
+def sum_of_uses(first: Contribution, second: Contribution) -> Contribution | None:
     """Return the contribution of a variable that is used in both ways; `None` if none is known."""
     if type(first) is type(second):
         return first.join(second)

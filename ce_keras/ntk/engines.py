@@ -43,8 +43,8 @@ _OF_TRAINING = (
 # Objects within objects that are looked into for settings.
 _DEPTH = 4
 
-# Modules whose classes hold no settings of a user.
-_LIBRARIES = ("keras", "ce_keras", "builtins", "tensorflow", "jax", "torch", "numpy")
+# Packages whose classes hold no settings of a user.
+_LIBRARIES = frozenset({"keras", "ce_keras", "builtins", "tensorflow", "jax", "torch", "numpy"})
 
 
 def engine_for(
@@ -280,13 +280,19 @@ def _attributes(thing: Any, held: list[Any], depth: int) -> tuple[Any, ...]:
 
 def _of_classes(kind: type) -> dict[str, Any]:
     """Return the values that a user's class and its bases hold for all their objects."""
-    own = [each for each in kind.__mro__ if not each.__module__.startswith(_LIBRARIES)]
     return {
         name: value
-        for each in reversed(own)
+        for each in _user_classes(kind)
         for name, value in vars(each).items()
         if not (name.startswith("__") or callable(value) or hasattr(value, "__get__"))
     }
+
+
+@functools.cache
+def _user_classes(kind: type) -> list[type]:
+    """Return a class and its bases, the last first, without those of libraries."""
+    own = [each for each in kind.__mro__ if each.__module__.split(".")[0] not in _LIBRARIES]
+    return own[::-1]
 
 
 def _closed_over(function: Any) -> Iterator[Any]:

@@ -29,7 +29,7 @@ from ce_keras.layers.keras_internals import (
 from ce_keras.ntk.autodiff import Arrange, jacobians, stateless
 from ce_keras.ntk.axes import number_of_examples, only_output
 from ce_keras.ntk.backends import backend
-from ce_keras.ntk.contractions import Contribution, at_least_single, joined
+from ce_keras.ntk.contractions import Contribution, at_least_single, sum_of_uses
 from ce_keras.ntk.layer_rules import FromCotangents, Rule, convolves_by_groups, rule_of
 
 #: Held while the layers of a model have other methods: no other thread may call it meanwhile.
@@ -192,7 +192,7 @@ class Recorder:
             own_cotangents = ops.reshape(cotangents.pop(), [*counts, *call.shape])
             for variable, contribution in call.contributions(own_cotangents, *kept.pop()):
                 key = id(variable)
-                both = joined(begun[key], contribution) if key in begun else contribution
+                both = sum_of_uses(begun[key], contribution) if key in begun else contribution
                 if both is None:
                     self._used_in_two_ways.add(key)
                 else:

@@ -9,6 +9,7 @@ TensorFlow. All else but `networks` and `measure_correlation` needs only NumPy.
 The kernel of a *given* model is in `ce_keras.ntk`.
 """
 
+from ce_keras.variance.alpha_fit import AlphaFit
 from ce_keras.variance.closed_form import (
     KernelMoments,
     infinite_width_kernel,
@@ -16,7 +17,7 @@ from ce_keras.variance.closed_form import (
     variance_coefficients,
 )
 from ce_keras.variance.feature_maps import measure_correlation
-from ce_keras.variance.fit import AlphaFit, fit_alpha, log_moment_ratio
+from ce_keras.variance.fit import fit_alpha, log_moment_ratio
 from ce_keras.variance.samplers import chain_kernels, stack_kernels
 
 __all__ = [

@@ -10,7 +10,7 @@ from test_splitting import shaken, split_models
 
 from ce_keras import collegialize
 from ce_keras.rewrite.calibration.data import read_images
-from ce_keras.rewrite.calibration.graph import Activations
+from ce_keras.rewrite.calibration.graph import Activations, FlatGraph
 from ce_keras.rewrite.calibration.solve import LeastSquares, drawn_positions, patches_at, windows
 
 
@@ -192,3 +192,14 @@ def test_a_comparison_needs_a_size_below_the_models(rng):
     message = r"which has 109,810 parameters; the optimum has 126,730\. Give a target below 1"
     with pytest.raises(ValueError, match=message):
         collegialize(model, "dual", design="calibrated", data=np.zeros((64, 784)))
+
+
+def test_a_model_inside_is_followed_by_the_names_of_its_inputs(rng):
+    first, second = keras.Input((3,), name="z"), keras.Input((3,), name="a")
+    inner = keras.Model([first, second], layers.Subtract()([first, second]))
+    x, y = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([x, y], inner({"z": x, "a": y}))
+    flat = FlatGraph(model)
+    given = [rng.normal(size=(2, 3)).astype("float32") for _ in range(2)]
+    (found,) = keras.tree.flatten(keras.Model(flat.inputs, flat.outputs)(given))
+    np.testing.assert_allclose(found, model(given))

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ce_keras.layers.functional import is_functional
+from ce_keras.layers.functional import inputs_of_call, is_functional
 from ce_keras.layers.keras_internals import run_through
 from ce_keras.rewrite.graph import Call
 
@@ -88,7 +88,7 @@ class FlatGraph:
         if is_functional(operation):
             if isinstance(operation, keras.Sequential):
                 operation = keras.Model(operation.inputs[0], operation.outputs[0])
-            return run_through(operation, args[0], self._record)
+            return run_through(operation, inputs_of_call(operation, args, kwargs), self._record)
         outputs = _Runs(operation, f"call_{len(self.calls)}")(*args, **kwargs)
         read = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, keras.KerasTensor)]
         self.calls.append(Call(operation, read, keras.tree.flatten(outputs)))
