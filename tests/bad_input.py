@@ -27,8 +27,8 @@ import ce_keras
 # Characters of a message, and seconds until it comes.
 LONGEST, SECONDS = 2000, 1.0
 
-# Seconds after which a call is cut off: it is not going to refuse its argument.
-PATIENCE = 4.0
+# Seconds after which a call is cut off, also where other programs run: it is not going to refuse.
+PATIENCE = 60.0
 
 
 @dataclasses.dataclass

@@ -215,7 +215,7 @@ class CollegialDense(keras.layers.Dense):
         self.lora_alpha = rank if lora_alpha is None else finite_number("lora_alpha", lora_alpha)
 
     def _low_rank_factor(self, name: str, initializer: Any, inputs: int, outputs: int) -> Any:
-        paths = self._kernel.shape[:-2]  # A kernel of several paths has an axis of them.
+        paths = tuple(self._kernel.shape)[:-2]  # A kernel of several paths has an axis of them.
         if paths:
             initializer = for_each_path(initializer, paths[0], (inputs, outputs), ops.stack)
         return self.add_weight(

@@ -61,7 +61,7 @@ def _run(model: Any, inputs: Any, times: int | None, calls: list[Applied]) -> An
 
 def _called(operation: Any, args: Any, kwargs: Any, times: int | None, calls: list[Applied]) -> Any:
     """Return an operation's symbolic outputs, and note its call, or those inside it."""
-    if is_functional(operation) and _runs_its_graph(operation):
+    if is_functional(operation) and runs_its_graph(operation):
         given = inputs_of_call(operation, args, kwargs)
         bound = [_merged(*pair) for pair in zip(given, operation.inputs, strict=True)]
         return _run(operation, bound, times, calls)
@@ -77,7 +77,7 @@ def _called(operation: Any, args: Any, kwargs: Any, times: int | None, calls: li
     return outputs
 
 
-def _runs_its_graph(model: Any) -> bool:
+def runs_its_graph(model: Any) -> bool:
     """Return whether a model's `call` is Keras' own."""
     return type(model).call.__module__.startswith("keras.")
 

@@ -12,6 +12,7 @@ from keras import layers
 
 from ce_keras.layers.keras_internals import function_name
 from ce_keras.layers.layer_table import LAYERS, MERGING, CannotGroupError, Member, channelwise
+from ce_keras.layers.own_functions import config_of
 
 __all__ = ["CannotGroupError", "functional", "path_axis", "side_by_side", "widened"]
 
@@ -92,7 +93,7 @@ def widened(
     """
     if _is_elementwise_function(layer):
         return layer  # It has no state: it can be applied elsewhere as well.
-    config = layer.get_config() if isinstance(layer, layers.Layer) else {}
+    config = config_of(layer) if isinstance(layer, layers.Layer) else {}
     if config.get("data_format") == "channels_first":
         raise CannotGroupError(f"layer {layer.name!r} has its channels first")
     _check_activation(layer)

@@ -65,6 +65,15 @@ def replaced_attributes(layer: Any, **attributes: Any) -> Iterator[None]:
         values.update(kept)
 
 
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return what a model was compiled with, by argument of `compile`.
+
+    Keras 3.15: `Model._compile_config`. `Model.get_compile_config` is public, but it has functions
+    by their names alone, and a name that Keras has too is Keras' function.
+    """
+    return dict(model._compile_config.config)
+
+
 def function_name(operation: Any) -> str | None:
     """Return the class name of one of Keras' own functions in a graph, such as `"Relu"`.
 

@@ -386,5 +386,7 @@ def _predicted(before: Costs, decided: Decided) -> Costs:
             for family, decision in decided
         )
 
-    flops = None if before.flops is None else before.flops + change("flops")
+    linear = (each for family, _ in decided for chain in family.chains for each in chain.linear)
+    known = before.flops is not None and all(each.all_positions is not None for each in linear)
+    flops = before.flops + change("flops") if known else None  # type: ignore[operator]
     return Costs(before.params + change("params"), flops)

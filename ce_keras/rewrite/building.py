@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -12,10 +11,11 @@ from typing import Any, Protocol
 import keras
 
 from ce_keras.geometry import Design
-from ce_keras.layers.functional import model_inside
+from ce_keras.layers.functional import model_inside, runs_its_graph
 from ce_keras.layers.grouping import widened
-from ce_keras.layers.keras_internals import all_layers
+from ce_keras.layers.keras_internals import all_layers, compile_arguments
 from ce_keras.layers.layer_table import LAYERS
+from ce_keras.layers.own_functions import config_of, keep_functions
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.decisions import Family
 from ce_keras.rewrite.graph import models_in
@@ -50,14 +50,17 @@ def rebuilt(
 
     Returns:
         The new model, and the layers of the old, each with what took its place.
+
+    Raises:
+        ValueError: for a model inside whose class has a `call` of its own that a copy would lose.
     """
     new: dict[int, Any] = {}
     for family, decision in decided:
         for chain in family.chains:
             new.update(_paths_for(chain, family, decision))
     ensemble, pairs = _cloned(model, new)
-    if not model.trainable:  # Layers keep this by their configuration.
-        ensemble.trainable = False
+    _check_classes(model, ensemble)
+    _carry_flags(model, ensemble, pairs)
     if compiled:
         finish(model, ensemble)
     return ensemble, pairs
@@ -72,6 +75,44 @@ def finish(model: keras.Model, ensemble: keras.Model) -> None:
         )
     if model.compiled:
         compile_like(model, ensemble)
+
+
+def _check_classes(model: keras.Model, ensemble: keras.Model) -> None:
+    """Raise where a model inside has lost a `call` of its own, or warn where another method."""
+    for old, new in _models_inside(model, ensemble):
+        if type(old) is type(new):
+            continue
+        what = f"{old.name!r}, a {type(old).__name__} inside the model, becomes a plain "
+        what += type(new).__name__
+        if not runs_its_graph(old):
+            raise ValueError(
+                f"model: {what}, without the call of its class; give the class no constructor of "
+                "its own, or do in the graph what its call does"
+            )
+        logger.warning("%s, without what its class overrides", what)
+
+
+def _models_inside(model: Any, ensemble: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the models inside a model, each with its copy; paths may have more inside."""
+    copies = dict(models_in(ensemble))
+    yield from ((old, copies[name]) for name, old in models_in(model) if name and name in copies)
+
+
+def _carry_flags(model: Any, ensemble: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Give copies what configurations do not keep: frozen models and variables, `lora_alpha`."""
+    for old, new in ((model, ensemble), *_models_inside(model, ensemble)):
+        if not old.trainable:
+            new.trainable = False
+    for old, new in pairs:
+        if type(old) is not type(new) or not isinstance(old, keras.layers.Layer):
+            continue
+        for layer, copy in zip(all_layers(old), all_layers(new), strict=False):
+            if getattr(layer, "lora_enabled", False) and copy is not layer:
+                copy.lora_alpha = layer.lora_alpha
+        if [each.shape for each in old.variables] == [each.shape for each in new.variables]:
+            for variable, other in zip(old.variables, new.variables, strict=True):
+                if other.trainable != variable.trainable:
+                    other.trainable = variable.trainable
 
 
 def _cloned(model: keras.Model, new: dict[int, Any]) -> tuple[keras.Model, list[tuple[Any, Any]]]:
@@ -105,6 +146,7 @@ def check_copies(model: keras.Model) -> None:
     """
     parents: Counter[int] = Counter()
     wrapped: dict[int, bool] = {}
+    composites: list[tuple[Any, list[Any]]] = []
     for _, each in models_in(model):
         for layer in each.layers:
             inner = model_inside(layer)
@@ -119,12 +161,15 @@ def check_copies(model: keras.Model) -> None:
                 continue
             members = all_layers(layer)
             parents.update(map(id, members))
-            shared = [member.name for member in members if parents[id(member)] > 1]
-            if shared and len(members) > 1:
-                raise ValueError(
-                    f"model: {shared[0]!r}, inside {layer.name!r}, is used elsewhere too: copies "
-                    "of both would not share it"
-                )
+            if len(members) > 1:
+                composites.append((layer, members))
+    for layer, members in composites:
+        shared = [member.name for member in members if parents[id(member)] > 1]
+        if shared:
+            raise ValueError(
+                f"model: {shared[0]!r}, inside {layer.name!r}, is used elsewhere too: copies "
+                "of both would not share it"
+            )
 
 
 @contextlib.contextmanager
@@ -143,12 +188,33 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
 def compile_like(model: keras.Model, ensemble: keras.Model) -> None:
     """Compile a model as another is, or warn that Keras cannot."""
     try:
-        ensemble.compile_from_config(model.get_compile_config())
+        if type(model).compile is not keras.Model.compile:  # Its arguments are its own.
+            ensemble.compile_from_config(model.get_compile_config())
+            return
+        ensemble.compile(**_compiled_anew(compile_arguments(model)))
+        if ensemble.optimizer is not None and ensemble.built:
+            ensemble.optimizer.build(ensemble.trainable_variables)
     except (TypeError, ValueError) as error:
         logger.warning(
             "%s is returned uncompiled: Keras cannot rebuild what it was compiled with (%s)",
             *(ensemble.name, str(error).partition("\n")[0]),
         )
+
+
+def _compiled_anew(value: Any) -> Any:
+    """Return a copy of what a model was compiled with; functions are themselves.
+
+    Keras would look for them by their names, and find its own of the same name.
+    """
+    if isinstance(value, dict):
+        return {key: _compiled_anew(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_compiled_anew(each) for each in value)
+    if not hasattr(value, "get_config"):
+        return value
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(value))
+    keep_functions(value, copy)
+    return copy
 
 
 def _inputs_like(model: keras.Model) -> Any:
@@ -179,7 +245,7 @@ def _copied(layer: Any) -> Any:
     if hasattr(layer, "adapt"):
         return layer  # What it learnt is data, not weights.
     try:
-        return type(layer).from_config(_config(layer))
+        copy = type(layer).from_config(config_of(layer))
     # What Keras, and constructors of one's own, say where a configuration is not enough.
     except (TypeError, ValueError, NotImplementedError) as error:
         if not getattr(layer, "weights", []):
@@ -191,16 +257,10 @@ def _copied(layer: Any) -> Any:
             f"its configuration ({reason}); give its class a get_config, "
             "or register it with keras.saving.register_keras_serializable"
         ) from error
-
-
-def _config(layer: Any) -> dict[str, Any]:
-    """Return a layer's configuration, with functions of one's own as they are, not by name."""
-    config = layer.get_config()
-    for key in config:
-        value = getattr(layer, key, None)
-        if isinstance(value, types.FunctionType) and not value.__module__.startswith("keras."):
-            config[key] = value
-    return config
+    if isinstance(layer, keras.layers.Layer):
+        for old, new in zip(all_layers(layer), all_layers(copy), strict=False):
+            keep_functions(old, new)
+    return copy
 
 
 def _paths_for(chain: Chain, family: Family, decision: HasDesign) -> dict[int, Any]:
@@ -215,7 +275,7 @@ def _paths_for(chain: Chain, family: Family, decision: HasDesign) -> dict[int, A
 
     def paths(layer: Any, channels: int, base: int, tensors: list[Any], shared: bool) -> Any:
         """Return m narrow copies of a layer of so many channels, as one layer."""
-        config, narrowed = _config(layer), LAYERS[type(layer)].narrowed
+        config, narrowed = config_of(layer), LAYERS[type(layer)].narrowed
         if narrowed is not None:
             config.update(narrowed(config, channels, scaled(channels, base)))
         if m == 1:  # The model's own layers, narrower.
@@ -225,7 +285,7 @@ def _paths_for(chain: Chain, family: Family, decision: HasDesign) -> dict[int, A
     *hidden, last = chain.linear
     summing = LAYERS[type(last.layer)].summing
     assert summing is not None
-    summed = _copied(last.layer) if m == 1 else summing(_config(last.layer), m)
+    summed = _copied(last.layer) if m == 1 else summing(config_of(last.layer), m)
     new: dict[int, Any] = {id(last.layer): summed}
     for index, each in enumerate(hidden):
         shape = (*(None,) * (len(each.layer.output.shape) - 1), each.inputs)

@@ -139,7 +139,8 @@ def _drawn(chain: Chain, family: Family, decision: Decision, rng: np.random.Gene
             width = family.path_width(decision.design.width, base)
             size = decision.design.cardinality * width
             rounds = [rng.permutation(base) for _ in range(-(-size // base))]
-            drawn[base] = list(np.concatenate(rounds)[:size].reshape(-1, width))
+            # In order: groups of a normalisation stay together in paths as wide as the model's.
+            drawn[base] = list(np.sort(np.concatenate(rounds)[:size].reshape(-1, width), axis=1))
         return at_every_pixel(drawn[base], count, base)
 
     *hidden, _ = chain.linear

@@ -205,7 +205,10 @@ def from_applications(model: keras.Model, source: keras.Model) -> None:
 
 
 def _compare(ours: Any, theirs: Any) -> None:
-    for attribute in ("strides", "groups", "epsilon"):
+    attributes = ["strides", "groups", "dilation_rate", "epsilon"]
+    if getattr(ours, "strides", (1, 1)) != (1, 1):
+        attributes.append("padding")  # Without strides, one pixel all round is Keras' "same".
+    for attribute in attributes:
         one, other = getattr(ours, attribute, None), getattr(theirs, attribute, None)
         if attribute == "epsilon" and one is not None:
             # The published networks' 1.001e-5 is 1e-5 as far as float32 outputs go.

@@ -159,6 +159,19 @@ def test_low_rank_adaptation_is_that_of_keras_dense(rng):
     np.testing.assert_allclose(trained(ours, x, y), np.hstack(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"cardinality": 1}, {"shared_input": True}, {"aggregate": True}]
+)
+def test_low_rank_parts_begin_at_zero_whatever_the_layer_reads(options, rng):
+    layer = CollegialDense(6, **{"cardinality": 2, **options})
+    x = rng.normal(size=(3, 8)).astype("float32")
+    before = layer(x).numpy()
+    layer.enable_lora(2)
+    np.testing.assert_array_equal(layer(x), before)
+    layer.lora_kernel_b.assign(rng.normal(size=layer.lora_kernel_b.shape))
+    assert abs(layer(x).numpy() - before).max() > 0
+
+
 def test_what_low_rank_adaptation_learnt_is_saved(tmp_path, rng):
     x = rng.normal(size=(6, 8)).astype("float32")
     model = keras.Sequential([keras.Input((8,)), CollegialDense(6, cardinality=2, lora_rank=2)])

@@ -54,6 +54,14 @@ def replaces_attributes_untracked():
     assert not hasattr(layer, "other")
 
 
+def finds_the_loss_that_a_model_was_compiled_with():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", len, metrics=["mae"])
+    found = keras_internals.compile_arguments(model)
+    assert found["loss"] is len
+    assert found["metrics"] == ["mae"]
+
+
 def runs_through_the_calls_of_a_model():
     x = keras.Input((3,))
     model = keras.Model(x, layers.ReLU()(layers.Dense(2)(x)))
@@ -94,6 +102,10 @@ USES = {
     "replaced_attributes": (
         "that Layer.__dict__ can be written past its tracking",
         replaces_attributes_untracked,
+    ),
+    "compile_arguments": (
+        "Model._compile_config.config",
+        finds_the_loss_that_a_model_was_compiled_with,
     ),
     "run_through": ("Function._run_through_graph", runs_through_the_calls_of_a_model),
     "function_name": (

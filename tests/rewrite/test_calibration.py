@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from rewritable import BUILDERS, inputs_of, mlp
+from rewritable import BUILDERS, hidden, inputs_of, mlp
 from test_splitting import shaken, split_models
 
 from ce_keras import collegialize
@@ -142,11 +142,72 @@ def test_activations_are_the_models_own_from_wherever_they_are_kept(rng):
         ([], "got no images"),
         ({"x": np.zeros((20, 12))}, "the model's inputs are"),
         (None, "data: got None and init='calibrated'"),
+        ((np.zeros((20, 12)), np.zeros((20, 12))), "got a tuple of 2 arrays, as of images and"),
+        ([np.zeros((20, 12)), np.zeros((20, 11))], "needs numbers of shape .images, 12"),
+        (np.full((20, 12), 1e30, "float32"), "activations are infinite or NaN on some"),
     ],
 )
 def test_images_that_do_not_fit_are_named(data, message):
     with pytest.raises(ValueError, match=message):
         collegialize(mlp(), design="2x8d", init="calibrated", data=data)
+
+
+def test_one_image_without_finite_activations_is_not_fitted_to(rng):
+    def standardised(x):
+        return (x - keras.ops.mean(x, -1, keepdims=True)) / keras.ops.std(x, -1, keepdims=True)
+
+    row = [layers.Lambda(standardised), hidden("a", 16), hidden("b", 16), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((10,)), *row])
+    images = rng.normal(size=(100, 10)).astype("float32")
+    images[5] = 0
+    with pytest.raises(ValueError, match="activations are infinite or NaN on some of the images"):
+        collegialize(model, design="2x8d", init="calibrated", data=images)
+
+
+def test_batches_of_several_sizes_are_named(rng):
+    x = keras.Input((None, None, 3))
+    row = [layers.Conv2D(8, 3, padding="same", name=name) for name in "abc"]
+    model = keras.Model(x, row[2](layers.ReLU()(row[1](layers.ReLU()(row[0](x))))))
+    batches = [rng.normal(size=(10, side, side, 3)) for side in (6, 8)]
+    with pytest.raises(ValueError, match=r"images of shapes \(6, 6, 3\) and \(8, 8, 3\)"):
+        collegialize(model, design="2x4d", init="calibrated", data=batches)
+
+
+def test_a_fixed_batch_is_named(rng):
+    model = keras.Sequential([keras.Input(batch_shape=(8, 12)), *mlp().layers])
+    with pytest.raises(ValueError, match="model: its inputs have batches of 8"):
+        collegialize(model, design="2x8d", init="calibrated", data=rng.normal(size=(50, 12)))
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+def test_batches_of_a_pytorch_loader_and_dictionaries_by_the_models_keys_are_read(rng):
+    images = rng.normal(size=(40, 12)).astype("float32")
+    loader = [[images[:20], np.zeros(20)], [images[20:], np.zeros(20)]]
+    found = read_images(mlp(), loader, 0)
+    assert sum(len(batch) for (batch,) in found.inputs) == 40
+    x, y = keras.Input((12,), name="first"), keras.Input((3,), name="second")
+    model = keras.Model({"za": x, "ab": y}, layers.Dense(2)(layers.Concatenate()([x, y])))
+    other = rng.normal(size=(40, 3)).astype("float32")
+    found = read_images(model, {"ab": other, "za": images}, 0)
+    wanted = [tuple(each.shape[1:]) for each in model.inputs]
+    assert [each.shape[1:] for each in found.inputs[0]] == wanted
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+@pytest.mark.parametrize("design", ["2x24d", "3x5d", "1x10d"])
+def test_dense_layers_with_normalisations_are_calibrated(options, design, rng):
+    row: list = [keras.Input((12,))]
+    for _ in range(2):
+        row += [layers.Dense(24), layers.BatchNormalization(**options), layers.ReLU()]
+    model = shaken(keras.Sequential([*row, layers.Dense(3)]), rng)
+    images = rng.normal(size=(200, 12)).astype("float32")
+    fresh = rng.normal(size=(100, 12)).astype("float32")
+    new = collegialize(model, design=design, init="calibrated", data=images, seed=0)
+    found = error_of(new, model, fresh)
+    if design == "2x24d":
+        assert found < 1e-3  # Paths as wide as the model's.
+    else:
+        assert found < error_of(collegialize(model, design=design, init="split"), model, fresh)
 
 
 def test_designs_of_one_size_are_compared_and_the_nearest_is_returned(rng, monkeypatch):

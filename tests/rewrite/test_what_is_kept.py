@@ -73,17 +73,155 @@ def test_what_preprocessing_learnt_is_kept():
     assert abs(ensemble.get_layer("norm")(np.full((1, 6), 100.0))).numpy().max() < 0.3
 
 
+def dice(wanted, given):
+    """A loss of a name that Keras' own has too."""
+    return keras.ops.mean(abs(wanted - given), axis=-1) + 1000
+
+
 def own_loss(wanted, given):
-    return keras.ops.mean((wanted - given) ** 2, axis=-1)
+    return dice(wanted, given)
 
 
-def test_a_loss_of_ones_own_is_left_to_its_owner(caplog):
+@pytest.mark.parametrize(("function", "wrapped"), [(dice, False), (own_loss, False), (dice, True)])
+def test_losses_and_metrics_of_ones_own_are_kept(function, wrapped):
     model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
-    model.compile("adam", own_loss)
+    metric = keras.metrics.MeanMetricWrapper(function, "own") if wrapped else function
+    model.compile("adam", function, metrics=[metric, "mae"])
+    ensemble = collegialize(model, design="2x4d")
+    given = np.ones((8, 2), "float32")
+    loss, own, mae = ensemble.evaluate(np.ones((8, 6)), given, verbose=0)
+    assert loss == own == pytest.approx(1000 + mae)
+    if wrapped:
+        assert model.evaluate(np.ones((8, 6)), given, verbose=0)[1] >= 1000  # Its own state.
+
+
+class OwnOptimizer(keras.optimizers.SGD):
+    pass
+
+
+def test_an_optimizer_of_ones_own_is_left_to_its_owner(caplog):
+    model = keras.Sequential([keras.Input((6,)), hidden("a"), hidden("b"), layers.Dense(2)])
+    model.compile(OwnOptimizer(0.1), "mse")
     ensemble = collegialize(model, design="2x4d")
     assert model.compiled
     assert not ensemble.compiled
     assert "is returned uncompiled" in caplog.text
+
+
+def gelu(x):
+    """An activation of a name that Keras' own has too."""
+    return 10 * keras.ops.relu(x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: layers.TimeDistributed(layers.Dense(4, gelu)),
+        lambda: layers.TimeDistributed(layers.Activation(gelu)),
+        lambda: layers.RNN(layers.GRUCell(6, activation=gelu), return_sequences=True),
+    ],
+)
+def test_functions_of_ones_own_are_kept_within_wrappers(around):
+    row = [keras.Input((3, 6)), around(), layers.Flatten(), hidden("a"), hidden("b")]
+    model = keras.Sequential([*row, layers.Dense(2)])
+    ensemble = collegialize(model, design="2x8d", init="split", seed=0)
+    x = np.random.default_rng(0).normal(size=(4, 3, 6)).astype("float32")
+    np.testing.assert_allclose(ensemble.predict(x, verbose=0), model.predict(x, verbose=0), 1e-4)
+
+
+def own_initializer(shape, dtype=None):
+    return 0.5 * keras.ops.ones(shape, dtype)
+
+
+def test_initialisers_of_ones_own_are_kept():
+    options = {"kernel_initializer": own_initializer}
+    dense = [layers.Dense(8, "relu", **options), layers.Dense(8, "relu", **options)]
+    model = keras.Sequential([keras.Input((6,)), *dense, layers.Dense(2, **options)])
+    ensemble = collegialize(model, design="2x4d")
+    assert all((each.kernel.numpy() == 0.5).all() for each in ensemble.layers)
+
+
+@pytest.mark.parametrize("build", [layers.Dense, lambda n: layers.Conv1D(n, 1)])
+def test_the_scale_of_low_rank_parts_is_kept(build, rng):
+    row = [keras.Input((3, 6)), hidden("a"), hidden("b"), layers.Dense(4), build(5)]
+    model = keras.Sequential(row)
+    model.layers[-1].enable_lora(2, lora_alpha=8)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    ensemble = collegialize(model, design="2x8d", init="split", seed=0)
+    assert ensemble.layers[-1].lora_alpha == 8
+    x = rng.normal(size=(4, 3, 6)).astype("float32")
+    wanted = model.predict(x, verbose=0)
+    assert abs(ensemble.predict(x, verbose=0) - wanted).max() < 1e-4 * abs(wanted).max()
+
+
+def test_frozen_models_inside_and_frozen_variables_stay_frozen():
+    inside = keras.Sequential([keras.Input((6,)), layers.Dense(6)], name="inside")
+    inside.trainable = False
+    last = layers.Dense(2, name="last")
+    row = [keras.Input((6,)), inside, hidden("a"), hidden("b"), last]
+    model = keras.Sequential(row)
+    last.kernel.trainable = False
+    ensemble = collegialize(model, design="2x4d")
+    assert not ensemble.get_layer("inside").trainable
+    model = keras.Sequential([*row, layers.Dense(3)])
+    ensemble = collegialize(model, design="2x4d", only=["a"])
+    trained = {variable.path for variable in ensemble.trainable_variables}
+    assert not any(path.startswith("inside") for path in trained)
+
+
+class Scaled(keras.Model):
+    """A functional model with a call of its own, and no constructor."""
+
+    def call(self, x, training=None, mask=None):
+        return super().call((x - 100.0) / 50.0, training=training, mask=mask)
+
+
+class Backbone(Scaled):
+    """Also with a constructor of its own."""
+
+    def __init__(self, **options):
+        x = keras.Input((6,))
+        super().__init__(x, layers.Dense(4)(hidden("b")(hidden("a")(x))), **options)
+
+
+def scaled(kind):
+    if kind is Backbone:
+        return Backbone()
+    x = keras.Input((6,))
+    return Scaled(x, layers.Dense(4)(hidden("b")(hidden("a")(x))))
+
+
+@pytest.mark.parametrize("skip", [(), ("backbone*",)])
+def test_a_model_inside_does_not_lose_its_call(skip):
+    x = keras.Input((6,))
+    outer = layers.Dense(2)(hidden("d")(hidden("c")(scaled(Backbone)(x))))
+    with pytest.raises(ValueError, match=r"a Backbone inside the model, becomes a plain"):
+        collegialize(keras.Model(x, outer), design="2x4d", skip=skip)
+
+
+def test_models_with_a_call_of_their_own_are_not_calibrated_as_if_without(rng):
+    images = rng.normal(100, 50, (50, 6)).astype("float32")
+    options = {"design": "2x4d", "init": "calibrated", "data": images}
+    with pytest.raises(ValueError, match=r"is a Scaled, whose call is its own; use init='split'"):
+        collegialize(scaled(Scaled), **options)
+    x = keras.Input((6,))
+    model = keras.Model(x, layers.Dense(2)(scaled(Scaled)(x)))
+    with pytest.raises(ValueError, match="or a model whose class has a call of its own"):
+        collegialize(model, **options)
+    assert inspect(model, design="2x4d").after.flops is None
+    ensemble = collegialize(model, design="2x8d", init="split", seed=0)
+    np.testing.assert_allclose(
+        ensemble.predict(images, verbose=0), model.predict(images, verbose=0), 1e-4, 1e-5
+    )
+
+
+def test_a_wrapped_layer_that_is_used_again_is_named():
+    again = layers.Dense(6, name="again")
+    x = keras.Input((4, 6))
+    y = layers.Dense(3)(hidden("b")(hidden("a")(again(layers.TimeDistributed(again)(x)))))
+    with pytest.raises(ValueError, match=r"'again', inside 'time_distributed.*is used elsewh"):
+        collegialize(keras.Model(x, y), design="2x4d")
 
 
 def own_activation(x):

@@ -122,6 +122,18 @@ def test_a_resnet_of_keras_applications_that_fits(rng):
         zoo.from_applications(shorter, source)
 
 
+def test_another_padding_is_another_function():
+    from ce_keras.geometry import Design, ResNeXt
+
+    def build():
+        return zoo.build_resnext(ResNeXt((1, 1), 8), Design(1, 8), classes=7)
+
+    zoo.from_applications(build(), source := build())
+    source.get_layer("conv3_block1_2_conv").padding = "same"
+    with pytest.raises(ValueError, match="conv3_block1_2_conv has padding same, ours valid"):
+        zoo.from_applications(build(), source)
+
+
 # Files of others ---------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from ce_keras.rewrite.calibration.data import Batches
 from ce_keras.rewrite.calibration.graph import Activations
 from ce_keras.rewrite.calibration.layers import Pair, normalisation, refit, refit_normalisation
 from ce_keras.rewrite.calibration.reconstruction import exits, passes, reconstruct
-from ce_keras.rewrite.calibration.solve import LeastSquares
+from ce_keras.rewrite.calibration.solve import NOT_FINITE, LeastSquares
 from ce_keras.rewrite.calibration.units import Links, chosen_units
 from ce_keras.rewrite.chains import Chain
 from ce_keras.rewrite.decisions import Family
@@ -101,7 +101,8 @@ def calibrate(
         if any(id(each.layer) not in order for each in chain.linear):
             raise ValueError(
                 f"init: 'calibrated' cannot read inside the layer that holds {chain.name!r}, such "
-                "as a TimeDistributed; leave it out with skip, or use init='split'"
+                "as a TimeDistributed, or a model whose class has a call of its own; leave it out "
+                "with skip, or use init='split'"
             )
     chains.sort(key=lambda each: order[id(each[0].linear[0].layer)])
     blocks = []
@@ -121,6 +122,8 @@ def calibrate(
                 reconstruct(pair, chain, new, error_now, bar.update)
             blocks.append(BlockError(chain.name, before, error_now()))
     error, agreement = _nearness(pair, images.held_out)
+    if math.isnan(error):
+        raise ValueError(f"data: {NOT_FINITE}")
     counts = (images.count(images.fit), images.count(images.held_out))
     return Calibration(*counts, error, agreement, tuple(blocks))
 

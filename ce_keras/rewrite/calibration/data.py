@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from ce_keras.checks import brief
+from ce_keras.layers.functional import runs_its_graph
 from ce_keras.variance.samplers import generator
 
 #: Images that are read at most; one in five is held out.
@@ -41,14 +42,17 @@ def read_images(model: keras.Model, data: Any, seed: int | None) -> Batches:
     Args:
         model: whose inputs they are.
         data: an array for each input (one array, a list or a dictionary by the inputs' names); or
-            batches of such, or of tuples that begin with such, as data sets for training give.
+            batches of such, or of tuples that begin with such, as data sets for training give. A
+            batch of a PyTorch loader is a list that does.
         seed: of which images are held out, and of which are read where an array has more than
             `MOST`. Of batches, the first are read.
 
     Raises:
-        ValueError: for data of other shapes, that are not numbers, or too few.
+        ValueError: for data of other shapes, that are not numbers, or too few; or a model with a
+            `call` of its own, or batches of a fixed size.
     """
     rng = generator(seed)
+    _check(model, data)
     arrays = _arrays(model, data)
     count = len(arrays[0]) if arrays is not None else 0
     if arrays is None:
@@ -71,18 +75,42 @@ def read_images(model: keras.Model, data: Any, seed: int | None) -> Batches:
     return Batches(batches, range(fit), range(fit, len(parts)))
 
 
+def _check(model: keras.Model, data: Any) -> None:
+    """Raise for a model that cannot be calibrated, or data with labels."""
+    if not runs_its_graph(model):
+        raise ValueError(
+            f"init: 'calibrated' follows the graph of layers, and {model.name!r} is a "
+            f"{type(model).__name__}, whose call is its own; use init='split'"
+        )
+    if isinstance(data, tuple) and len(model.inputs) == 1 and all(map(_is_array, data)):
+        raise ValueError(
+            f"data: got a tuple of {len(data)} arrays, as of images and their labels; give the "
+            "images alone, or batches as a list"
+        )
+    fixed = [size for size, *_ in (tensor.shape for tensor in model.inputs) if size is not None]
+    if fixed:
+        raise ValueError(
+            f"model: its inputs have batches of {fixed[0]}; calibration needs an Input without a "
+            "batch size"
+        )
+
+
 def _arrays(model: keras.Model, data: Any) -> list[np.ndarray] | None:
     """Return an array for each input; `None` for data that come in batches."""
     inputs = model.inputs
     if isinstance(data, Mapping):
         names = [tensor.name for tensor in inputs]
+        if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):
+            keys = {id(tensor): key for key, tensor in model.input.items()}
+            own = [keys[id(tensor)] for tensor in inputs]
+            names = own if {*own} == {*data} else names
         if sorted(map(str, data)) != sorted(names):
             raise ValueError(f"data: got keys {brief(list(data))}; the model's inputs are {names}")
         found = [data[name] for name in names]
-    elif hasattr(data, "shape"):
+    elif _is_array(data):
         found = [data]
     elif isinstance(data, list | tuple) and len(data) == len(inputs) > 1:
-        if not all(hasattr(each, "shape") for each in data):
+        if not all(map(_is_array, data)):
             return None
         found = list(data)
     else:
@@ -94,6 +122,10 @@ def _arrays(model: keras.Model, data: Any) -> list[np.ndarray] | None:
         lengths = [len(array) for array in arrays]
         raise ValueError(f"data: its arrays have different numbers of images: {lengths}")
     return arrays
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape")
 
 
 def _checked(value: Any, tensor: Any) -> np.ndarray:
@@ -121,7 +153,10 @@ def _joined(model: keras.Model, data: Any) -> list[np.ndarray]:
     parts: list[list[np.ndarray]] = []
     count = 0
     for batch in data:
-        x = batch[0] if isinstance(batch, tuple) else batch
+        with_labels = isinstance(batch, tuple) or (
+            isinstance(batch, list) and len(model.inputs) == 1 and all(map(_is_array, batch))
+        )
+        x = batch[0] if with_labels and batch else batch
         arrays = _arrays(model, x)
         if arrays is None:
             raise ValueError(f"data: got a batch {brief(batch)}; it must be an array of images")
@@ -131,4 +166,11 @@ def _joined(model: keras.Model, data: Any) -> list[np.ndarray]:
             break
     if not parts:
         raise ValueError(f"data: got no images; at least {LEAST} are needed, better 1,000")
+    for column, tensor in zip(zip(*parts, strict=True), model.inputs, strict=True):
+        shapes = sorted({array.shape[1:] for array in column})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"data: batches for the input {tensor.name!r} have images of shapes {shapes[0]} "
+                f"and {shapes[1]}; calibration needs one size"
+            )
     return [np.concatenate(column)[:MOST] for column in zip(*parts, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ce_keras.layers.functional import inputs_of_call, is_functional
+from ce_keras.layers.functional import inputs_of_call, is_functional, runs_its_graph
 from ce_keras.layers.keras_internals import run_through
 from ce_keras.rewrite.graph import Call
 
@@ -33,6 +33,8 @@ class _Runs(keras.Operation):
 
 class FlatGraph:
     """The calls of a functional model and of all models inside it, first to last.
+
+    A model inside whose `call` is a user's own is one call, as of a layer.
 
     Attributes:
         calls: each with the tensors that it reads and gives.
@@ -85,7 +87,7 @@ class FlatGraph:
         return [tensor for tensor in made if is_needed(tensor)]
 
     def _record(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_functional(operation):
+        if is_functional(operation) and runs_its_graph(operation):
             if isinstance(operation, keras.Sequential):
                 operation = keras.Model(operation.inputs[0], operation.outputs[0])
             return run_through(operation, inputs_of_call(operation, args, kwargs), self._record)

@@ -121,9 +121,11 @@ class _Refit:
         kernel = keras.ops.convert_to_numpy(self._new.kernel).astype(np.float64)
         if getattr(self._new, "aggregate", False):
             kernel = kernel / np.sqrt(self._new.cardinality)
+        has_axis = kernel.ndim > len(self._old.kernel.shape)  # Of dense paths.
         if self._norms:
-            kernel = kernel * fused_scale(self._norms[1].operation)
-        if len(kernel.shape) > len(self._old.kernel.shape):
+            scale = fused_scale(self._norms[1].operation)
+            kernel = kernel * (scale.reshape(len(kernel), 1, -1) if has_axis else scale)
+        if has_axis:
             return list(kernel)
         parts = np.split(kernel, len(self._sums), axis=-1)
         return [part.reshape(-1, part.shape[-1]) for part in parts]
@@ -162,7 +164,8 @@ class _Refit:
 def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.ndarray) -> None:
     """Give a batch normalisation the statistics of its inputs in the new model.
 
-    Its scale and offset, if it has both, bring its outputs nearest to the trained model's.
+    Its scale and offset, if it has both, bring its outputs nearest to the trained model's. Without
+    them, a channel keeps the statistics that it has where those bring it nearer.
 
     Args:
         pair: the activations.
@@ -182,13 +185,31 @@ def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.n
     count, *totals = sums
     mean, squares, goal, products = (total / count for total in totals)
     variance = np.maximum(squares - mean**2, 0)
+    start = fused_scale(new_norm)
     if new_norm.scale and new_norm.center:
-        start = fused_scale(new_norm)
         # An input that is always the same keeps its scale.
         change = products - mean * goal - variance * start
         slope = start + change / (variance + penalty_of(variance))
         new_norm.gamma.assign(slope * np.sqrt(variance + new_norm.epsilon))
         new_norm.beta.assign(goal)
+    else:
+        begun, spread = map(
+            keras.ops.convert_to_numpy, (new_norm.moving_mean, new_norm.moving_variance)
+        )
+        offset = keras.ops.convert_to_numpy(new_norm.beta) if new_norm.center else 0.0
+
+        def excess(slope: np.ndarray, at: np.ndarray) -> np.ndarray:
+            """Return the squared error of every channel, but for what does not depend on these."""
+            moved = slope * (mean - at) + offset
+            return (
+                slope**2 * variance
+                + moved**2
+                - 2 * (slope * (products - mean * goal) + moved * goal)
+            )
+
+        fitted = start * np.sqrt((spread + new_norm.epsilon) / (variance + new_norm.epsilon))
+        better = excess(fitted, mean) < excess(start, begun)
+        mean, variance = np.where(better, mean, begun), np.where(better, variance, spread)
     new_norm.moving_mean.assign(mean)
     new_norm.moving_variance.assign(variance)
 
@@ -247,7 +268,8 @@ def normalisation(graph: FlatGraph, call: Call) -> Call | None:
 
 def fused_scale(norm: Any) -> np.ndarray:
     """Return the factors by which a batch normalisation multiplies its inputs."""
-    gamma, variance = map(keras.ops.convert_to_numpy, (norm.gamma, norm.moving_variance))
+    variance = keras.ops.convert_to_numpy(norm.moving_variance)
+    gamma = keras.ops.convert_to_numpy(norm.gamma) if norm.scale else 1.0
     return gamma / np.sqrt(variance + norm.epsilon)
 
 

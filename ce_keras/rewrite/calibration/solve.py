@@ -10,6 +10,10 @@ import numpy as np
 RIDGE = 1e-3
 
 
+#: Of data that cannot be calibrated on.
+NOT_FINITE = "the model's activations are infinite or NaN on some of the images"
+
+
 class LeastSquares:
     """The weights and intercepts that bring `x @ weights + intercepts` nearest to `y`.
 
@@ -33,12 +37,19 @@ class LeastSquares:
         self._sums: list[np.ndarray] = []
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Add rows of inputs and of targets."""
+        """Add rows of inputs and of targets.
+
+        Raises:
+            ValueError: where they, or their products, are not finite.
+        """
         self.rows += len(x)
-        # Products in single precision are exact enough for a ridge; their sums need more.
-        terms = (x.T @ x, x.T @ y, x.sum(0), y.sum(0))
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Products in single precision are exact enough for a ridge; their sums need more.
+            terms = (x.T @ x, x.T @ y, x.sum(0), y.sum(0))
         before = self._sums or [np.zeros(())] * len(terms)
         self._sums = [total + term for total, term in zip(before, terms, strict=True)]
+        if not all(np.isfinite(each).all() for each in self._sums):
+            raise ValueError(f"data: {NOT_FINITE}")
 
     @property
     def mean(self) -> np.ndarray:
