@@ -32,7 +32,7 @@ class Trained(NamedTuple):
         design: cardinality and width, such as `7x7d`.
         parameters: trained parameters of the Keras model.
         flops: floating-point operations for one image.
-        seconds_per_step: median over the run.
+        seconds_per_step: median over the run; `None` where an epoch has only one step.
         test_error: percent of the test images.
         test_error_std: its standard error from the number of test images.
     """
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
     design: str
     parameters: int
     flops: int
-    seconds_per_step: float
+    seconds_per_step: float | None
     test_error: float
     test_error_std: float
 

@@ -89,6 +89,12 @@ def exclusive(argument: str, path: str | Path) -> Iterator[None]:
         yield
 
 
+def check_other(argument: str, path: Path, source: Path) -> None:
+    """Raise `ValueError` for a file to write that is the one that is read."""
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"{argument}: {path} is the model that is read; name another file")
+
+
 def sweep(path: str | Path) -> None:
     """Remove the temporary files that killed calls of `replacing(path)` have left.
 

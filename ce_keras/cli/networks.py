@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 
 from ce_keras import files
 from ce_keras.checks import brief, checked_seed, positive_int
@@ -124,6 +125,8 @@ def _build(options: argparse.Namespace) -> None:
 def _collegialize(options: argparse.Namespace) -> None:
     if options.save and options.save.suffix != ".keras":
         raise ValueError(f"--save: got {str(options.save)!r}; it must end in .keras")
+    if options.save:
+        files.check_other("--save", options.save, Path(options.model))
     checked_seed(options.seed)
     start_keras()
     import keras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -109,9 +110,12 @@ def _train(options: argparse.Namespace) -> None:
     from ce_keras.training.recipe import read_recipe
 
     changes = dict(_assignment(text) for text in options.set or ())
-    if options.mode:
-        changes["model.mode"] = options.mode
     recipe = read_recipe(options.recipe, changes)
+    if options.mode:
+        if twice := {"model.mode", "model.cardinality", "model.width"} & changes.keys():
+            raise ValueError(f"--mode: got {options.mode!r} and --set {min(twice)}; give one")
+        network = dataclasses.replace(recipe.model, mode=options.mode, cardinality=None, width=None)
+        recipe = dataclasses.replace(recipe, model=network)
     strategy = _start_training(options.devices)
     from ce_keras.training import run
     from ce_keras.training.datasets import load_dataset
@@ -139,11 +143,11 @@ def _train(options: argparse.Namespace) -> None:
             dataset=dataset,
             model=model,
         )
-    except Preempted:
-        print(f"ce-keras train: asked to end; {_saved(out)}", file=sys.stderr)
+    except Preempted as ended:
+        print(f"ce-keras train: asked to end; {_saved(out, ended.saved)}", file=sys.stderr)
         raise
-    except Interrupted:
-        raise KeyboardInterrupt(f"interrupted; {_saved(out)}") from None
+    except Interrupted as ended:
+        raise KeyboardInterrupt(f"interrupted; {_saved(out, ended.saved)}") from None
     show(options, results, _results_text(results, planned, recipe.expected.source))
 
 
@@ -152,6 +156,8 @@ def _results_text(results: dict[str, Any], planned: dict[str, Any], source: str)
     if "standard_error" in results:
         text += f" ± {results['standard_error']:.2f}"
     text += " %"
+    if results.get("averaged_over_epochs", 1) > 1:
+        text += f" (mean of the last {results['averaged_over_epochs']} epochs)"
     expected, top5 = planned["expected_error"], planned["expected_top5_error"]
     if expected is not None:
         text += f"; the paper: {expected} % ({source})"
@@ -165,8 +171,10 @@ def _place_to_write(text: str) -> Path:
     return Path(text) if text and Path(text[:255]).is_dir() else file_to_write(text)
 
 
-def _saved(out: Path) -> str:
-    return f"all is saved in {out}, and the same command goes on from there"
+def _saved(out: Path, saved: bool) -> str:
+    if saved:
+        return f"all is saved in {out}, and the same command goes on from there"
+    return f"the last steps are not saved; the same command goes on from what is in {out}"
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -257,6 +265,8 @@ def _demo(options: argparse.Namespace) -> None:
         name: getattr(options, name)
         for name in ("epochs", "images", "batch_size", "source", "seed")
     }
+    if (options.out / "recipe.json").exists():
+        raise ValueError(f"--out: {options.out} holds a run of train; name another folder")
     data = demo.load(**settings)  # First, so that wrong settings are errors at once.
     solutions = demo.derive(options.out / "curve.png")
     if not options.json:
@@ -294,7 +304,7 @@ def _comparison(options: argparse.Namespace, rows: Iterable[Any]) -> str:
             row.design,
             f"{row.parameters:,}",
             f"{row.flops:,}",
-            f"{1e3 * row.seconds_per_step:.1f}",
+            "-" if row.seconds_per_step is None else f"{1e3 * row.seconds_per_step:.1f}",
             f"{row.test_error:.2f} ± {row.test_error_std:.2f} %",
         ]
         for row in rows

@@ -111,6 +111,7 @@ def compress(
     model, save = checks.file_path("model", model), checks.file_path("save", save)
     if save.suffix != ".keras":
         raise ValueError(f"save: got {str(save)!r}; it must end in .keras")
+    files.check_other("save", save, model)
     checks.one_of("mode", mode, MODES)
     if target is not None:
         target = checks.finite_number("target", target, above=0)
@@ -147,6 +148,7 @@ def compress(
             if asked is None:
                 check_smaller(report.before, report.after)
         batches, steps = _pipeline(teacher, recipe, seed)
+        _check_images(begun, batches, folder)
         logits = epochs > 0 and not _gives_probabilities(teacher, batches)
         smaller = _calibrated(teacher, batches, folder, begun, images, settings)
         if epochs:
@@ -208,6 +210,16 @@ def _pipeline(model: keras.Model, recipe: Recipe, seed: int) -> tuple[InputPipel
     return InputPipeline(dataclasses.replace(recipe, data=data), dataset, seed), steps
 
 
+def _check_images(begun: ResumableResults, batches: InputPipeline, folder: Path) -> None:
+    """Raise where a stopped call read other images than there are now."""
+    now = batches.fingerprint
+    if begun.done.setdefault("images", now) != now:
+        raise ValueError(
+            f"save: {folder} holds a call that was begun with other images; restore them, or "
+            "delete it to begin again"
+        )
+
+
 def _calibrated(
     teacher: keras.Model,
     batches: InputPipeline,
@@ -217,9 +229,9 @@ def _calibrated(
     settings: dict[str, Any],
 ) -> keras.Model:
     """Return the smaller network as it begins its training."""
-    path = folder / "calibrated.keras"
+    path, seed = folder / "calibrated.keras", settings["seed"]
     if "calibrated" in begun.done:
-        return load_model(path)
+        return _seeded(load_model(path), seed)
     (folder / "state.npz").unlink(missing_ok=True)  # A stopped call's with other arguments.
     parts: list[np.ndarray] = []
     for x, _ in batches.train(0):
@@ -232,7 +244,17 @@ def _calibrated(
         smaller.save(part)
     designs = dict.fromkeys(str(each.design) for each in smaller.report.decisions)
     begun.keep("calibrated", {"design": ", ".join(designs), "report": repr(smaller.report)})
-    return smaller
+    return _seeded(smaller, seed)
+
+
+def _seeded(model: keras.Model, seed: int) -> keras.Model:
+    """Return the model, with generators of random numbers that begin at a seed, as in `Dropout`."""
+    weights = {id(each) for each in model.weights}
+    states = [each for each in model.variables if id(each) not in weights]
+    for number, state in enumerate(states):
+        if tuple(state.shape) == (2,) and state.dtype == keras.random.SeedGenerator(0).state.dtype:
+            state.assign([seed % 2**32, number])
+    return model
 
 
 def _distil(

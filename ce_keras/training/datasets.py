@@ -5,9 +5,11 @@ The order of an epoch is a function of the seed and the epoch alone, so a run re
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +109,11 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
     if folder is not None:
         return folder.in_memory() or folder
     if recipe.source != "tfds":
+        if not Path(recipe.source).is_dir():
+            raise ValueError(
+                f"data.source: got {brief(recipe.source)}; it must be 'embedded', 'tfds', or a "
+                "folder: of IDX files, or with train/CLASS/ and test/CLASS/ of image files"
+            )
         train, test = load_idx(Path(recipe.source))
         return _limited(train, test, recipe, 1 + int(max(train.labels.max(), test.labels.max())))
     known = KNOWN.get(recipe.name)
@@ -168,7 +175,8 @@ def _limited(train: Images, test: Images, recipe: DataRecipe, classes: int) -> A
         train = balanced(train, recipe.limit, "data.limit")
     if recipe.test_limit is not None and recipe.test_limit < len(test.labels):
         test = balanced(test, recipe.test_limit, "data.test_limit")
-    return ArrayDataset(train, test, classes)
+    shape = None if recipe.size is None else (recipe.size, recipe.size, train.images.shape[-1])
+    return ArrayDataset(train, test, classes, shape)
 
 
 def _resized_shape(recipe: DataRecipe) -> tuple[int, ...]:
@@ -188,17 +196,33 @@ class ArrayDataset:
         train: the training images.
         test: the test images.
         classes: number of classes.
+        shape: of an image as the network sees it, where they are resized.
+        names: of the classes, where they are known.
 
     Attributes:
         shape: of an image as the network sees it.
         counts: numbers of training and test images.
     """
 
-    def __init__(self, train: Images, test: Images, classes: int) -> None:
+    def __init__(
+        self,
+        train: Images,
+        test: Images,
+        classes: int,
+        shape: tuple[int, ...] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.splits = train, test
         self.classes = classes
-        self.shape = train.images.shape[1:]
+        self.names = names
+        self.shape = shape or train.images.shape[1:]
         self.counts = len(train.labels), len(test.labels)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A text that is another one for other images or labels."""
+        arrays = (array for split in self.splits for array in (split.images, split.labels))
+        return _digest(np.ascontiguousarray(array).data for array in arrays)
 
     def examples(self, split: int, draw: tuple[int, int] | None = None) -> Examples:
         """Return the examples of a split.
@@ -217,6 +241,13 @@ class ArrayDataset:
         )
 
 
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def _order(count: int, draw: tuple[int, int] | None) -> np.ndarray:
     return np.arange(count) if draw is None else np.random.default_rng(draw).permutation(count)
 
@@ -233,6 +264,8 @@ class TfdsDataset:
         builder: of the dataset.
         info: its description.
     """
+
+    names = None
 
     def __init__(self, builder: Any, info: DatasetInfo) -> None:
         self._builder = builder
@@ -263,6 +296,11 @@ class TfdsDataset:
         if draw is not None:
             order = order.shuffle(_SHUFFLE_BUFFER, seed=seed, reshuffle_each_iteration=False)
         return Examples(order, self._decode)
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that is another one for another version or part of the dataset."""
+        return f"{self._builder.info.full_name} {self.counts}"
 
     def _decode(self, example: Any) -> tuple[Any, Any]:
         encoded, label = example
@@ -332,6 +370,8 @@ class FolderDataset:
         ]
         self.counts = len(self._files[TRAIN]), len(self._files[TEST])
         self.classes = len(names)
+        self.names = names
+        self._folders = splits
         self._resized = shape is not None
         self.shape = shape or usual_shape([path for path, _ in self._files[TRAIN]], channels)
 
@@ -345,6 +385,16 @@ class FolderDataset:
         encoded = [os.fsencode(path) for path in paths]
         dataset = tf.data.Dataset.from_tensor_slices((encoded, np.array(labels, np.int32)))
         return Examples(dataset, self._read)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A text that is another one for other names of files; they are not read."""
+        named = (
+            f"{path.relative_to(folder)}\0{label}\0"
+            for folder, files in zip(self._folders, self._files, strict=True)
+            for path, label in files
+        )
+        return _digest(map(os.fsencode, named))
 
     def _read(self, example: Any) -> tuple[Any, Any]:
         import tensorflow as tf
@@ -362,7 +412,8 @@ class FolderDataset:
         """
         if self._resized or sum(self.counts) * math.prod(self.shape) > _FIT:
             return None
-        return ArrayDataset(self._read_all(TRAIN), self._read_all(TEST), self.classes)
+        splits = self._read_all(TRAIN), self._read_all(TEST)
+        return ArrayDataset(*splits, self.classes, names=self.names)
 
     def damaged(self) -> str | None:
         """Return an error message for the first file that cannot be read, or `None`."""

@@ -29,7 +29,9 @@ def find_classes(folder: Path) -> tuple[list[Path], list[str]]:
         sorted(each.name for each in split.iterdir() if each.is_dir() and each.name[0] != ".")
         for split in splits
     )
-    if train != test or not train:
+    if not train and not test:
+        raise ValueError(f"data.source: {splits[0]} has no folders of classes, such as train/cat")
+    if train != test:
         raise ValueError(
             f"data.source: {splits[0]} and {splits[1]} must have the same folders, one for each "
             f"class; only one of them has {sorted(set(train) ^ set(test))}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,8 @@ class InputPipeline:
         seed: for order and augmentation.
         shard: the part of every batch that this process feeds; the whole batch if not given. Each
             replica of the shard gets an element of its own.
+        statistics: the mean and the standard deviation to normalise by; those of the training
+            images if not given.
 
     Attributes:
         mean: of the training images, which is subtracted.
@@ -72,7 +75,12 @@ class InputPipeline:
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, seed: int, shard: Shard | None = None
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        seed: int,
+        shard: Shard | None = None,
+        statistics: tuple[Any, Any] | None = None,
     ) -> None:
         self._data = recipe.data
         self._dataset = dataset
@@ -81,7 +89,12 @@ class InputPipeline:
         self._shard = shard or Shard()
         self._size: tuple[int, int] = (dataset.shape[0], dataset.shape[1])
         self._resized = "resized_crop" in recipe.data.augment
-        self.mean, self.std = self._statistics()
+        self.mean, self.std = statistics or self._statistics()
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that is another one for other images."""
+        return self._dataset.fingerprint
 
     def train(self, epoch: int, step: int = 0) -> Any:
         """Return a `tf.data.Dataset` of (images, labels) of an epoch, from a step on."""
@@ -188,35 +201,39 @@ class InputPipeline:
             return np.float32(0), np.float32(1)
         if self._resized:
             mean, std = np.array(IMAGENET, np.float32)
-            return mean, std
+            return (mean, std) if self._dataset.shape[-1] == 3 else (mean.mean(), std.mean())
         # Axes of (count, height, width, channels) that the mean is over.
         axes = {"channel": (0, 1, 2), "global": None, "mean_image": 0}[self._data.normalize]
-        if isinstance(self._dataset, ArrayDataset):
-            images = self._dataset.splits[TRAIN].images
-            mean = images.mean(axis=axes, dtype=np.float64)
-            std = images.std(axis=None if axes == 0 else axes, dtype=np.float64)
-        else:
-            mean, std = _streamed_statistics(self._dataset, axes)
+        mean, std = _mean_and_deviation(_chunks(self._dataset), axes)
         return np.float32(mean), np.float32(np.maximum(std, 1e-3))
 
 
-def _streamed_statistics(dataset: Dataset, axes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of images that do not fit into memory, in one pass."""
-    sums, count = np.zeros((2, *dataset.shape)), 0
+def _chunks(dataset: Dataset) -> Iterator[np.ndarray]:
+    """Yield the training images, some at a time."""
+    if isinstance(dataset, ArrayDataset):
+        images = dataset.splits[TRAIN].images
+        yield from (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+        return
     examples = dataset.examples(TRAIN, (0, 0))
     # `enumerate` packs an example that is a pair into one argument.
     read = examples.order.enumerate().map(lambda _, each: examples.read(each), os.cpu_count())
     batches = read.batch(_CHUNK).with_options(deterministic_options())
     total = math.ceil(dataset.counts[TRAIN] / _CHUNK)
-    for images, _ in progress(batches, desc="mean image", total=total):
-        pixels = images.numpy().astype(np.float64)
-        sums += np.stack([pixels.sum(axis=0), (pixels**2).sum(axis=0)])
+    yield from (x.numpy() for x, _ in progress(batches, desc="mean image", total=total))
+
+
+def _mean_and_deviation(chunks: Iterable[np.ndarray], axes: Any) -> tuple[Any, Any]:
+    """Return mean and standard deviation in one pass; by pixel, the mean alone is."""
+    sums, count = np.zeros(()), 0
+    for images in chunks:
+        pixels = images.astype(np.float64)
+        sums = sums + np.stack([pixels.sum(axis=0), (pixels**2).sum(axis=0)])
         count += len(pixels)
     mean, square = sums / count
-    if axes == 0:
-        return mean, np.sqrt(square.mean() - mean.mean() ** 2)
-    kept = (0, 1) if axes is not None else None
-    return mean.mean(axis=kept), np.sqrt(square.mean(axis=kept) - mean.mean(axis=kept) ** 2)
+    kept = (0, 1) if axes not in (0, None) else None
+    variance = square.mean(axis=kept) - mean.mean(axis=kept) ** 2
+    deviation = np.sqrt(np.maximum(variance, 0))  # Rounding may leave less.
+    return (mean if axes == 0 else mean.mean(axis=kept)), deviation
 
 
 def pipeline(

@@ -9,14 +9,27 @@ from typing import Any
 
 
 class Preempted(SystemExit):
-    """The run was asked to end by SIGTERM, and its state is saved. Exit code 75: try again."""
+    """The run was asked to end by SIGTERM. Exit code 75: try again.
 
-    def __init__(self) -> None:
+    Attributes:
+        saved: whether its state could be saved.
+    """
+
+    def __init__(self, saved: bool = True) -> None:
         super().__init__(75)
+        self.saved = saved
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was interrupted by Ctrl-C, and its state is saved."""
+    """The run was interrupted by Ctrl-C.
+
+    Attributes:
+        saved: whether its state could be saved.
+    """
+
+    def __init__(self, saved: bool = True) -> None:
+        super().__init__()
+        self.saved = saved
 
 
 class Termination:
@@ -25,8 +38,8 @@ class Termination:
     A second Ctrl-C ends the process at once. Outside the main thread no signal is handled.
     """
 
-    #: Exception that says how the run was ended.
-    reason: Callable[[], BaseException] = Preempted
+    #: Makes the exception that says how the run was ended, and whether it is saved.
+    reason: Callable[[bool], BaseException] = Preempted
 
     def __init__(self) -> None:
         self._requested = threading.Event()

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -90,7 +91,7 @@ class OptimizerRecipe:
 
     Attributes:
         learning_rate: the highest.
-        name: `"sgd"` (`CoupledSGD`) or `"adam"`.
+        name: `"sgd"` (`CoupledSGD`) or `"adam"`, which has no momentum and no weight decay.
         momentum: of SGD.
         weight_decay: coefficient of SGD's coupled L2 penalty (PyTorch's weight decay, not Keras').
         clip: largest norm of all gradients together; 0 for none.
@@ -242,7 +243,19 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
             raise ValueError(f"--set {key}: {section} is a value, not a section")
-    content[name] = value_of(text)
+    content[name] = _value(key, text)
+
+
+def _value(key: str, text: str) -> Any:
+    """Return the value that a text stands for: of a key that holds a text, the text itself."""
+    section, _, name = key.partition(".")
+    kind = typing.get_type_hints(Recipe).get(section)
+    hint = typing.get_type_hints(kind).get(name) if kind else None
+    value = value_of(text)
+    if isinstance(value, str) and hint is float:
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return text if hint is str and not isinstance(value, str) else value
 
 
 def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
@@ -352,6 +365,11 @@ def _wrong_combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
     rules = [
         ("model.width", one_design, "given with model.cardinality"),
         ("data.size", resized or data.size is None, "given with resized_crop among data.augment"),
+        (
+            "optimizer.weight_decay",
+            recipe.optimizer.name == "sgd" or not recipe.optimizer.weight_decay,
+            "0 with optimizer.name = adam, which has none",
+        ),
         ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
         ("schedule.divide_at", is_step or not epochs, "[] with schedule.name = one_cycle"),
         ("schedule.warmup", is_step or not schedule.warmup, "0 with schedule.name = one_cycle"),

@@ -12,26 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ce_keras import files, plotting
+from ce_keras.training.datasets import Dataset
 from ce_keras.training.recipe import Recipe, recipe_of
 
 logger = logging.getLogger("ce_keras")
 
 #: Files of a run, beside its checkpoints.
-NAMES = ("recipe.json", "history.csv", "curves.png", "model.keras", "results.json")
+NAMES = (
+    *("recipe.json", "images.json"),
+    *("history.csv", "curves.png", "model.keras", "results.json"),
+)
 
 
 def claim(folder: Path, recipe: Recipe, seed: int) -> None:
     """Write a run's recipe and seed into its folder, or check those that are there.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe or seed, or one that was begun with
-            keys that have other names now.
+        ValueError: if the folder holds a run of another recipe or seed, one that was begun with
+            keys that have other names now, or files of no run that a run would replace.
     """
     path = folder / "recipe.json"
     if not path.exists():
+        others = [name for name in (*NAMES, "checkpoints") if (folder / name).exists()]
+        if others:
+            raise ValueError(
+                f"out: {folder} has {others[0]}, and no recipe.json: it is of no run, and would be "
+                "replaced; name another folder"
+            )
         files.write_json(path, {"recipe": recipe.to_dict(), "seed": seed})
         return
     found = files.read_json(path, dict)
@@ -41,6 +52,53 @@ def claim(folder: Path, recipe: Recipe, seed: int) -> None:
         raise ValueError(
             f"out: {folder} holds a run of another recipe or seed; name another folder"
         )
+
+
+def claim_images(folder: Path, recipe: Recipe, dataset: Dataset, mean: Any, std: Any) -> None:
+    """Write what a run reads into its folder, or check that a run that is resumed reads the same.
+
+    Raises:
+        ValueError: for other images than it was begun with.
+    """
+    path = folder / "images.json"
+    now = {
+        "source": str(_place(recipe)),
+        "classes": dataset.names and list(dataset.names),
+        "counts": list(dataset.counts),
+        "fingerprint": dataset.fingerprint,
+        "mean": np.asarray(mean).tolist(),
+        "std": np.asarray(std).tolist(),
+    }
+    if not path.exists():
+        files.write_json(path, now)
+        return
+    begun = read_images(folder) or now
+    if begun["fingerprint"] != now["fingerprint"]:
+        before, after = ("{:,} + {:,}".format(*each["counts"]) for each in (begun, now))
+        raise ValueError(
+            f"out: {folder} was begun with other images than {now['source']} has now ({before} "
+            f"training and test images, now {after}); restore them, or name another folder"
+        )
+
+
+def read_images(folder: Path) -> dict[str, Any] | None:
+    """Return what the run in a folder reads; `None` for one of before that was written.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    path = folder / "images.json"
+    if not path.exists():
+        return None
+    content = files.read_json(path, dict)
+    if not {"source", "classes", "counts", "fingerprint", "mean", "std"} <= content.keys():
+        raise ValueError(f"{path} is damaged: it does not say what the run reads")
+    return content
+
+
+def _place(recipe: Recipe) -> str | Path:
+    source = recipe.data.source
+    return source if source in ("tfds", "embedded") else Path(source).resolve()
 
 
 def read_claim(folder: Path) -> Recipe:

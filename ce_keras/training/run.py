@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from ce_keras import files, zoo
 from ce_keras.checks import brief, checked_seed, file_path, instance, positive_int, whole_number
@@ -17,7 +19,13 @@ from ce_keras.training.building import build_model
 from ce_keras.training.datasets import Dataset, describe, load_dataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.recipe import Recipe
-from ce_keras.training.records import check_finished, claim, read_claim, read_results
+from ce_keras.training.records import (
+    check_finished,
+    claim,
+    read_claim,
+    read_images,
+    read_results,
+)
 from ce_keras.training.strategy import Strategy, find_strategy
 from ce_keras.training.train_step import make_test_step
 from ce_keras.training.trainer import Trainer, error_of
@@ -160,14 +168,28 @@ def _claim_all(strategy: Strategy, folders: list[Path], recipe: Recipe, seed: in
 def evaluate(folder: str | Path) -> dict[str, float]:
     """Return top-1 and top-5 error of a finished run's model on its test images, in percent.
 
+    Images are normalised as they were in training.
+
     Raises:
-        ValueError: for a folder without a finished run.
+        ValueError: for a folder without a finished run, or images of other classes.
     """
     folder = file_path("folder", folder)
     strategy = find_strategy()
     check_finished(folder)
-    recipe = read_claim(folder)
+    recipe, normalization, begun = read_claim(folder), None, read_images(folder)
+    if begun is not None:
+        if Path(begun["source"]).is_dir():  # The recipe may name it from another folder.
+            data = dataclasses.replace(recipe.data, source=begun["source"])
+            recipe = dataclasses.replace(recipe, data=data)
+        normalization = np.float32(begun["mean"]), np.float32(begun["std"])
     with strategy.scope():
         model = load_model(folder / "model.keras")
-    pipeline = InputPipeline(recipe, load_dataset(recipe.data), 0, strategy.shard)
+    dataset = load_dataset(recipe.data)
+    if begun is not None and list(dataset.names or ()) != list(begun["classes"] or ()):
+        differ = sorted({*(dataset.names or ())} ^ {*(begun["classes"] or ())})
+        raise ValueError(
+            f"run: {begun['source']} has other classes than the model was trained on; only one of "
+            f"them has {brief(differ)}"
+        )
+    pipeline = InputPipeline(recipe, dataset, 0, strategy.shard, normalization)
     return error_of(make_test_step(strategy, model), strategy.batches(pipeline.test))

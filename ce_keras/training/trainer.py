@@ -26,7 +26,7 @@ from ce_keras.progress import progress
 from ce_keras.training import records
 from ce_keras.training.building import build_loss, build_model, build_optimizer, build_schedule
 from ce_keras.training.checkpoints import Checkpoints
-from ce_keras.training.datasets import TRAIN, Dataset, FolderDataset
+from ce_keras.training.datasets import TRAIN, ArrayDataset, Dataset, FolderDataset
 from ce_keras.training.input_pipeline import InputPipeline
 from ce_keras.training.interruption import Termination
 from ce_keras.training.recipe import Recipe
@@ -83,8 +83,8 @@ class Trainer:
         model: from `build_for` with the same arguments; built if not given.
 
     Raises:
-        ValueError: for a folder that holds a run of another recipe or seed, or batches that are
-            too small to be shared by all devices.
+        ValueError: for a folder that holds a run of another recipe or seed, or of other images, or
+            batches that are too small to be shared by all devices.
     """
 
     def __init__(
@@ -116,6 +116,9 @@ class Trainer:
             self.optimizer.build(self.model.trainable_variables)
         set_synchronized(self.model, strategy.replicas > 1)
         self.input_pipeline = InputPipeline(recipe, dataset, seed, strategy.shard)
+        if strategy.is_chief:
+            statistics = self.input_pipeline.mean, self.input_pipeline.std
+            records.claim_images(self.folder, recipe, dataset, *statistics)
         self._variables = [*self.model.variables, *self.optimizer.variables]
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._variables)
         self._train_step = make_train_step(strategy, self.model, self.optimizer, build_loss(recipe))
@@ -167,6 +170,8 @@ class Trainer:
         state = self._resume()
         if state["epoch"] or state["step"]:
             logger.info("going on from epoch %d, step %d", state["epoch"], state["step"])
+        if state["history"] and self._strategy.is_chief:  # It may have been killed before.
+            records.write_logs(self.folder, state["history"])
         with Termination() as termination:
             while state["epoch"] < self.recipe.schedule.epochs:
                 self._train_epoch(state, termination)
@@ -195,11 +200,14 @@ class Trainer:
         )
         batches = self._strategy.batches(lambda: self.input_pipeline.train(state["epoch"], begun))
         pending: list[Any] = []  # Results of steps that are still on the device.
-        self._clock = time.perf_counter()
+        self._untimed = 1  # Compilation, and the start of the pipeline.
         with bar:
             for batch in batches:
                 pending.append(self._train_step(batch, termination.requested()))
                 state["step"] += 1
+                if self._untimed and len(pending) == 1:
+                    np.asarray(pending[0])
+                    self._clock = time.perf_counter()
                 bar.update(min(state["step"] * size, self._images) - bar.n)
                 if self._is_fetch_due(state["step"], termination):
                     self._fetch(state, pending, termination)
@@ -220,14 +228,15 @@ class Trainer:
         """Fetch the results of the last steps, check their losses, and save the state if due."""
         results = [np.asarray(each) for each in pending]
         pending.clear()
-        self._seconds_per_step.append((time.perf_counter() - self._clock) / len(results))
+        if timed := len(results) - self._untimed:
+            self._seconds_per_step.append((time.perf_counter() - self._clock) / timed)
+        self._untimed = 0
         for step, (loss, _) in enumerate(results, state["step"] - len(results)):
             self._check(float(loss), state["epoch"], step)
             kept = _SMOOTH if state["loss"] is not None else 0.0
             state["loss"] = kept * (state["loss"] or 0.0) + (1 - kept) * float(loss)
         if self._must_end(termination) or any(requested for _, requested in results):
-            self._save(state)
-            raise termination.reason()
+            raise termination.reason(self._save(state))
         if self._is_save_due(state["step"]):
             self._save(state)
         self._clock = time.perf_counter()
@@ -243,9 +252,12 @@ class Trainer:
 
     def _end_epoch(self, state: dict[str, Any], termination: Termination) -> None:
         """Test the model, save the state and write the logs."""
+        if not isinstance(self._dataset, ArrayDataset):
+            self._save(state)  # A test image may be damaged.
         errors = error_of(self._test_step, self._test_batches(state, termination))
-        # Of the last step.
-        rate = float(self._schedule(state["epoch"] * self.steps + state["step"] - 1))
+        # Of the last step, but for those that a scale of the loss made too large.
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        rate = float(self._schedule(max(int(np.asarray(optimizer.iterations)) - 1, 0)))
         row = {"epoch": state["epoch"] + 1, "loss": state["loss"], "rate": rate, **errors}
         state["history"].append(row)
         state.update(epoch=state["epoch"] + 1, step=0)
@@ -262,17 +274,17 @@ class Trainer:
     def _end_if_requested(self, state: dict[str, Any], termination: Termination) -> None:
         """End the run outside a step; when it is resumed, the test of the epoch is repeated."""
         if self._must_end(termination):
-            self._save(state)
-            raise termination.reason()
+            raise termination.reason(self._save(state))
 
-    def _save(self, state: dict[str, Any]) -> None:
-        if self._strategy.is_chief:
-            self._checkpoints.save(state["epoch"] * self.steps + state["step"], state)
+    def _save(self, state: dict[str, Any]) -> bool:
+        """Save the state, and return whether that could be done."""
+        if not self._strategy.is_chief:
+            return True
+        return self._checkpoints.save(state["epoch"] * self.steps + state["step"], state)
 
     def _finish(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         last = history[-min(LAST, -(-len(history) // 2)) :]
-        # The first includes compilation.
-        seconds = self._seconds_per_step[1:] or self._seconds_per_step
+        seconds = self._seconds_per_step
         results = {
             "design": self.model.name,
             "parameters": zoo.trained_parameters(self.model),

@@ -144,6 +144,41 @@ def test_a_resnet50_goes_through_all_of_it(colour_images, tmp_path):
     assert keras.models.load_model(save).count_params() < resnet.count_params()
 
 
+def test_the_model_itself_is_not_replaced(classifier, colour_images, capsys):
+    with pytest.raises(ValueError, match=r"save: .*model.keras is the model that is read"):
+        compress(classifier, colour_images, classifier)
+    for command in (["compress", "--data=embedded"], ["collegialize"]):
+        assert main([*command, str(classifier), f"--save={classifier}"]) == 2
+        assert "is the model that is read; name another file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stopped_compression_does_not_go_on_with_other_images(colour_images, tmp_path, stop):
+    model = saved(tmp_path / "model.keras", (32, 32, 3), (8, 8))
+    options = {"design": "2x4d", "epochs": 2, "images": 20, "batch_size": 130}
+    stop(model, colour_images, tmp_path / "new.keras", **options)
+    next((colour_images / "train/class-3").iterdir()).unlink()
+    with pytest.raises(ValueError, match="begun with other images; restore them, or delete it"):
+        compress(model, colour_images, tmp_path / "new.keras", **options)
+
+
+@pytest.mark.slow
+def test_dropout_follows_the_seed(colour_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(compressing, "step_seconds", lambda *_: (0.0, 0.0))
+    hidden = [layers.Dense(8, "relu"), layers.Dropout(0.5), layers.Dense(8, "relu")]
+    row = [keras.Input((32, 32, 3)), layers.Flatten(), *hidden, layers.Dense(10, "softmax")]
+    keras.Sequential(row).save(tmp_path / "model.keras")
+    options = {"design": "2x4d", "epochs": 1, "images": 20, "batch_size": 50}
+    found = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        keras.utils.set_random_seed(len(found))
+        place = tmp_path / f"{name}.keras"
+        compress(tmp_path / "model.keras", colour_images, place, seed=seed, **options)
+        found.append(np.concatenate([each.ravel() for each in weights_of(place)]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert abs(found[0] - found[2]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
