@@ -127,8 +127,8 @@ def collegialize(
 
     The new model is *not trained*: its weights are drawn from the model's own initialisers, and
     none are carried over unless `init="split"` asks for it. Preprocessing layers, which learn by
-    `adapt`, are the model's own. A compiled model is compiled again in the same way, with
-    its own functions; one whose optimizer Keras cannot rebuild is returned uncompiled, with a warning.
+    `adapt`, are the model's own. A compiled model is compiled again in the same way, with its
+    own functions; one whose optimizer Keras cannot rebuild is returned uncompiled, with a warning.
 
     Args:
         model: functional, or sequential with a known input. Models inside it are searched too.
@@ -178,7 +178,8 @@ def collegialize(
     Raises:
         ValueError: for a model in which nothing can be ensembled, with the report; a model that
             is subclassed or has no known input; a layer, or a model inside, that cannot be built
-            again from its configuration; patterns that fit nothing; or arguments as for `ce_keras.search`.
+            again from its configuration; patterns that fit nothing; or arguments as for
+            `ce_keras.search`.
 
     >>> layers = [keras.layers.Dense(64, "relu") for _ in range(2)] + [keras.layers.Dense(1)]
     >>> wide = keras.Sequential([keras.Input((8,)), *layers])

@@ -247,7 +247,7 @@ def _set(content: dict[str, Any], key: str, text: str) -> None:
 
 
 def _value(key: str, text: str) -> Any:
-    """Return the value that a text stands for: of a key that holds a text, the text itself."""
+    """Return the value that a text stands for; of a key that holds a number, `.05` too."""
     section, _, name = key.partition(".")
     kind = typing.get_type_hints(Recipe).get(section)
     hint = typing.get_type_hints(kind).get(name) if kind else None
@@ -255,7 +255,7 @@ def _value(key: str, text: str) -> Any:
     if isinstance(value, str) and hint is float:
         with contextlib.suppress(ValueError):
             return float(value)
-    return text if hint is str and not isinstance(value, str) else value
+    return value
 
 
 def _filled(kind: Any, content: Any, where: str, prefix: str) -> Any:
@@ -302,7 +302,12 @@ def _typed(hint: Any, value: Any, where: str, key: str) -> Any:
             return finite_number(f"{where}: {key}", value)
         if isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
             return value
-    names = {float: "a number", int: "a whole number", str: "text", tuple: "a list"}
+    names = {
+        float: "a number",
+        int: "a whole number",
+        str: "text, in quotes if need be",
+        tuple: "a list",
+    }
     wanted = names.get(origin or kinds[0], "a section")
     raise ValueError(f"{where}: {key}: got {brief(value)}; it must be {wanted}")
 

@@ -140,8 +140,7 @@ def test_a_mode_replaces_the_design_of_a_recipe(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
-        ("data.source", "2024", "2024"),
-        ("data.source", "2024-05-01", "2024-05-01"),
+        ("data.source", '"2024"', "2024"),
         ("optimizer.learning_rate", ".05", 0.05),
         ("data.limit", "null", None),
     ],
