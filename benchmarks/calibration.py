@@ -143,8 +143,9 @@ def tuned(
     if distil:
         loss = keras.distillation.FeatureDistillation(loss="kl_divergence")
         learner = keras.distillation.Distiller(model, smaller, loss)
-    # Compiling by XLA would take longer than so short a training.
-    learner.compile(adam, "sparse_categorical_crossentropy", jit_compile=False)
+    # Compiling by XLA would take longer than so short a training, and tracing than a few steps.
+    options = {"jit_compile": False, "run_eagerly": steps <= 16}
+    learner.compile(adam, "sparse_categorical_crossentropy", **options)
     learner.fit(*data.train, batch_size=100, epochs=epochs, verbose=0)
     model.trainable = True  # The distiller has frozen it.
 

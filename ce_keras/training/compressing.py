@@ -24,6 +24,7 @@ from ce_keras.rewrite import collegialize, inspect
 from ce_keras.rewrite.building import rebuilt
 from ce_keras.rewrite.calibration.data import LEAST, MOST
 from ce_keras.rewrite.calibration.designs import COMPARE_SMALLER, check_smaller
+from ce_keras.rewrite.calibration.reconstruction import FEW_STEPS
 from ce_keras.rewrite.timing import step_seconds
 from ce_keras.saving import load_model
 from ce_keras.training.datasets import TRAIN, Dataset, image_folder, load_dataset
@@ -272,7 +273,9 @@ def _distil(
     loss = keras.distillation.LogitsDistillation() if logits else by_features
     learner = keras.distillation.Distiller(teacher, smaller, loss)
     labels = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
-    learner.compile(keras.optimizers.Adam(rate), labels)
+    # Few steps are taken as they come: tracing a deep network takes a minute.
+    eager = keras.backend.backend() == "tensorflow" and epochs * steps <= FEW_STEPS
+    learner.compile(keras.optimizers.Adam(rate), labels, run_eagerly=eager)
     learner.optimizer.build(learner.trainable_variables)
     variables = [*smaller.variables, *learner.optimizer.variables]
     first = 0

@@ -57,13 +57,15 @@ def test_damaged_files_of_a_run_are_named(name, content, finished, tmp_path):
 FEW = {"schedule.epochs": "1", "schedule.divide_at": "[]"}
 
 
+PATHS = {"model.cardinality": "2", "model.width": "2"}
 RECIPES = {
     "cifar10": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
     "cifar10_short": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
-    "cifar100": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
+    # The same networks as before and after, which are built for the plans.
+    "cifar100": {"model.name": "resnext11", "schedule.batch_size": "4", **PATHS},
     "imagenet": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "2"},
-    "imagenet32": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "4"},
-    "imagenet64": {"model.cardinality": "2", "model.width": "2", "schedule.batch_size": "2"},
+    "imagenet32": {"model.name": "resnext11", "schedule.batch_size": "4", **PATHS},
+    "imagenet64": {"model.name": "resnext11", "schedule.batch_size": "2", **PATHS},
     "mnist": {"schedule.batch_size": "4"},
     "fashion_mnist": {"data.limit": "30", "data.test_limit": "30", "schedule.batch_size": "10"},
 }

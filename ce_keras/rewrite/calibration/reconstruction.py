@@ -29,7 +29,7 @@ _STEPS = 200
 
 # So few steps are quicker as they come than traced: twelve of ResNet50's sixteen chains take 28 s
 # for 44.
-_FEW_STEPS = 16
+FEW_STEPS = 16
 
 #: The first step of Adam, which falls to zero as a cosine.
 _RATE = 1e-3
@@ -106,7 +106,7 @@ def _train(
     rate = keras.optimizers.schedules.CosineDecay(_RATE, steps)
     # Compiling by XLA would take longer than so short a training; and of a few images, tracing.
     jit = "auto" if keras.backend.backend() == "jax" else False
-    eager = keras.backend.backend() == "tensorflow" and steps <= _FEW_STEPS
+    eager = keras.backend.backend() == "tensorflow" and steps <= FEW_STEPS
     # With a name: the user's next optimizer is not to be the second.
     adam = keras.optimizers.Adam(rate, name="reconstruction")
     paths.compile(adam, "mse", jit_compile=jit, run_eagerly=eager)
