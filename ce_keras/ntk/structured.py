@@ -29,6 +29,9 @@ from ce_keras.ntk.backends import backend, once
 from ce_keras.ntk.contractions import Contribution, at_least_single, merged, sum_in_turn
 from ce_keras.ntk.recording import BatchAxisError, Recorder
 
+# Outputs that are differentiated one after the other, where nothing is compiled.
+_MOST_PASSES = 16
+
 # Compiled functions that an engine keeps, each for one number of examples.
 _MOST_COMPILED = 8
 
@@ -63,8 +66,10 @@ class StructuredEngine:
         self._compiled_for = functools.lru_cache(_MOST_COMPILED)(
             lambda *_: backend.compiled(self._kernel, model)
         )
-        # What pays from the second kernel on.
-        self._is_eager = backend.EAGER_FIRST and axes.total == 1
+        # Compiling takes several times as long as a kernel: it pays from the second of a size on.
+        few = axes.total <= _MOST_PASSES and not self.by_autodiff
+        self._is_eager_first = backend.EAGER_FIRST and few
+        self._sizes: set[tuple[int | None, ...]] = set()
 
     def kernel(self, x1: Any, x2: Any | None) -> Any:
         """Return the kernel, axes in public order; `x2` is `None` for `x1` again.
@@ -72,9 +77,10 @@ class StructuredEngine:
         All is done by autodiff where the model treats this number of examples otherwise than those
         of the verification.
         """
-        sizes = [None if x is None else number_of_examples(x) for x in (x1, x2)]
-        compute = self._kernel if self._is_eager else self._compiled_for(*sizes)
-        self._is_eager = False
+        sizes = tuple(None if x is None else number_of_examples(x) for x in (x1, x2))
+        is_eager = self._is_eager_first and sizes not in self._sizes
+        self._sizes.add(sizes)
+        compute = self._kernel if is_eager else self._compiled_for(*sizes)
         try:
             return compute(x1, x2)
         except BatchAxisError:

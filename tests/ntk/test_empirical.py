@@ -82,8 +82,9 @@ def test_dropout_and_normalisation_are_in_inference_mode(float64, rng):
     )
     x = inputs(model, 3, rng)
     kernels = [empirical_ntk(model, x) for _ in range(3)]
-    np.testing.assert_array_equal(kernels[1], kernels[2])
-    np.testing.assert_allclose(kernels[0], kernels[1])
+    # The first is not compiled: the order of its sums is another one.
+    np.testing.assert_allclose(kernels[1], kernels[0], rtol=1e-12)
+    np.testing.assert_allclose(kernels[2], kernels[0], rtol=1e-12)
 
 
 def test_the_model_is_left_as_it_was(rng):

@@ -86,6 +86,12 @@ def cotangents(
     zero = tf.UnconnectedGradients.ZERO
     if outputs == 1:
         return tape.gradient(total, points, unconnected_gradients=zero), kept
+    if tf.executing_eagerly():  # Vectorising is tracing, which takes longer than a few passes.
+        rows = [
+            tape.gradient(total, points, one_hot, unconnected_gradients=zero)
+            for one_hot in tf.eye(outputs, dtype=total.dtype)
+        ]
+        return [tf.stack([tf.convert_to_tensor(x) for x in each]) for each in zip(*rows)], kept
     found = tape.jacobian(
         total, points, unconnected_gradients=zero, experimental_use_pfor=vectorised
     )
