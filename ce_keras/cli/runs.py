@@ -112,7 +112,8 @@ def _train(options: argparse.Namespace) -> None:
     changes = dict(_assignment(text) for text in options.set or ())
     recipe = read_recipe(options.recipe, changes)
     if options.mode:
-        if twice := {"model.mode", "model.cardinality", "model.width"} & changes.keys():
+        given = {key for key, text in changes.items() if value_of(text) is not None}
+        if twice := {"model.mode", "model.cardinality", "model.width"} & given:
             raise ValueError(f"--mode: got {options.mode!r} and --set {min(twice)}; give one")
         network = dataclasses.replace(recipe.model, mode=options.mode, cardinality=None, width=None)
         recipe = dataclasses.replace(recipe, model=network)

@@ -21,14 +21,19 @@ def config_of(layer: Any) -> dict[str, Any]:
 
 
 def keep_functions(old: Any, new: Any) -> None:
-    """Give a copy the functions of a user's own that the original has as attributes."""
+    """Give a copy the functions of a user's own in whose place it has Keras' of the same name.
+
+    Others that the original made for itself, which may read its variables, stay its own.
+    """
     if type(old) is not type(new):
         return
     for key, value in vars(old).items():
-        # Keras puts wrapped methods, such as `build`, beside the attributes.
-        if _is_own(value) and not hasattr(type(old), key) and vars(new).get(key) is not value:
+        found = vars(new).get(key)
+        if _is_own(value) and isinstance(found, types.FunctionType) and not _is_own(found):
             setattr(new, key, value)
 
 
 def _is_own(value: Any) -> bool:
-    return isinstance(value, types.FunctionType) and not value.__module__.startswith("keras.")
+    if not isinstance(value, types.FunctionType):
+        return False
+    return not (value.__module__ or "").startswith("keras.")

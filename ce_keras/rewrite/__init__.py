@@ -128,7 +128,8 @@ def collegialize(
     The new model is *not trained*: its weights are drawn from the model's own initialisers, and
     none are carried over unless `init="split"` asks for it. Preprocessing layers, which learn by
     `adapt`, are the model's own. A compiled model is compiled again in the same way, with its
-    own functions; one whose optimizer Keras cannot rebuild is returned uncompiled, with a warning.
+    own functions; one whose optimizer or metrics Keras cannot rebuild is returned uncompiled,
+    with a warning.
 
     Args:
         model: functional, or sequential with a known input. Models inside it are searched too.

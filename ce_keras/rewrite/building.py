@@ -103,16 +103,24 @@ def _carry_flags(model: Any, ensemble: Any, pairs: Sequence[tuple[Any, Any]]) ->
     for old, new in ((model, ensemble), *_models_inside(model, ensemble)):
         if not old.trainable:
             new.trainable = False
-    for old, new in pairs:
-        if type(old) is not type(new) or not isinstance(old, keras.layers.Layer):
-            continue
-        for layer, copy in zip(all_layers(old), all_layers(new), strict=False):
+    layers = [pair for pair in pairs if isinstance(pair[0], keras.layers.Layer)]
+    for old, new in layers:  # What is frozen may have parts that are not.
+        is_copy = type(old) is type(new)
+        inside = zip(all_layers(old), all_layers(new), strict=False) if is_copy else [(old, new)]
+        for layer, copy in inside:
+            if copy.trainable != layer.trainable:
+                copy.trainable = layer.trainable
             if getattr(layer, "lora_enabled", False) and copy is not layer:
                 copy.lora_alpha = layer.lora_alpha
-        if [each.shape for each in old.variables] == [each.shape for each in new.variables]:
-            for variable, other in zip(old.variables, new.variables, strict=True):
-                if other.trainable != variable.trainable:
-                    other.trainable = variable.trainable
+    for old, new in layers:
+        _carry_flags_of_variables(old.variables, new.variables)
+
+
+def _carry_flags_of_variables(variables: Sequence[Any], others: Sequence[Any]) -> None:
+    if [each.name for each in variables] == [each.name for each in others]:
+        for variable, other in zip(variables, others, strict=True):
+            if other.trainable != variable.trainable:
+                other.trainable = variable.trainable
 
 
 def _cloned(model: keras.Model, new: dict[int, Any]) -> tuple[keras.Model, list[tuple[Any, Any]]]:
@@ -194,7 +202,7 @@ def compile_like(model: keras.Model, ensemble: keras.Model) -> None:
         ensemble.compile(**_compiled_anew(compile_arguments(model)))
         if ensemble.optimizer is not None and ensemble.built:
             ensemble.optimizer.build(ensemble.trainable_variables)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         logger.warning(
             "%s is returned uncompiled: Keras cannot rebuild what it was compiled with (%s)",
             *(ensemble.name, str(error).partition("\n")[0]),
@@ -210,8 +218,8 @@ def _compiled_anew(value: Any) -> Any:
         return {key: _compiled_anew(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_compiled_anew(each) for each in value)
-    if not hasattr(value, "get_config"):
-        return value
+    if isinstance(value, type | keras.losses.Loss) or not hasattr(value, "get_config"):
+        return value  # Losses have no state.
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(value))
     keep_functions(value, copy)
     return copy

@@ -200,7 +200,14 @@ def read_recipe(path: str | Path, changes: Mapping[str, str] | None = None) -> R
                 f"changes: got {brief(key)}: {brief(text)}; keys and values must be texts"
             )
         _set(content, key, text)
-    return recipe_of(content, f"recipe: {file}")
+    recipe = recipe_of(content, f"recipe: {file}")
+    # Not of a run's own recipe: runs of before this was said have it.
+    if recipe.optimizer.name == "adam" and recipe.optimizer.weight_decay:
+        raise ValueError(
+            f"recipe: {file}: optimizer.weight_decay: got {recipe.optimizer.weight_decay}; it must "
+            "be 0 with optimizer.name = adam, which has none"
+        )
+    return recipe
 
 
 def recipe_of(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -370,11 +377,6 @@ def _wrong_combinations(recipe: Recipe) -> Iterator[tuple[str, str]]:
     rules = [
         ("model.width", one_design, "given with model.cardinality"),
         ("data.size", resized or data.size is None, "given with resized_crop among data.augment"),
-        (
-            "optimizer.weight_decay",
-            recipe.optimizer.name == "sgd" or not recipe.optimizer.weight_decay,
-            "0 with optimizer.name = adam, which has none",
-        ),
         ("schedule.divide_at", increasing, "epochs of 1 or more, in increasing order"),
         ("schedule.divide_at", is_step or not epochs, "[] with schedule.name = one_cycle"),
         ("schedule.warmup", is_step or not schedule.warmup, "0 with schedule.name = one_cycle"),

@@ -28,12 +28,13 @@ NAMES = (
 )
 
 
-def claim(folder: Path, recipe: Recipe, seed: int) -> None:
-    """Write a run's recipe and seed into its folder, or check those that are there.
+def claim(folder: Path, recipe: Recipe, seed: int, dataset: Dataset) -> None:
+    """Write a run's recipe and seed into its folder, or check those, and the images, of before.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe or seed, one that was begun with
-            keys that have other names now, or files of no run that a run would replace.
+        ValueError: if the folder holds a run of another recipe or seed, or of other images, one
+            that was begun with keys that have other names now, or files of no run that a run would
+            replace.
     """
     path = folder / "recipe.json"
     if not path.exists():
@@ -52,37 +53,43 @@ def claim(folder: Path, recipe: Recipe, seed: int) -> None:
         raise ValueError(
             f"out: {folder} holds a run of another recipe or seed; name another folder"
         )
+    check_images(folder, dataset)
 
 
-def claim_images(folder: Path, recipe: Recipe, dataset: Dataset, mean: Any, std: Any) -> None:
-    """Write what a run reads into its folder, or check that a run that is resumed reads the same.
+def check_images(folder: Path, dataset: Dataset) -> None:
+    """Check that a run reads the images that it was begun with.
 
     Raises:
-        ValueError: for other images than it was begun with.
+        ValueError: for others.
     """
-    path = folder / "images.json"
-    now = {
-        "source": str(_place(recipe)),
-        "classes": dataset.names and list(dataset.names),
+    begun = read_images(folder)
+    if begun is not None and begun["fingerprint"] != dataset.fingerprint:
+        before, now = ("{:,} + {:,}".format(*each) for each in (begun["counts"], dataset.counts))
+        raise ValueError(
+            f"out: {folder} was begun with other images than {begun['source']} has now ({before} "
+            f"training and test images, now {now}); restore them, or name another folder"
+        )
+
+
+def write_images(folder: Path, recipe: Recipe, dataset: Dataset, mean: Any, std: Any) -> None:
+    """Write what a run reads into its folder."""
+    source = recipe.data.source
+    content = {
+        "source": source if source in ("tfds", "embedded") else str(Path(source).resolve()),
+        "classes": list(dataset.names or ()),
+        "shape": list(dataset.shape),
         "counts": list(dataset.counts),
         "fingerprint": dataset.fingerprint,
         "mean": np.asarray(mean).tolist(),
         "std": np.asarray(std).tolist(),
     }
-    if not path.exists():
-        files.write_json(path, now)
-        return
-    begun = read_images(folder) or now
-    if begun["fingerprint"] != now["fingerprint"]:
-        before, after = ("{:,} + {:,}".format(*each["counts"]) for each in (begun, now))
-        raise ValueError(
-            f"out: {folder} was begun with other images than {now['source']} has now ({before} "
-            f"training and test images, now {after}); restore them, or name another folder"
-        )
+    files.write_json(folder / "images.json", content)
 
 
 def read_images(folder: Path) -> dict[str, Any] | None:
     """Return what the run in a folder reads; `None` for one of before that was written.
+
+    Mean and standard deviation are arrays.
 
     Raises:
         ValueError: for a damaged file.
@@ -91,14 +98,21 @@ def read_images(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     content = files.read_json(path, dict)
-    if not {"source", "classes", "counts", "fingerprint", "mean", "std"} <= content.keys():
+    try:
+        for name in ("mean", "std"):
+            content[name] = np.array(content[name], np.float32)
+        fits = (
+            all(np.isfinite(content[name]).all() for name in ("mean", "std"))
+            and all(isinstance(content[name], str) for name in ("source", "fingerprint"))
+            and all(isinstance(each, str) for each in content["classes"])
+            and [type(each) for each in content["counts"]] == [int, int]
+            and [type(each) for each in content["shape"]] == [int, int, int]
+        )
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
         raise ValueError(f"{path} is damaged: it does not say what the run reads")
     return content
-
-
-def _place(recipe: Recipe) -> str | Path:
-    source = recipe.data.source
-    return source if source in ("tfds", "embedded") else Path(source).resolve()
 
 
 def read_claim(folder: Path) -> Recipe:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from ce_keras import files, zoo
 from ce_keras.checks import brief, checked_seed, file_path, instance, positive_int, whole_number
@@ -128,7 +127,7 @@ def train(
     strategy = strategy or find_strategy()
     dataset = dataset or load_dataset(recipe.data)
     folders = [out / f"run-{index + 1}" for index in range(runs)] if runs > 1 else [out]
-    _claim_all(strategy, folders, recipe, seed)
+    _claim_all(strategy, folders, recipe, seed, dataset)
     results = []
     for index, folder in enumerate(folders):
         finished, _ = strategy.broadcast(read_results(folder))
@@ -151,13 +150,15 @@ def train(
     return summary
 
 
-def _claim_all(strategy: Strategy, folders: list[Path], recipe: Recipe, seed: int) -> None:
+def _claim_all(
+    strategy: Strategy, folders: list[Path], recipe: Recipe, seed: int, dataset: Dataset
+) -> None:
     """Have the chief worker claim the folders, and all workers raise what it raises."""
     wrong = None
     if strategy.is_chief:
         try:
             for index, folder in enumerate(folders):
-                claim(folder, recipe, seed + index)
+                claim(folder, recipe, seed + index, dataset)
         except ValueError as error:
             wrong = str(error)
     wrong, _ = strategy.broadcast(wrong)
@@ -181,15 +182,26 @@ def evaluate(folder: str | Path) -> dict[str, float]:
         if Path(begun["source"]).is_dir():  # The recipe may name it from another folder.
             data = dataclasses.replace(recipe.data, source=begun["source"])
             recipe = dataclasses.replace(recipe, data=data)
-        normalization = np.float32(begun["mean"]), np.float32(begun["std"])
+        normalization = begun["mean"], begun["std"]
     with strategy.scope():
         model = load_model(folder / "model.keras")
     dataset = load_dataset(recipe.data)
-    if begun is not None and list(dataset.names or ()) != list(begun["classes"] or ()):
-        differ = sorted({*(dataset.names or ())} ^ {*(begun["classes"] or ())})
-        raise ValueError(
-            f"run: {begun['source']} has other classes than the model was trained on; only one of "
-            f"them has {brief(differ)}"
-        )
+    if begun is not None:
+        _check_like(dataset, begun, recipe.data.source)
     pipeline = InputPipeline(recipe, dataset, 0, strategy.shard, normalization)
     return error_of(make_test_step(strategy, model), strategy.batches(pipeline.test))
+
+
+def _check_like(dataset: Dataset, begun: dict[str, Any], source: str) -> None:
+    """Raise where images are of other classes, or of another shape, than a model was trained on."""
+    differ = sorted({*(dataset.names or ())} ^ {*begun["classes"]})
+    if differ:
+        raise ValueError(
+            f"run: {source} has other classes than the model was trained on; only one of them has "
+            f"{brief(differ)}"
+        )
+    if list(dataset.shape) != begun["shape"]:
+        raise ValueError(
+            f"run: the images of {source} have shape {tuple(dataset.shape)}, and those that the "
+            f"model was trained on {tuple(begun['shape'])}"
+        )

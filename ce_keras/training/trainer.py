@@ -108,22 +108,31 @@ class Trainer:
         self.steps = math.ceil(self._images / recipe.schedule.batch_size)
         self._check_batches()
         if strategy.is_chief:
-            records.claim(self.folder, recipe, seed)
+            records.claim(self.folder, recipe, seed, dataset)
         self.model = model or build_for(recipe, dataset, seed, strategy)
         self._schedule = build_schedule(recipe, self.steps)
         with defaults(recipe.optimizer.precision), strategy.scope():
             self.optimizer = build_optimizer(recipe, self._schedule)
             self.optimizer.build(self.model.trainable_variables)
         set_synchronized(self.model, strategy.replicas > 1)
-        self.input_pipeline = InputPipeline(recipe, dataset, seed, strategy.shard)
-        if strategy.is_chief:
-            statistics = self.input_pipeline.mean, self.input_pipeline.std
-            records.claim_images(self.folder, recipe, dataset, *statistics)
+        self.input_pipeline = self._make_pipeline(seed)
         self._variables = [*self.model.variables, *self.optimizer.variables]
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._variables)
         self._train_step = make_train_step(strategy, self.model, self.optimizer, build_loss(recipe))
         self._test_step = make_test_step(strategy, self.model)
         self._seconds_per_step: list[float] = []
+
+    def _make_pipeline(self, seed: int) -> InputPipeline:
+        """Return the input pipeline; a run that is resumed normalises as it did."""
+        strategy, begun = self._strategy, None
+        if strategy.is_chief:
+            begun = records.read_images(self.folder)
+        known, _ = strategy.broadcast(begun and [begun[name].tolist() for name in ("mean", "std")])
+        statistics = known and (np.float32(known[0]), np.float32(known[1]))
+        made = InputPipeline(self.recipe, self._dataset, seed, strategy.shard, statistics)
+        if strategy.is_chief and not known:
+            records.write_images(self.folder, self.recipe, self._dataset, made.mean, made.std)
+        return made
 
     def _check_batches(self) -> None:
         size, replicas = self.recipe.schedule.batch_size, self._strategy.replicas

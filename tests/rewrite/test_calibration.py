@@ -144,7 +144,7 @@ def test_activations_are_the_models_own_from_wherever_they_are_kept(rng):
         (None, "data: got None and init='calibrated'"),
         ((np.zeros((20, 12)), np.zeros((20, 12))), "got a tuple of 2 arrays, as of images and"),
         ([np.zeros((20, 12)), np.zeros((20, 11))], "needs numbers of shape .images, 12"),
-        (np.full((20, 12), 1e30, "float32"), "activations are infinite or NaN on some"),
+        (np.full((20, 12), 1e30, "float32"), "activations are infinite, NaN or too large on some"),
     ],
 )
 def test_images_that_do_not_fit_are_named(data, message):
@@ -160,7 +160,7 @@ def test_one_image_without_finite_activations_is_not_fitted_to(rng):
     model = keras.Sequential([keras.Input((10,)), *row])
     images = rng.normal(size=(100, 10)).astype("float32")
     images[5] = 0
-    with pytest.raises(ValueError, match="activations are infinite or NaN on some of the images"):
+    with pytest.raises(ValueError, match="activations are infinite, NaN or too large on some"):
         collegialize(model, design="2x8d", init="calibrated", data=images)
 
 
@@ -173,10 +173,41 @@ def test_batches_of_several_sizes_are_named(rng):
         collegialize(model, design="2x4d", init="calibrated", data=batches)
 
 
-def test_a_fixed_batch_is_named(rng):
+def test_a_model_of_a_fixed_batch_is_calibrated_in_such_batches(rng):
     model = keras.Sequential([keras.Input(batch_shape=(8, 12)), *mlp().layers])
-    with pytest.raises(ValueError, match="model: its inputs have batches of 8"):
-        collegialize(model, design="2x8d", init="calibrated", data=rng.normal(size=(50, 12)))
+    images = rng.normal(size=(60, 12)).astype("float32")
+    found = read_images(model, images, 0)
+    assert [len(batch) for (batch,) in found.inputs] == [8] * 7
+    assert (found.fit, found.held_out) == (range(6), range(6, 7))
+    new = collegialize(model, design="2x64d", init="calibrated", data=images, seed=0)
+    assert new.report.calibration.error < 1e-3
+    with pytest.raises(ValueError, match="got 15 images; the model's batches have 8, and two are"):
+        read_images(model, images[:15], 0)
+
+
+def test_outputs_that_are_not_finite_are_not_fitted_to(rng):
+    x = keras.Input((12,))
+    inner = layers.Dense(4, "relu")(hidden("b", 16)(hidden("a", 16)(x)))
+    model = keras.Model(x, layers.Lambda(keras.ops.log)(inner))
+    images = rng.normal(size=(50, 12)).astype("float32")
+    with pytest.raises(ValueError, match="activations are infinite, NaN or too large on some"):
+        collegialize(model, design="2x8d", init="calibrated", data=images)
+
+
+@pytest.mark.parametrize("options", [{"scale": False}, {"center": False}])
+def test_a_normalisation_behind_an_activation_is_fitted(options, rng):
+    row: list = [keras.Input((12,))]
+    for name in "ab":
+        row += [layers.Dense(24, "relu", name=name), layers.BatchNormalization(**options)]
+    model = shaken(keras.Sequential([*row, layers.Dense(3)]), rng)
+    images = rng.normal(size=(200, 12)).astype("float32")
+    new = collegialize(model, design="3x5d", init="calibrated", data=images, seed=0)
+    split = collegialize(model, design="3x5d", init="split", seed=0)
+    assert error_of(new, model, images) < error_of(split, model, images)
+    norms = [layer for layer in new.layers if isinstance(layer, layers.BatchNormalization)]
+    begun = [layer for layer in split.layers if isinstance(layer, layers.BatchNormalization)]
+    means = [np.sort(each.moving_mean.numpy()) for each in (norms[0], begun[0])]
+    assert abs(means[0] - means[1]).max() > 0
 
 
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
@@ -185,12 +216,15 @@ def test_batches_of_a_pytorch_loader_and_dictionaries_by_the_models_keys_are_rea
     loader = [[images[:20], np.zeros(20)], [images[20:], np.zeros(20)]]
     found = read_images(mlp(), loader, 0)
     assert sum(len(batch) for (batch,) in found.inputs) == 40
+    assert len(read_images(mlp(), (images,), 0).inputs[0][0]) == 32
     x, y = keras.Input((12,), name="first"), keras.Input((3,), name="second")
     model = keras.Model({"za": x, "ab": y}, layers.Dense(2)(layers.Concatenate()([x, y])))
     other = rng.normal(size=(40, 3)).astype("float32")
     found = read_images(model, {"ab": other, "za": images}, 0)
     wanted = [tuple(each.shape[1:]) for each in model.inputs]
     assert [each.shape[1:] for each in found.inputs[0]] == wanted
+    loader = [[[other, images], np.zeros(40)]]
+    assert [each.shape[1:] for each in read_images(model, loader, 0).inputs[0]] == wanted
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])

@@ -62,6 +62,24 @@ def test_a_split_is_of_the_models_own_units(name, model, rng):
         np.testing.assert_array_equal(one.get_layer("stem").kernel, model.get_layer("stem").kernel)
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_groups_of_a_normalisation_stay_together_in_wide_paths(groups, rng):
+    def build(axis_groups):
+        x = y = keras.Input((6, 6, 3))
+        y = layers.Conv2D(8, 1, name="in")(y)
+        y = layers.Conv2D(8, 3, padding="same")(
+            layers.ReLU()(layers.GroupNormalization(axis_groups)(y))
+        )
+        y = layers.ReLU()(layers.GroupNormalization(axis_groups)(y))
+        return keras.Model(x, layers.Conv2D(3, 1, name="out")(y))
+
+    model = shaken(build(groups), rng)
+    new = collegialize(model, design="2x8d", init="split", seed=1)
+    x = rng.normal(size=(4, 6, 6, 3)).astype("float32")
+    wanted = model.predict(x, verbose=0)
+    assert abs(new.predict(x, verbose=0) - wanted).max() < 1e-4 * abs(wanted).max()
+
+
 def test_a_split_can_be_asked_for_wrongly():
     model = mlp()
     with pytest.raises(ValueError, match="init: got 'copy'; it must be one of 'random', 'split'"):

@@ -95,6 +95,27 @@ def test_losses_and_metrics_of_ones_own_are_kept(function, wrapped):
         assert model.evaluate(np.ones((8, 6)), given, verbose=0)[1] >= 1000  # Its own state.
 
 
+class OwnLoss(keras.losses.Loss):
+    def call(self, wanted, given):
+        return own_loss(wanted, given)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [OwnLoss(), keras.losses.MeanSquaredError, keras.losses.Huber(0.1), {"last": own_loss}],
+)
+def test_losses_of_every_form_are_kept(loss):
+    x = keras.Input((6,))
+    outputs = layers.Dense(2, name="last")(hidden("b")(hidden("a")(x)))
+    model = keras.Model(x, {"last": outputs} if isinstance(loss, dict) else outputs)
+    model.compile("adam", loss)
+    images, given = np.ones((8, 6)), np.ones((8, 2), "float32")
+    given = {"last": given} if isinstance(loss, dict) else given
+    wanted = model.evaluate(images, given, verbose=0)
+    ensemble = collegialize(model, design="2x8d", init="split", seed=0)
+    assert ensemble.evaluate(images, given, verbose=0) == pytest.approx(wanted, rel=1e-4)
+
+
 class OwnOptimizer(keras.optimizers.SGD):
     pass
 
@@ -155,19 +176,55 @@ def test_the_scale_of_low_rank_parts_is_kept(build, rng):
     assert abs(ensemble.predict(x, verbose=0) - wanted).max() < 1e-4 * abs(wanted).max()
 
 
+def trained(model):
+    return {variable.path.split("/", 1)[-1] for variable in model.trainable_variables}
+
+
 def test_frozen_models_inside_and_frozen_variables_stay_frozen():
-    inside = keras.Sequential([keras.Input((6,)), layers.Dense(6)], name="inside")
+    x = keras.Input((6,))
+    inner = layers.BatchNormalization(name="norm")(layers.Dense(6, name="low")(x))
+    inside = keras.Model(x, layers.Dense(6, name="high")(inner), name="inside")
     inside.trainable = False
+    for name in ("norm", "high"):
+        inside.get_layer(name).trainable = True
     last = layers.Dense(2, name="last")
-    row = [keras.Input((6,)), inside, hidden("a"), hidden("b"), last]
-    model = keras.Sequential(row)
+    model = keras.Model(x, last(hidden("b")(hidden("a")(inside(x)))))
     last.kernel.trainable = False
-    ensemble = collegialize(model, design="2x4d")
-    assert not ensemble.get_layer("inside").trainable
-    model = keras.Sequential([*row, layers.Dense(3)])
-    ensemble = collegialize(model, design="2x4d", only=["a"])
-    trained = {variable.path for variable in ensemble.trainable_variables}
-    assert not any(path.startswith("inside") for path in trained)
+    model.get_layer("b").bias.trainable = False
+    for design in ("2x4d", "1x6d"):
+        ensemble = collegialize(model, design=design)
+        copy = ensemble.get_layer("inside")
+        flags = [each.trainable for each in (copy, *copy.layers[1:])]
+        assert flags == [each.trainable for each in (inside, *inside.layers[1:])]
+        assert not ensemble.get_layer("last").kernel.trainable
+        assert not ensemble.get_layer("b").bias.trainable
+        assert ensemble.get_layer("b").kernel.trainable
+        assert len(ensemble.trainable_variables) == len(model.trainable_variables)
+
+
+class OwnFunction(layers.Layer):
+    """A layer with a function that reads its own variable."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.function = lambda x: x * self.factor
+        self.unnamed = {}
+        exec("def twice(x):\n    return 2 * x", self.unnamed)  # Of no module.
+        self.twice = self.unnamed["twice"]
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, x):
+        return self.function(self.twice(x))
+
+
+def test_functions_that_read_a_layers_variables_are_each_copys_own():
+    row = [keras.Input((6,)), OwnFunction(name="own"), hidden("a"), hidden("b"), layers.Dense(2)]
+    model = keras.Sequential(row)
+    ensemble = collegialize(model, design="2x4d", init="split", seed=0)
+    model.get_layer("own").factor.assign(100.0)
+    assert (ensemble.layers[0](np.ones((1, 6))).numpy() == 2).all()
 
 
 class Scaled(keras.Model):

@@ -1,5 +1,6 @@
 """What a run keeps of its images, and what it does not replace."""
 
+import json
 import shutil
 import time
 
@@ -9,11 +10,11 @@ from PIL import Image
 from recipes_for_tests import SMALL, small
 
 from ce_keras.cli import main
-from ce_keras.training import evaluate, read_recipe
+from ce_keras.training import evaluate, read_recipe, train
 from ce_keras.training.datasets import ArrayDataset, load_dataset
 from ce_keras.training.images import Images
 from ce_keras.training.input_pipeline import InputPipeline
-from ce_keras.training.interruption import Interrupted
+from ce_keras.training.interruption import Interrupted, Preempted
 from ce_keras.training.recipe import FOLDERS
 from ce_keras.training.trainer import Trainer
 
@@ -101,6 +102,57 @@ def test_an_epoch_is_kept_where_a_test_image_is_damaged(colour_images, tmp_path)
     assert len(again.run()["history"]) == 1
 
 
+def test_whether_the_state_is_saved_is_told(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("ce_keras.training.interruption.Termination.requested", lambda _: True)
+    for saved in (True, False):
+        trainer = Trainer(small(), source, tmp_path / str(saved))
+        monkeypatch.setattr(trainer._checkpoints, "save", lambda *_, saved=saved: saved)
+        with pytest.raises(Preempted) as ended:
+            trainer.run()
+        assert ended.value.saved == saved
+
+
+def test_a_finished_run_of_other_images_is_not_taken_for_one_of_these(finished, source, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (train_images, test_images) = source.splits
+    other = ArrayDataset(train_images._replace(images=255 - train_images.images), test_images, 10)
+    assert train(small(), tmp_path / "run", seed=3, dataset=source)["history"]
+    with pytest.raises(ValueError, match="was begun with other images"):
+        train(small(), tmp_path / "run", seed=3, dataset=other)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"mean": None}, {"mean": "abc"}, {"std": float("inf")}, {"source": 3}),
+        *({"classes": 5}, {"counts": [1]}, {"shape": "x"}),
+    ],
+)
+def test_damaged_records_of_images_are_named(changed, finished, source, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "images.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match=r"images.json is damaged: it does not say what"):
+        evaluate(tmp_path / "run")
+
+
+def test_images_of_another_shape_are_named(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "images.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": [9, 9, 1]}))
+    with pytest.raises(ValueError, match=r"shape \(28, 28, 1\), and those .* \(9, 9, 1\)"):
+        evaluate(tmp_path / "run")
+
+
+def test_runs_of_adam_of_before_can_be_read(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    content = json.loads(path.read_text())
+    content["recipe"]["optimizer"] |= {"name": "adam", "weight_decay": 0.1}
+    path.write_text(json.dumps(content))
+    assert evaluate(tmp_path / "run")["error"] > 0
+
+
 def test_what_could_not_be_saved_is_said(source, tmp_path, monkeypatch, capsys):
     def interrupted(self):
         raise Interrupted(saved=False)
@@ -174,7 +226,7 @@ def test_images_are_normalised_by_their_moments(normalize, rng):
     spread = (0, 1, 2) if normalize == "channel" else None
     np.testing.assert_allclose(pipeline.mean, pixels.mean(axes), rtol=1e-6)
     np.testing.assert_allclose(pipeline.std, pixels.std(spread), rtol=1e-6)
-    same = Images(np.full_like(pixels, 77), images.labels)
+    same = Images(np.full(pixels.shape, 0.7, np.float32), images.labels)  # Rounds below zero.
     recipe = small(**{"data.normalize": normalize})
     assert np.all(InputPipeline(recipe, ArrayDataset(same, same, 10), 0).std == np.float32(1e-3))
 

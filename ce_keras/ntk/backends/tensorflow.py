@@ -91,7 +91,9 @@ def cotangents(
             tape.gradient(total, points, one_hot, unconnected_gradients=zero)
             for one_hot in tf.eye(outputs, dtype=total.dtype)
         ]
-        return [tf.stack([tf.convert_to_tensor(x) for x in each]) for each in zip(*rows)], kept
+        return [
+            tf.stack([tf.convert_to_tensor(x) for x in each]) for each in zip(*rows, strict=True)
+        ], kept
     found = tape.jacobian(
         total, points, unconnected_gradients=zero, experimental_use_pfor=vectorised
     )

@@ -122,8 +122,6 @@ def calibrate(
                 reconstruct(pair, chain, new, error_now, bar.update)
             blocks.append(BlockError(chain.name, before, error_now()))
     error, agreement = _nearness(pair, images.held_out)
-    if math.isnan(error):
-        raise ValueError(f"data: {NOT_FINITE}")
     counts = (images.count(images.fit), images.count(images.held_out))
     return Calibration(*counts, error, agreement, tuple(blocks))
 
@@ -199,6 +197,8 @@ def _nearness(pair: Pair, held_out: Iterable[int]) -> tuple[float, float | None]
     errors, agreements = [], []
     for number, tensor in enumerate(pair.old.graph.outputs):
         values = [(old[number], new[number]) for old, new in outputs]
+        if not all(np.isfinite(old).all() for old, _ in values):
+            raise ValueError(f"data: {NOT_FINITE}")
         errors.append(_relative_error(values))
         if len(tensor.shape) > 1 and (tensor.shape[-1] or 0) > 1:
             same = [(a.argmax(-1) == b.argmax(-1)).ravel() for a, b in values]

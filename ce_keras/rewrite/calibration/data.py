@@ -49,7 +49,7 @@ def read_images(model: keras.Model, data: Any, seed: int | None) -> Batches:
 
     Raises:
         ValueError: for data of other shapes, that are not numbers, or too few; or a model with a
-            `call` of its own, or batches of a fixed size.
+            `call` of its own.
     """
     rng = generator(seed)
     _check(model, data)
@@ -61,13 +61,20 @@ def read_images(model: keras.Model, data: Any, seed: int | None) -> Batches:
     if count < LEAST:
         raise ValueError(f"data: got {count} images; at least {LEAST} are needed, better 1,000")
     order = rng.permutation(count)[:MOST]
-    cut = len(order) - len(order) // 5
+    cut, size = len(order) - len(order) // 5, _BATCH
+    if (fixed := model.inputs[0].shape[0]) is not None:
+        if count < 2 * fixed:
+            raise ValueError(
+                f"data: got {count} images; the model's batches have {fixed}, and two are needed"
+            )
+        size, order = fixed, order[: len(order) // fixed * fixed]
+        cut = min(max(cut // size, 1) * size, len(order) - size)
     parts = [
-        rows[start : start + _BATCH]
+        rows[start : start + size]
         for rows in (order[:cut], order[cut:])
-        for start in range(0, len(rows), _BATCH)
+        for start in range(0, len(rows), size)
     ]
-    fit = -(-cut // _BATCH)
+    fit = -(-cut // size)
     batches = [[array[np.sort(rows)] for array in arrays] for rows in parts]
     for batch in batches:
         if not all(np.isfinite(array).all() for array in batch):
@@ -82,16 +89,10 @@ def _check(model: keras.Model, data: Any) -> None:
             f"init: 'calibrated' follows the graph of layers, and {model.name!r} is a "
             f"{type(model).__name__}, whose call is its own; use init='split'"
         )
-    if isinstance(data, tuple) and len(model.inputs) == 1 and all(map(_is_array, data)):
+    if isinstance(data, tuple) and len(data) > 1 == len(model.inputs) and all(map(_is_array, data)):
         raise ValueError(
             f"data: got a tuple of {len(data)} arrays, as of images and their labels; give the "
             "images alone, or batches as a list"
-        )
-    fixed = [size for size, *_ in (tensor.shape for tensor in model.inputs) if size is not None]
-    if fixed:
-        raise ValueError(
-            f"model: its inputs have batches of {fixed[0]}; calibration needs an Input without a "
-            "batch size"
         )
 
 
@@ -100,8 +101,9 @@ def _arrays(model: keras.Model, data: Any) -> list[np.ndarray] | None:
     inputs = model.inputs
     if isinstance(data, Mapping):
         names = [tensor.name for tensor in inputs]
-        if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):
-            keys = {id(tensor): key for key, tensor in model.input.items()}
+        structure = None if isinstance(model, keras.Sequential) else model.input
+        if isinstance(structure, dict) and len(structure) == len(inputs):
+            keys = {id(tensor): key for key, tensor in structure.items()}
             own = [keys[id(tensor)] for tensor in inputs]
             names = own if {*own} == {*data} else names
         if sorted(map(str, data)) != sorted(names):
@@ -122,6 +124,13 @@ def _arrays(model: keras.Model, data: Any) -> list[np.ndarray] | None:
         lengths = [len(array) for array in arrays]
         raise ValueError(f"data: its arrays have different numbers of images: {lengths}")
     return arrays
+
+
+def _inputs_of(model: keras.Model, batch: Any) -> Any:
+    """Return the inputs in a batch, which labels may follow: in a list, as PyTorch's loaders do."""
+    nested = isinstance(batch, list) and batch and isinstance(batch[0], list | tuple | Mapping)
+    in_list = nested or (isinstance(batch, list) and batch and len(model.inputs) == 1)
+    return batch[0] if in_list or (isinstance(batch, tuple) and batch) else batch
 
 
 def _is_array(value: Any) -> bool:
@@ -153,11 +162,7 @@ def _joined(model: keras.Model, data: Any) -> list[np.ndarray]:
     parts: list[list[np.ndarray]] = []
     count = 0
     for batch in data:
-        with_labels = isinstance(batch, tuple) or (
-            isinstance(batch, list) and len(model.inputs) == 1 and all(map(_is_array, batch))
-        )
-        x = batch[0] if with_labels and batch else batch
-        arrays = _arrays(model, x)
+        arrays = _arrays(model, _inputs_of(model, batch))
         if arrays is None:
             raise ValueError(f"data: got a batch {brief(batch)}; it must be an array of images")
         parts.append(arrays)

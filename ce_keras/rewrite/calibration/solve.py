@@ -11,7 +11,7 @@ RIDGE = 1e-3
 
 
 #: Of data that cannot be calibrated on.
-NOT_FINITE = "the model's activations are infinite or NaN on some of the images"
+NOT_FINITE = "the model's activations are infinite, NaN or too large on some of the images"
 
 
 class LeastSquares:
