@@ -226,7 +226,7 @@ def test_images_are_normalised_by_their_moments(normalize, rng):
     spread = (0, 1, 2) if normalize == "channel" else None
     np.testing.assert_allclose(pipeline.mean, pixels.mean(axes), rtol=1e-6)
     np.testing.assert_allclose(pipeline.std, pixels.std(spread), rtol=1e-6)
-    same = Images(np.full(pixels.shape, 0.7, np.float32), images.labels)  # Rounds below zero.
+    same = Images(np.full(pixels.shape, 0.9, np.float32), images.labels)  # Rounds below zero.
     recipe = small(**{"data.normalize": normalize})
     assert np.all(InputPipeline(recipe, ArrayDataset(same, same, 10), 0).std == np.float32(1e-3))
 
