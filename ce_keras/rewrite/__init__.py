@@ -389,6 +389,7 @@ def _predicted(before: Costs, decided: Decided) -> Costs:
         )
 
     linear = (each for family, _ in decided for chain in family.chains for each in chain.linear)
-    known = before.flops is not None and all(each.all_positions is not None for each in linear)
-    flops = before.flops + change("flops") if known else None  # type: ignore[operator]
-    return Costs(before.params + change("params"), flops)
+    params = before.params + change("params")
+    if before.flops is None or any(each.all_positions is None for each in linear):
+        return Costs(params, None)
+    return Costs(params, before.flops + change("flops"))

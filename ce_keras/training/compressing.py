@@ -251,9 +251,9 @@ def _calibrated(
 def _seeded(model: keras.Model, seed: int) -> keras.Model:
     """Return the model, with generators of random numbers that begin at a seed, as in `Dropout`."""
     weights = {id(each) for each in model.weights}
-    states = [each for each in model.variables if id(each) not in weights]
-    for number, state in enumerate(states):
-        if tuple(state.shape) == (2,) and state.dtype == keras.random.SeedGenerator(0).state.dtype:
+    own = keras.random.SeedGenerator(0).state
+    for number, state in enumerate(each for each in model.variables if id(each) not in weights):
+        if (tuple(state.shape), state.dtype) == (tuple(own.shape), own.dtype):
             state.assign([seed % 2**32, number])
     return model
 

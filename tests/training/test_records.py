@@ -1,4 +1,4 @@
-"""What a run keeps of its images, and what it does not replace."""
+"""A run's record of its images, and files of no run in its folder."""
 
 import json
 import shutil

@@ -128,9 +128,11 @@ def _arrays(model: keras.Model, data: Any) -> list[np.ndarray] | None:
 
 def _inputs_of(model: keras.Model, batch: Any) -> Any:
     """Return the inputs in a batch, which labels may follow: in a list, as PyTorch's loaders do."""
-    nested = isinstance(batch, list) and batch and isinstance(batch[0], list | tuple | Mapping)
-    in_list = nested or (isinstance(batch, list) and batch and len(model.inputs) == 1)
-    return batch[0] if in_list or (isinstance(batch, tuple) and batch) else batch
+    if not isinstance(batch, list | tuple) or not batch:
+        return batch
+    # A list of arrays may be one for each input.
+    is_nested = isinstance(batch[0], list | tuple | Mapping)
+    return batch[0] if isinstance(batch, tuple) or is_nested or len(model.inputs) == 1 else batch
 
 
 def _is_array(value: Any) -> bool:

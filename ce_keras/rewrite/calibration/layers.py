@@ -185,33 +185,44 @@ def refit_normalisation(pair: Pair, old_norm: Any, new_norm: Any, channels: np.n
     count, *totals = sums
     mean, squares, goal, products = (total / count for total in totals)
     variance = np.maximum(squares - mean**2, 0)
-    start = fused_scale(new_norm)
     if new_norm.scale and new_norm.center:
+        start = fused_scale(new_norm)
         # An input that is always the same keeps its scale.
         change = products - mean * goal - variance * start
         slope = start + change / (variance + penalty_of(variance))
         new_norm.gamma.assign(slope * np.sqrt(variance + new_norm.epsilon))
         new_norm.beta.assign(goal)
     else:
-        begun, spread = map(
-            keras.ops.convert_to_numpy, (new_norm.moving_mean, new_norm.moving_variance)
-        )
-        offset = keras.ops.convert_to_numpy(new_norm.beta) if new_norm.center else 0.0
-
-        def excess(slope: np.ndarray, at: np.ndarray) -> np.ndarray:
-            """Return the squared error of every channel, but for what does not depend on these."""
-            moved = slope * (mean - at) + offset
-            return (
-                slope**2 * variance
-                + moved**2
-                - 2 * (slope * (products - mean * goal) + moved * goal)
-            )
-
-        fitted = start * np.sqrt((spread + new_norm.epsilon) / (variance + new_norm.epsilon))
-        better = excess(fitted, mean) < excess(start, begun)
-        mean, variance = np.where(better, mean, begun), np.where(better, variance, spread)
+        mean, variance = _nearer_statistics(new_norm, mean, variance, goal, products)
     new_norm.moving_mean.assign(mean)
     new_norm.moving_variance.assign(variance)
+
+
+def _nearer_statistics(
+    norm: Any, mean: np.ndarray, variance: np.ndarray, goal: np.ndarray, products: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs' statistics, or of a channel that they take further away, its own.
+
+    Args:
+        norm: as it is, with statistics of its own.
+        mean: of its inputs.
+        variance: of its inputs.
+        goal: mean of the wanted outputs.
+        products: mean of the inputs times the wanted outputs.
+    """
+    begun, spread = map(keras.ops.convert_to_numpy, (norm.moving_mean, norm.moving_variance))
+    offset = keras.ops.convert_to_numpy(norm.beta) if norm.center else 0.0
+
+    def excess(slope: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Return the squared error of every channel, but for what does not depend on these."""
+        moved = slope * (mean - at) + offset
+        linear = slope * (products - mean * goal) + moved * goal
+        return slope**2 * variance + moved**2 - 2 * linear
+
+    start = fused_scale(norm)
+    fitted = start * np.sqrt((spread + norm.epsilon) / (variance + norm.epsilon))
+    better = excess(fitted, mean) < excess(start, begun)
+    return np.where(better, mean, begun), np.where(better, variance, spread)
 
 
 def update_statistics(pair: Pair, layers: Sequence[Any]) -> None:

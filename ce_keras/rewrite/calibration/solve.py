@@ -9,7 +9,6 @@ import numpy as np
 #: Added to the diagonal of the Gram matrix, over the mean of that diagonal.
 RIDGE = 1e-3
 
-
 #: Of data that cannot be calibrated on.
 NOT_FINITE = "the model's activations are infinite, NaN or too large on some of the images"
 
